@@ -1,0 +1,101 @@
+# The verbs of this project; continuous integration runs the same ones (.ci/run).
+# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, docs
+# and bench.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv fmt check test docs demo bench build-check clean
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+ARGS ?=
+
+VENV := .venv
+BENCH_VENV := .venv-bench
+READY := .ready
+BIN := $(VENV)/bin
+
+# $(call install,FOLDER,EXTRA): the stamp goes first and comes back last, so that an environment
+# whose making failed or was interrupted is made again.
+define install
+	@echo "==> $(1): s3torch[$(2)] on $(PYTHON)"
+	@rm -f $(1)/$(READY)
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -q -c constraints.txt -e '.[$(2)]'
+	@touch $(1)/$(READY)
+endef
+
+# The extra dev holds test and lint, test holds demo, demo holds local: one environment for all.
+$(VENV)/$(READY): pyproject.toml constraints.txt
+	$(call install,$(VENV),dev)
+
+$(BENCH_VENV)/$(READY): pyproject.toml constraints.txt
+	$(call install,$(BENCH_VENV),bench)
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(VENV)/$(READY)  ## make .venv, or bring it up to date
+
+fmt: $(VENV)/$(READY)  ## format, and fix what the linter can fix
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: $(VENV)/$(READY)  ## formatting, lint and types; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy src $(wildcard tests/typing)
+
+test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
+	$(BIN)/python -m pytest $(ARGS)
+
+docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
+	$(BIN)/python -m pytest README.md docs $(ARGS)
+
+demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
+	$(BIN)/s3torch demo
+
+bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
+	$(BENCH_VENV)/bin/python benchmarks/run.py $(ARGS)
+
+# What a user installs is the wheel, not the source tree: is everything in it?
+WHEEL := build/wheel
+UNPACKED := build/wheel-check
+
+define WHEEL_CHECK
+import importlib.metadata, pathlib, sys
+import s3torch
+
+home = pathlib.Path(s3torch.__file__).parent
+installed = pathlib.Path(sys.argv[1]).resolve()
+distribution = importlib.metadata.distribution("s3torch")
+files = {path.name for path in distribution.files or ()}
+problems = [
+    message
+    for message, fine in (
+        (f"s3torch was imported from {home}", home.parent == installed),
+        ("py.typed is missing", (home / "py.typed").is_file()),
+        ("LICENSE or NOTICE is missing", {"LICENSE", "NOTICE"} <= files),
+        (f"metadata says {distribution.version}", distribution.version == s3torch.__version__),
+        *((f"s3torch.{name} is missing", hasattr(s3torch, name)) for name in s3torch.__all__),
+    )
+    if not fine
+]
+for entry in distribution.entry_points:
+    entry.load()
+print(f"s3torch {distribution.version} from its wheel: {len(s3torch.__all__)} public names")
+sys.exit("\n".join(problems) or None)
+endef
+export WHEEL_CHECK
+
+build-check: $(VENV)/$(READY)  ## build the wheel and try what is in it
+	@echo "==> $(WHEEL): build"
+	@rm -rf $(WHEEL) $(UNPACKED)
+	@$(BIN)/python -m pip wheel -q --no-deps -w $(WHEEL) .
+	@$(BIN)/python -m pip install -q --no-deps --target $(UNPACKED) $(WHEEL)/s3torch-*.whl
+	@echo "==> $(UNPACKED): import, public names, command line"
+	@PYTHONPATH=$(UNPACKED) $(BIN)/python -c "$$WHEEL_CHECK" $(UNPACKED)
+	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch --help >/dev/null
+
+clean:  ## remove the environments and everything that was built
+	rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""Which error an answer stands for: status and S3 error code to our classes, with a sentence and a remedy.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from s3torch.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    ClockSkewError,
+    CredentialsError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    RegionError,
+    RequestError,
+    S3Error,
+    ServerError,
+    ThrottledError,
+)
+
+__all__ = ["ErrorDocument", "Subject", "error_from_answer", "parse_error_document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a request was about, for the sentence of an error.
+
+    Attributes:
+        operation: The S3 API's name, such as ``GetObject``.
+        bucket: Name of the bucket.
+        key: The object's key, or None if the request is about the bucket.
+        where: The endpoint's origin.
+    """
+
+    operation: str
+    bucket: str
+    key: str | None
+    where: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}" if self.key is None else f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDocument:
+    """What the XML of an error says; empty strings for what it does not."""
+
+    code: str = ""
+    message: str = ""
+    request_id: str = ""
+    region: str = ""
+
+
+_ELEMENTS = {
+    name: re.compile(rf"<{name}>([^<]{{0,2000}})</{name}>") for name in ("Code", "Message", "RequestId", "Region")
+}
+
+_CREDENTIALS_CODES = {
+    "InvalidAccessKeyId": "the access key is unknown there",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key, or a proxy changes requests on their way",
+    "ExpiredToken": "they have expired",
+    "TokenRefreshRequired": "they have expired",
+    "InvalidToken": "the session token is not valid for them",
+    "InvalidSecurity": "they are not valid",
+}
+_THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+
+
+def parse_error_document(body: bytes) -> ErrorDocument:
+    """Return what can be found in an error's body; anything else than S3's XML gives empty fields."""
+    text = body.decode("utf-8", "replace")
+    found = {}
+    for name, pattern in _ELEMENTS.items():
+        match = pattern.search(text)
+        found[name] = html.unescape(match.group(1)).strip() if match else ""
+    return ErrorDocument(found["Code"], found["Message"], found["RequestId"], found["Region"])
+
+
+def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], document: ErrorDocument) -> S3Error:
+    """Return the error of an answer whose status is not a success.
+
+    Args:
+        subject: What was asked.
+        status: HTTP status.
+        fields: Header fields of the answer, by lower-case name.
+        document: Its parsed body.
+    """
+    region = fields.get("x-amz-bucket-region") or document.region or None
+    kind, sentence = _classify(subject, status, document, region)
+    return kind(
+        sentence,
+        bucket=subject.bucket,
+        key=subject.key,
+        status=status,
+        code=document.code or None,
+        request_id=document.request_id or fields.get("x-amz-request-id"),
+        region=region,
+    )
+
+
+def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
+    code = document.code
+    if code in _CREDENTIALS_CODES:
+        return CredentialsError, (
+            f"{subject.where} does not accept the credentials for {subject}: {_CREDENTIALS_CODES[code]}. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        )
+    if code == "RequestTimeTooSkewed":
+        return ClockSkewError, (
+            f"This machine's clock is too far from that of {subject.where} to sign a request for {subject}. "
+            "Set it (NTP)."
+        )
+    if code in _REGION_CODES or status == 301:
+        found, remedy = (
+            (f"region {region!r}", f"region={region!r}") if region else ("another region", "the bucket's region=...")
+        )
+        return RegionError, (
+            f"Bucket {subject.bucket!r} of {subject} lies in {found}; the request went to {subject.where}. "
+            f"Pass {remedy} or set AWS_REGION."
+        )
+    if code == "NoSuchBucket" or (status == 404 and subject.key is None):
+        return BucketNotFoundError, (
+            f"Bucket {subject.bucket!r} of {subject} does not exist at {subject.where}. "
+            "Check its name, the endpoint and the account."
+        )
+    if status == 404:
+        return ObjectNotFoundError, (
+            f"{subject} does not exist at {subject.where}. Keys are case-sensitive; list the prefix to see what is there."
+        )
+    if code == "InvalidObjectState":
+        return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
+    if status == 412:
+        return ObjectChangedError, (
+            f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
+            "Open it again to read the new version."
+        )
+    if status in (401, 403):
+        reason = f" ({document.message})" if document.message else ""
+        return AccessDeniedError, (
+            f"{subject.operation} on {subject} is forbidden{reason}. "
+            f"Allow {_permission(subject.operation)} to these credentials, or check which credentials are used."
+        )
+    if code in _THROTTLING_CODES or status in (429, 503):
+        return ThrottledError, f"{subject.where} asks for fewer requests ({subject.operation} on {subject})."
+    if status >= 500 or code == "RequestTimeout" or status == 307:
+        reason = f": {document.message}" if document.message else ""
+        return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
+    reason = document.message or "no reason given"
+    return RequestError, f"{subject.where} refused {subject.operation} on {subject}: {reason}."
+
+
+_PERMISSIONS = {
+    "HeadObject": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "UploadPart": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "CopyObject": "s3:GetObject and s3:PutObject",
+}
+
+
+def _permission(operation: str) -> str:
+    return _PERMISSIONS.get(operation, f"s3:{operation}")

@@ -1,0 +1,147 @@
+"""One bucket as a client sees it: where it answers, which region signs for it, and with whose credentials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+
+from s3torch._aws import sigv4
+from s3torch._aws.endpoint import Endpoint
+from s3torch._aws.session import AwsSession
+from s3torch._transfer.http1 import build_head
+from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
+
+__all__ = ["Bucket"]
+
+_EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
+# S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
+_TOLERATED_SKEW = 5 * 60.0
+
+
+class Bucket:
+    """Makes signed requests for one bucket, and corrects what the service says is wrong with them.
+
+    Args:
+        name: The bucket's.
+        session: Returns the session of this process.
+        user_agent: The User-Agent field.
+        requester_pays: Whether to agree to pay.
+        clock: Seconds since the epoch.
+
+    Raises:
+        ArgumentError: The name is empty or cannot be addressed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: Callable[[], AwsSession],
+        user_agent: str,
+        *,
+        requester_pays: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not name:
+            raise ArgumentError("Bucket name must be non-empty: write 's3://bucket/key' or pass bucket='...'.")
+        self.name = name
+        self.region = session().region()
+        self.endpoint: Endpoint = session().endpoint(name, self.region)
+        self._session = session
+        self._user_agent = user_agent
+        self._requester_pays = requester_pays
+        self._clock = clock
+        self._clock_offset = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Bucket {self.name!r} at {self.endpoint.origin} in {self.region}>"
+
+    def session(self) -> AwsSession:
+        """Return the session of this process."""
+        return self._session()
+
+    def request_head(
+        self,
+        method: str,
+        key: str | None,
+        query: Mapping[str, str],
+        fields: Mapping[str, str],
+        payload_sha256: str = sigv4.EMPTY_SHA256,
+    ) -> bytes:
+        """Return the signed head of a request.
+
+        Args:
+            method: ``GET``, ``PUT``, ...
+            key: The object's, or None for a request about the bucket.
+            query: Parameters, not encoded.
+            fields: Header fields beside those of every request, by lower-case name.
+            payload_sha256: Hex digest of the body, or ``UNSIGNED-PAYLOAD``.
+
+        Raises:
+            ArgumentError: The key cannot be encoded, or a field holds what cannot be sent.
+            CredentialsError: There is nothing to sign with.
+        """
+        path = f"{self.endpoint.base_path}/{self._encode(key)}"
+        query_string = sigv4.canonical_query(query) if query else ""
+        signed = {"host": self.endpoint.host, **fields}
+        if self._requester_pays:
+            signed["x-amz-request-payer"] = "requester"
+        credentials = self._session().credentials()
+        if credentials is not None:
+            when = sigv4.timestamp(self._clock() + self._clock_offset)
+            signed["x-amz-content-sha256"] = payload_sha256
+            signed["x-amz-date"] = when
+            if credentials.session_token:
+                signed["x-amz-security-token"] = credentials.session_token
+            signed["authorization"] = sigv4.authorization(
+                method,
+                path,
+                query_string,
+                signed,
+                payload_sha256=payload_sha256,
+                credentials=credentials,
+                region=self.region,
+                when=when,
+            )
+        signed["user-agent"] = self._user_agent
+        return build_head(method, f"{path}?{query_string}" if query_string else path, signed)
+
+    def correct(self, error: S3Error, fields: Mapping[str, str]) -> bool:
+        """Change what the service found wrong: region, clock or credentials; returns whether anything changed.
+
+        Args:
+            error: What the answer stands for.
+            fields: The answer's header fields.
+        """
+        if isinstance(error, RegionError) and error.region and error.region != self.region:
+            self.endpoint = self._session().endpoint(self.name, error.region)
+            self.region = error.region
+            return True
+        if isinstance(error, ClockSkewError):
+            return self._correct_clock(fields.get("date", ""))
+        if isinstance(error, CredentialsError) and error.code in _EXPIRED:
+            self._session().forget_credentials()
+            return True
+        return False
+
+    def _correct_clock(self, date: str) -> bool:
+        try:
+            theirs = parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return False
+        offset = theirs - self._clock()
+        if abs(offset - self._clock_offset) < _TOLERATED_SKEW:
+            return False
+        self._clock_offset = offset
+        return True
+
+    def _encode(self, key: str | None) -> str:
+        if key is None:
+            return ""
+        try:
+            return sigv4.encode_path(key)
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"The key {key!r} cannot be sent: {error.reason}. Keys are Unicode text, encoded as UTF-8.",
+                bucket=self.name,
+            ) from error

@@ -1,0 +1,66 @@
+"""Where a bucket answers: origin, Host field and path prefix."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from s3torch._transfer.connection import Origin
+from s3torch.errors import ConfigError
+
+__all__ = ["Endpoint", "check_endpoint_url", "endpoint_of_bucket_url", "needs_path_style"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The address of one bucket.
+
+    Attributes:
+        origin: Where to connect to.
+        host: The Host field.
+        base_path: What stands before ``/key``: ``/bucket`` in path style, empty in virtual-hosted style.
+    """
+
+    origin: Origin
+    host: str
+    base_path: str
+
+
+def check_endpoint_url(url: str) -> str:
+    """Return the URL of an endpoint if it can be used.
+
+    Raises:
+        ConfigError: It has no http or https scheme, no host, a bad port, or a query.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"The endpoint {url!r} is not a URL: {error}.") from error
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.query or parts.fragment or port == 0:
+        raise ConfigError(f"The endpoint {url!r} cannot be used: write it like 'https://s3.example.com:9000'.")
+    return url
+
+
+def needs_path_style(url: str) -> bool:
+    """Whether the host of a URL can have no buckets in front of it: an IP address, localhost, a name without a dot."""
+    host = urlsplit(url).hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(".localhost")
+    return True
+
+
+def endpoint_of_bucket_url(url: str) -> Endpoint:
+    """Return the endpoint of a bucket from the URL of its empty key, such as ``https://bucket.host/``."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    authority = f"[{host}]" if ":" in host else host
+    if port != _DEFAULT_PORTS[parts.scheme]:
+        authority = f"{authority}:{port}"
+    return Endpoint(Origin(parts.scheme, host, port), authority, parts.path.rstrip("/"))

@@ -1,0 +1,254 @@
+"""What botocore does for us: credentials, region, addresses, and the calls that are made rarely.
+
+botocore is imported when it is first needed: it takes a quarter of a second. A session belongs to one process; a
+forked child makes its own, since a lock inside botocore may have been held at the fork.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
+from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.sigv4 import Credentials
+from s3torch.errors import ArgumentError, ConfigError, ConnectionFailedError, CredentialsError, RequestError, S3Error
+
+if TYPE_CHECKING:
+    from botocore.session import Session
+
+    from s3torch.config import S3ClientConfig
+
+__all__ = ["AwsSession"]
+
+# Signed with while the bucket's region is unknown; S3 answers with the right one.
+_FALLBACK_REGION = "us-east-1"
+
+
+class AwsSession:
+    """botocore on behalf of one client in one process; may be shared by its threads.
+
+    Args:
+        config: The client's.
+        region: Given by the user, or None to look it up.
+        endpoint: URL given by the user, or None to look it up.
+    """
+
+    def __init__(self, config: S3ClientConfig, region: str | None, endpoint: str | None) -> None:
+        self._config = config
+        self._region = region
+        self._endpoint = endpoint
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+        self._credentials: Any = None  # a botocore credentials object, which refreshes itself
+        self._cold_clients: dict[str, Any] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def credentials(self) -> Credentials | None:
+        """Return what to sign with now; None if requests are not to be signed.
+
+        Raises:
+            CredentialsError: None were found, or they could not be refreshed.
+        """
+        if self._config.unsigned:
+            return None
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            if self._credentials is None:
+                with self._lock:
+                    self._credentials = self._botocore().get_credentials()
+            if self._credentials is None:
+                raise CredentialsError(
+                    "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+                    "or attach a role to this machine; for a public bucket use S3ClientConfig(unsigned=True)."
+                )
+            frozen = self._credentials.get_frozen_credentials()
+        except BotoCoreError as error:
+            raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def forget_credentials(self) -> None:
+        """Look for credentials anew at their next use: those in use have expired or were rotated."""
+        with self._lock:
+            self._credentials = None
+            self._session = None
+            self._cold_clients.clear()
+
+    def region(self) -> str:
+        """Return the region to begin with: given, AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
+        found = self._region or os.environ.get("AWS_REGION")
+        return found or self._botocore().get_config_variable("region") or _FALLBACK_REGION
+
+    def endpoint(self, bucket: str, region: str) -> Endpoint:
+        """Return where a bucket answers.
+
+        Raises:
+            ArgumentError: No bucket can have this name.
+            ConfigError: The endpoint's URL cannot be used.
+        """
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            with self._lock:
+                client = self._placeholder_client(region, "auto")
+                style = self._addressing_style(client.meta.endpoint_url)
+                if style != "auto":
+                    client = self._placeholder_client(region, style)
+            # The host of a presigned URL is the documented way to learn it; nothing is sent.
+            url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+        except (BotoCoreError, ValueError) as error:
+            raise ArgumentError(
+                f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
+            ) from error
+        return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the context of all TLS connections: verifying, TLS 1.2 or newer, unless configured otherwise.
+
+        Raises:
+            ConfigError: The file of authorities cannot be read.
+        """
+        with self._lock:
+            if self._tls is None:
+                self._tls = self._new_tls()
+            return self._tls
+
+    def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
+        """Make one of the rare calls through botocore.
+
+        Args:
+            subject: For the error's sentence.
+            region: The bucket's.
+            method: Name of the botocore client's method.
+            parameters: Its parameters.
+
+        Raises:
+            S3Error: As for requests of our own.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+
+        try:
+            with self._lock:
+                client = self._cold_client(region)
+            answer: dict[str, Any] = getattr(client, method)(**parameters)
+        except ClientError as error:
+            raise _from_client_error(subject, error.response) from error
+        except NoCredentialsError as error:
+            raise CredentialsError(
+                f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+            ) from error
+        except HTTPClientError as error:
+            raise ConnectionFailedError(
+                f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
+            ) from error
+        except BotoCoreError as error:
+            raise RequestError(
+                f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
+            ) from error
+        return answer
+
+    def _botocore(self) -> Session:
+        from botocore.exceptions import ProfileNotFound
+        from botocore.session import Session
+
+        with self._lock:
+            if self._session is None:
+                session = Session(profile=self._config.profile)
+                try:
+                    session.get_scoped_config()
+                except ProfileNotFound as error:
+                    raise ConfigError(
+                        f"There is no profile {self._config.profile or session.profile!r} in the AWS configuration "
+                        "files. Check S3ClientConfig(profile=...), AWS_PROFILE and AWS_CONFIG_FILE."
+                    ) from error
+                self._session = session
+            return self._session
+
+    def _placeholder_client(self, region: str, style: str) -> Any:
+        return self._new_client(
+            region, style, "s3v4", aws_access_key_id="placeholder", aws_secret_access_key="placeholder"
+        )
+
+    def _cold_client(self, region: str) -> Any:
+        client = self._cold_clients.get(region)
+        if client is None:
+            from botocore import UNSIGNED
+
+            style = self._addressing_style(self._placeholder_client(region, "auto").meta.endpoint_url)
+            signature = UNSIGNED if self._config.unsigned else "s3v4"
+            client = self._cold_clients[region] = self._new_client(region, style, signature, verify=self._verify())
+        return client
+
+    def _new_client(self, region: str, style: str, signature: object, **parameters: object) -> Any:
+        from botocore.config import Config
+
+        config = Config(
+            signature_version=signature,
+            s3={"addressing_style": style},
+            connect_timeout=self._config.connect_timeout,
+            read_timeout=self._config.first_byte_timeout,
+            retries={"mode": "standard", "total_max_attempts": self._config.max_attempts},
+            # Not every S3-compatible server knows the newer checksums; the hot requests carry our own.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return self._botocore().create_client(
+            "s3", region_name=region, endpoint_url=self._endpoint, config=config, **parameters
+        )
+
+    def _addressing_style(self, endpoint_url: str) -> str:
+        """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""
+        check_endpoint_url(endpoint_url)
+        if self._config.force_path_style or needs_path_style(endpoint_url):
+            return "path"
+        host = endpoint_url.partition("://")[2].partition("/")[0]
+        return "auto" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else "virtual"
+
+    def _verify(self) -> bool | str:
+        verify = self._config.verify
+        if verify is not True:
+            return verify if verify is False else os.fspath(verify)
+        return os.environ.get("AWS_CA_BUNDLE") or self._botocore().get_config_variable("ca_bundle") or True
+
+    def _new_tls(self) -> ssl.SSLContext:
+        verify = self._verify()
+        try:
+            context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"The certificate authorities in {verify!r} cannot be read: {error}. "
+                "Check S3ClientConfig(verify=...) and AWS_CA_BUNDLE."
+            ) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if verify is False:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif verify is True and not context.cert_store_stats()["x509_ca"]:
+            context.load_verify_locations(_bundled_authorities())
+        return context
+
+
+def _bundled_authorities() -> str:
+    """Return botocore's list of authorities, for systems that come without one."""
+    import botocore
+
+    return os.path.join(os.path.dirname(botocore.__file__), "cacert.pem")
+
+
+def _from_client_error(subject: Subject, response: dict[str, Any]) -> S3Error:
+    error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
+    document = ErrorDocument(
+        code=str(error.get("Code", "")),
+        message=str(error.get("Message", "")),
+        request_id=str(metadata.get("RequestId", "")),
+        region=str(error.get("Region", "")),
+    )
+    failure = error_from_answer(
+        subject, int(metadata.get("HTTPStatusCode", 0)), metadata.get("HTTPHeaders", {}), document
+    )
+    failure.attempts = int(metadata.get("RetryAttempts", 0)) + 1
+    return failure

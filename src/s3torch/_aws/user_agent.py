@@ -1,0 +1,42 @@
+"""The User-Agent field of all requests."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from s3torch._version import __version__
+
+__all__ = ["user_agent"]
+
+
+def user_agent(comments: Sequence[str] = ()) -> str:
+    """Return the User-Agent field.
+
+    Args:
+        comments: What uses the client, such as ``md/dataset#map md/reader_type#sequential``.
+    """
+    fields = [
+        f"s3torch/{__version__}",
+        "ua/2.1",
+        f"os/{_token(platform.system().lower())}#{_token(platform.release())}",
+        f"lang/python#{platform.python_version()}",
+        f"md/arch#{_token(platform.machine().lower())}",
+        f"md/pytorch#{_torch_version()}",
+    ]
+    used_by = "; ".join(comment for comment in comments if comment)
+    return " ".join(fields) + (f" ({used_by})" if used_by else "")
+
+
+def _torch_version() -> str:
+    """Return torch's version without importing torch, which takes a second."""
+    try:
+        return _token(version("torch"))
+    except PackageNotFoundError:
+        return "none"
+
+
+def _token(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+_-]", "-", text) or "unknown"

@@ -1,0 +1,308 @@
+"""The seam to the operating system: non-blocking streams, and the selector that tells which of them can move.
+
+Above this module nobody sees a socket, a descriptor, an SSL object or an OSError. A connection goes through CONNECTING
+(TCP, each address of the host in turn) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it CLOSED for good.
+
+Closing never says goodbye by TLS: it only closes the descriptor. So a process that inherited connections by ``fork``
+can drop its copies without disturbing the owner, as long as it never touches the owner's selector: an epoll instance
+is shared by both processes, and removing a descriptor there would deafen the owner. ``Network.close`` therefore closes
+the selector's own descriptor and unregisters nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from s3torch._transfer.http1 import Inbox
+from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
+
+__all__ = ["Connection", "ConnectionState", "Network", "Origin"]
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+# How long the addresses of a host are used before its name is looked up again, in seconds: S3 moves traffic by DNS,
+# with a time to live of a few seconds; each look-up blocks the loop.
+_ADDRESS_LIFETIME = 30.0
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where connections go: scheme (``http`` or ``https``), host and port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+class ConnectionState(Enum):
+    """The life of a connection; it only moves forwards."""
+
+    CONNECTING = "connecting"
+    HANDSHAKING = "handshaking"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+Address = tuple[int, Any]  # address family, and what socket.connect takes for it
+Resolve = Callable[[str, int], Sequence[Address]]
+
+
+def resolve(host: str, port: int) -> list[Address]:
+    """Look a host's addresses up; blocks."""
+    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class Connection:
+    """One non-blocking byte stream to an origin.
+
+    Attributes:
+        origin: Where it leads.
+        state: How far it is.
+        inbox: Bytes that arrived and were not read yet.
+        flight: What the engine is doing with it; None while idle.
+        was_used: Whether it has already carried an exchange.
+        idle_since: The clock's time when it last became idle.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        addresses: Sequence[Address],
+        selector: selectors.BaseSelector,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.origin = origin
+        self.state = ConnectionState.CONNECTING
+        self.inbox = Inbox()
+        self.flight: object | None = None
+        self.was_used = False
+        self.idle_since = 0.0
+        self._addresses = list(addresses)
+        self._selector = selector
+        self._tls = tls
+        self._socket: socket.socket | None = None
+        self._events = 0
+        self._connect_to_next_address(None)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.origin} {self.state.value}{' idle' if self.flight is None else ''}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be sent."""
+        return self.state is ConnectionState.OPEN
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether a short receive may leave bytes behind: TLS hands out one record at a time."""
+        return self._tls is not None
+
+    def establish(self) -> bool:
+        """Go on with connecting; returns whether the connection is open now.
+
+        Raises:
+            ConnectionFailedError: No address took the connection, or TLS could not be agreed on.
+            CertificateError: The server's certificate is not to be trusted.
+        """
+        if self.state is ConnectionState.CONNECTING:
+            failure = self._opened_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                self._connect_to_next_address(OSError(failure, os.strerror(failure)))
+                return False
+            self._begin_tls()
+        if self.state is ConnectionState.HANDSHAKING:
+            self._shake_hands()
+        return self.is_open
+
+    def send(self, data: memoryview) -> int:
+        """Send some of ``data``; returns how many bytes the kernel took, 0 when it takes none now."""
+        try:
+            return self._opened_socket.send(data)
+        except _WOULD_BLOCK:
+            return 0
+        except OSError as error:
+            raise self._failure("sending to", error) from error
+
+    def recv_into(self, room: memoryview) -> int | None:
+        """Receive into ``room``; returns the count, 0 at the end of the stream, None when nothing is there."""
+        try:
+            return self._opened_socket.recv_into(room)
+        except _WOULD_BLOCK:
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        except OSError as error:
+            raise self._failure("receiving from", error) from error
+
+    def watch_writing(self, *, wanted: bool) -> None:
+        """Say whether the selector is to report room for sending; incoming bytes are always reported."""
+        events = READ | WRITE if wanted else READ
+        if events != self._events:
+            self._watch(events)
+
+    def close(self) -> None:
+        """Close the descriptor; nothing is said to the peer."""
+        self.state = ConnectionState.CLOSED
+        self.inbox = Inbox(0)
+        if self._socket is None:
+            return
+        try:
+            self._selector.unregister(self._socket)
+        except (KeyError, ValueError):
+            pass  # never registered, or the selector was closed before
+        self._drop_socket()
+
+    def abandon(self) -> None:
+        """Close the descriptor without touching the selector, which may be another process's."""
+        self.state = ConnectionState.CLOSED
+        self._drop_socket()
+
+    @property
+    def _opened_socket(self) -> socket.socket:
+        if self._socket is None:
+            raise AssertionError(f"{self!r} is used after its end")
+        return self._socket
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect_to_next_address(self, failure: OSError | None) -> None:
+        while self._addresses:
+            if self._socket is not None:
+                self._selector.unregister(self._socket)
+                self._drop_socket()
+            family, address = self._addresses.pop(0)
+            try:
+                self._socket = socket.socket(family, socket.SOCK_STREAM)
+                self._socket.setblocking(False)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                code = self._socket.connect_ex(address)
+                if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
+                    raise OSError(code, os.strerror(code))
+                self._selector.register(self._socket, READ | WRITE, self)
+                self._events = READ | WRITE
+            except OSError as error:
+                failure = error
+                self._drop_socket()
+            else:
+                return
+        self.close()
+        raise self._failure("connecting to", failure) from failure
+
+    def _begin_tls(self) -> None:
+        if self._tls is None:
+            self.state = ConnectionState.OPEN
+            return
+        plain = self._opened_socket
+        self._selector.unregister(plain)
+        try:
+            self._socket = self._tls.wrap_socket(plain, server_hostname=self.origin.host, do_handshake_on_connect=False)
+        except OSError as error:  # the peer is gone already
+            raise self._failure("connecting to", error) from error
+        self._selector.register(self._socket, READ | WRITE, self)
+        self._events = READ | WRITE
+        self.state = ConnectionState.HANDSHAKING
+
+    def _shake_hands(self) -> None:
+        secured = self._opened_socket
+        if not isinstance(secured, ssl.SSLSocket):
+            raise AssertionError("handshake on a plain socket")
+        try:
+            secured.do_handshake()
+        except ssl.SSLWantReadError:
+            self._watch(READ)
+        except ssl.SSLWantWriteError:
+            self._watch(READ | WRITE)
+        except OSError as error:
+            raise self._failure("agreeing on TLS with", error) from error
+        else:
+            self.state = ConnectionState.OPEN
+
+    def _watch(self, events: int) -> None:
+        self._events = events
+        self._selector.modify(self._opened_socket, events, self)
+
+    def _failure(self, doing: str, error: OSError | None) -> S3Error:
+        reason = error.strerror or str(error) if error is not None else "no address"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return CertificateError(
+                f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
+                "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
+            )
+        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+
+
+class Network:
+    """Opens connections and waits for them; belongs to one engine.
+
+    Args:
+        tls: Returns the TLS context; called when the first https connection is opened.
+        lookup: Looks a host's addresses up.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        *,
+        lookup: Resolve = resolve,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._tls = tls
+        self._lookup = lookup
+        self._selector = selectors.DefaultSelector()
+        self._addresses: dict[Origin, tuple[float, list[Address]]] = {}
+
+    def open(self, origin: Origin) -> Connection:
+        """Begin a connection.
+
+        Raises:
+            ConnectionFailedError: The host has no address, or none that can be tried.
+        """
+        addresses = self._addresses_of(origin)
+        addresses.append(addresses.pop(0))  # the next connection begins with the next address
+        return Connection(origin, addresses, self._selector, self._tls() if origin.scheme == "https" else None)
+
+    def select(self, timeout: float) -> list[tuple[Connection, int]]:
+        """Wait until a connection can move, ``timeout`` seconds at most."""
+        return [(key.data, events) for key, events in self._selector.select(timeout)]
+
+    def close(self) -> None:
+        """Close the selector's descriptor, and unregister nothing (see the module's theory of operation)."""
+        self._selector.close()
+
+    def _addresses_of(self, origin: Origin) -> list[Address]:
+        now = self.clock()
+        known = self._addresses.get(origin)
+        if known is not None and now - known[0] < _ADDRESS_LIFETIME:
+            return known[1]
+        try:
+            addresses = list(self._lookup(origin.host, origin.port))
+        except OSError as error:
+            raise ConnectionFailedError(
+                f"The host name {origin.host!r} of the endpoint could not be resolved: {error.strerror or error}. "
+                "Check the endpoint and region; if the server has no name per bucket, "
+                "use S3ClientConfig(force_path_style=True)."
+            ) from error
+        self._addresses[origin] = (now, addresses)
+        return addresses

@@ -1,0 +1,530 @@
+"""The transfer engine: many exchanges over few connections, moved forward by whoever waits.
+
+Theory of operation. An exchange is one request together with the reader of its answer (see ``http1``) and its
+attempts. ``submit`` only queues it. ``wait`` turns the loop until the wanted exchanges are done, and each turn moves
+*every* exchange that can move. Nothing runs when nobody waits: there is no thread, so there is no lock, nothing to
+deadlock after ``fork``, and an interrupt (Ctrl-C) surfaces at once in the caller.
+
+An engine belongs to one thread of one process; the client makes one for each. Time is counted only while the loop is
+turned: a caller that computes for a minute between two waits does not run its transfers into their deadlines.
+
+A connection that meets anything unexpected is closed and never used again. One that the server closed while it was
+idle shows that on its next use, by ending before a single byte of an answer: then the exchange moves to another
+connection at once, which does not count as an attempt.
+
+Every request that passes here can be sent twice without harm (GET, HEAD, PUT of the same bytes), so whether it is sent
+again is for the retry policy alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+
+from s3torch._transfer.connection import READ, Connection, Network, Origin
+from s3torch._transfer.http1 import Head, Inbox
+from s3torch._transfer.retry import RetryPolicy
+from s3torch.errors import ConnectionFailedError, DeadlineError, S3Error
+
+__all__ = ["Engine", "Exchange", "Limits", "TransferStats"]
+
+# Deadlines are seconds long; looking at them this often is precise enough and costs nothing.
+_SWEEP_INTERVAL = 0.25
+# Below this rate over a whole stall_timeout, in bytes per second, a transfer counts as stalled.
+_SLOWEST_RATE = 1024
+# Idle connections are dropped before servers do it (S3 after 5-20 s, nginx after 75 s): a reuse that fails costs a
+# round trip. Not tuned.
+_IDLE_LIFETIME = 15.0
+
+
+class Exchange(ABC):
+    """One request, the reader of its answer, and how it went.
+
+    Args:
+        origin: Where it goes.
+        memory: Bytes of memory that its answer fills; counts towards the limit of bytes in flight.
+
+    Attributes:
+        attempts: How often it was sent.
+        is_done: Whether it has succeeded or failed.
+        error: What it failed with.
+        head: The head of the last answer.
+    """
+
+    def __init__(self, origin: Origin, memory: int) -> None:
+        self.origin = origin
+        self.memory = memory
+        self.attempts = 0
+        self.is_done = False
+        self.error: S3Error | None = None
+        self.head: Head | None = None
+        self.flight: _Flight | None = None
+
+    @abstractmethod
+    def request(self) -> Sequence[memoryview]:
+        """Return the bytes to send, signed anew for this attempt."""
+
+    @abstractmethod
+    def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
+        """Read one answer; returns the error that the answer stands for.
+
+        An error that is raised, not returned, means that the connection can't be used any more.
+        """
+
+    def recover(self, error: S3Error) -> bool:
+        """Correct what caused the error, if that is possible; returns whether to send the request again at once."""
+        del error
+        return False
+
+    def explain(self, error: S3Error) -> S3Error:
+        """Return the error as the caller is to see it."""
+        return error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds an engine; see S3ClientConfig for the meaning of each."""
+
+    connections: int = 64
+    bytes_in_flight: int = 256 * 1024 * 1024
+    connect_timeout: float = 10.0
+    first_byte_timeout: float = 30.0
+    stall_timeout: float = 20.0
+
+
+@dataclass(slots=True)
+class TransferStats:
+    """What went over the wire.
+
+    Attributes:
+        requests: Requests sent, retries included.
+        retries: Requests sent again after an error.
+        bytes_received: Bytes of answers, heads included.
+        bytes_sent: Bytes of requests, heads included.
+        connections_opened: Connections that were begun.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    connections_opened: int = 0
+
+    def __add__(self, other: TransferStats) -> TransferStats:
+        return TransferStats(
+            self.requests + other.requests,
+            self.retries + other.retries,
+            self.bytes_received + other.bytes_received,
+            self.bytes_sent + other.bytes_sent,
+            self.connections_opened + other.connections_opened,
+        )
+
+
+class _Flight:
+    """One attempt of an exchange on a connection."""
+
+    __slots__ = ("connection", "exchange", "mark", "moved", "moved_at_mark", "outgoing", "received", "response", "want")
+
+    def __init__(self, exchange: Exchange, connection: Connection, now: float) -> None:
+        self.exchange = exchange
+        self.connection = connection
+        self.response: Generator[memoryview, int, S3Error | None] | None = None
+        self.want: memoryview | None = None
+        self.outgoing: list[memoryview] = []
+        self.received = 0
+        self.moved = 0
+        self.mark = now
+        self.moved_at_mark = 0
+
+    def overdue(self, now: float, limits: Limits) -> str | None:
+        """Return what took too long, or None; moves the mark from which a stall is counted."""
+        waited = now - self.mark
+        if not self.connection.is_open:
+            if waited >= limits.connect_timeout:
+                return f"No connection to {self.connection.origin} within {limits.connect_timeout:g} s"
+            return None
+        if not self.outgoing and not self.received:
+            if waited >= limits.first_byte_timeout:
+                return f"No answer from {self.connection.origin} within {limits.first_byte_timeout:g} s"
+            return None
+        if waited < limits.stall_timeout:
+            return None
+        progress = self.moved - self.moved_at_mark
+        if progress < _SLOWEST_RATE * limits.stall_timeout:
+            return f"Only {progress} bytes moved to or from {self.connection.origin} in {waited:.3g} s"
+        self.mark, self.moved_at_mark = now, self.moved
+        return None
+
+
+class Engine:
+    """Runs exchanges; see the module's theory of operation.
+
+    Args:
+        network: Opens connections; the engine closes it.
+        policy: Decides on retries.
+        limits: Bounds and deadlines.
+        jitter: Returns random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        policy: RetryPolicy | None = None,
+        limits: Limits | None = None,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.stats = TransferStats()
+        self._network = network
+        self._policy = policy or RetryPolicy()
+        self._limits = limits or Limits()
+        self._jitter = jitter
+        self._queue: deque[Exchange] = deque()
+        self._later: list[tuple[float, int, Exchange]] = []
+        self._order = itertools.count()
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._connections: set[Connection] = set()
+        self._memory_in_flight = 0
+        self._flights: set[_Flight] = set()
+        self._failures = 0
+        self._reached: set[Origin] = set()
+        self._left_at = network.clock()
+        self._time_away = 0.0
+        self._next_sweep = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Engine {len(self._flights)} in flight, {len(self._queue) + len(self._later)} queued, "
+            f"{len(self._connections)} connections, {self.stats.requests} requests>"
+        )
+
+    def __del__(self) -> None:
+        self.abandon()
+
+    def run(self, exchanges: Sequence[Exchange]) -> None:
+        """Submit exchanges and wait for all of them; see ``wait``."""
+        for exchange in exchanges:
+            self.submit(exchange)
+        self.wait(exchanges)
+
+    def submit(self, exchange: Exchange) -> None:
+        """Queue an exchange; it moves when somebody waits."""
+        self._queue.append(exchange)
+
+    def wait(self, exchanges: Sequence[Exchange]) -> None:
+        """Turn the loop until all of these are done.
+
+        Raises:
+            S3Error: The first error among them; the others are cancelled and their connections closed.
+        """
+        failures = self._failures
+        for exchange in exchanges:
+            if exchange.error is not None:
+                self._raise_first_error(exchanges)
+            while not exchange.is_done:
+                self.turn()
+                if self._failures != failures:
+                    failures = self._failures
+                    self._raise_first_error(exchanges)
+
+    def turn(self) -> None:
+        """Move everything that can move; waits for that if need be.
+
+        Whatever interrupts this (Ctrl-C, a bug) leaves an engine without connections, which can be used again; all
+        that was queued or in flight has failed then.
+        """
+        try:
+            self._turn()
+        except BaseException:
+            self.reset()
+            raise
+
+    def cancel(self, exchanges: Iterable[Exchange]) -> None:
+        """Give exchanges up; the connections of those in flight are closed."""
+        for exchange in exchanges:
+            if exchange.is_done:
+                continue
+            if exchange.flight is not None:
+                self._land(exchange.flight, keep=False)
+            self._finish(exchange, ConnectionFailedError("The transfer was cancelled."))
+
+    def reset(self) -> None:
+        """Close all connections and fail all that is not done."""
+        unfinished = [flight.exchange for flight in self._flights]
+        unfinished += self._queue
+        unfinished += [exchange for _, _, exchange in self._later]
+        self._queue.clear()
+        self._later.clear()
+        for connection in list(self._connections):
+            self._discard(connection)
+        for flight in self._flights:
+            flight.exchange.flight = None
+        self._flights.clear()
+        self._memory_in_flight = 0
+        for exchange in unfinished:
+            exchange.error = exchange.error or ConnectionFailedError("The transfer was cancelled.")
+            exchange.is_done = True
+
+    def close(self) -> None:
+        """Close everything. The engine can't be used afterwards."""
+        self.reset()
+        self._network.close()
+
+    def abandon(self) -> None:
+        """Close this process's descriptors of everything, whichever process it belongs to."""
+        self._network.close()
+        for connection in self._connections:
+            connection.abandon()
+        self._connections.clear()
+        self._idle.clear()
+
+    def _raise_first_error(self, exchanges: Sequence[Exchange]) -> None:
+        for exchange in exchanges:
+            if exchange.error is not None:
+                self.cancel(exchanges)
+                raise exchange.error
+
+    def _turn(self) -> None:
+        now = self._enter()
+        failures = self._failures
+        self._start_queued(now)
+        if not self._flights and not self._later:
+            if not self._queue and self._failures != failures:
+                return
+            raise AssertionError("waiting for an exchange that was never submitted")
+        timeout = max(0.0, self._next_sweep - now)
+        if self._later:
+            timeout = min(timeout, max(0.0, self._later[0][0] - now))
+        for connection, events in self._network.select(timeout):
+            self._advance(connection, events)
+        now = self._network.clock() - self._time_away
+        if now >= self._next_sweep:
+            self._sweep(now)
+        self._left_at = now + self._time_away
+
+    def _enter(self) -> float:
+        clock = self._network.clock()
+        self._time_away += clock - self._left_at
+        self._left_at = clock
+        return clock - self._time_away
+
+    def _now(self) -> float:
+        return self._network.clock() - self._time_away
+
+    def _start_queued(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            self._queue.appendleft(heapq.heappop(self._later)[2])
+        while self._queue:
+            exchange = self._queue[0]
+            if exchange.is_done:  # cancelled
+                self._queue.popleft()
+                continue
+            if self._flights and self._memory_in_flight + exchange.memory > self._limits.bytes_in_flight:
+                return
+            try:
+                connection = self._connection_to(exchange.origin)
+            except S3Error as error:
+                self._queue.popleft()
+                exchange.attempts += 1
+                self._retry_or_fail(exchange, error)
+                continue
+            if connection is None:
+                return
+            self._queue.popleft()
+            self._take_off(exchange, connection, now)
+
+    def _connection_to(self, origin: Origin) -> Connection | None:
+        """Return an idle connection, a new one, or None when the limit is reached."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if self._network.clock() - connection.idle_since < _IDLE_LIFETIME:
+                return connection
+            self._discard(connection)
+        if len(self._connections) >= self._limits.connections and not self._close_one_idle():
+            return None
+        connection = self._network.open(origin)
+        self._connections.add(connection)
+        self.stats.connections_opened += 1
+        return connection
+
+    def _close_one_idle(self) -> bool:
+        for connections in self._idle.values():
+            if connections:
+                self._discard(connections.pop(0))
+                return True
+        return False
+
+    def _take_off(self, exchange: Exchange, connection: Connection, now: float) -> None:
+        exchange.attempts += 1
+        flight = _Flight(exchange, connection, now)
+        exchange.flight = flight
+        connection.flight = flight
+        self._flights.add(flight)
+        self._memory_in_flight += exchange.memory
+        if connection.is_open:
+            self._guarded(flight, self._begin)
+
+    def _advance(self, connection: Connection, events: int) -> None:
+        flight = connection.flight
+        if flight is None:
+            # An idle connection that has something to say: it was closed, or it breaks the protocol.
+            self._discard(connection)
+        elif isinstance(flight, _Flight):
+            if not connection.is_open:
+                self._guarded(flight, self._establish)
+            else:
+                if events & READ:
+                    self._guarded(flight, self._receive)
+                if flight.outgoing and connection.flight is flight:
+                    self._guarded(flight, self._send)
+
+    def _guarded(self, flight: _Flight, step: Callable[[_Flight], None]) -> None:
+        try:
+            step(flight)
+        except S3Error as error:
+            self._break(flight, error)
+
+    def _establish(self, flight: _Flight) -> None:
+        if flight.connection.establish():
+            self._begin(flight)
+
+    def _begin(self, flight: _Flight) -> None:
+        """Send the request; most fit into the socket's buffer at once."""
+        exchange = flight.exchange
+        flight.outgoing = list(exchange.request())
+        flight.response = exchange.response(flight.connection.inbox)
+        flight.want = next(flight.response)
+        flight.mark = self._now()
+        self.stats.requests += 1
+        self._send(flight)
+
+    def _send(self, flight: _Flight) -> None:
+        connection, outgoing = flight.connection, flight.outgoing
+        while outgoing:
+            try:
+                count = connection.send(outgoing[0])
+            except ConnectionFailedError:
+                self._receive(flight)  # a server that refuses a body may have said why before it hung up
+                if connection.flight is not flight:
+                    return
+                raise
+            if not count:
+                break
+            flight.moved += count
+            self.stats.bytes_sent += count
+            if count == len(outgoing[0]):
+                del outgoing[0]
+            else:
+                outgoing[0] = outgoing[0][count:]
+        else:
+            flight.mark = self._now()
+        connection.watch_writing(wanted=bool(outgoing))
+
+    def _receive(self, flight: _Flight) -> None:
+        connection, response, want = flight.connection, flight.response, flight.want
+        if response is None or want is None:
+            raise AssertionError("receiving before the request was sent")
+        received = 0
+        try:
+            while True:
+                count = connection.recv_into(want)
+                if count is None:
+                    break
+                received += count
+                is_empty = count < len(want) and not connection.holds_more
+                want = response.send(count)
+                if is_empty and count:  # asking again would only cost a system call
+                    break
+        except StopIteration as stop:
+            flight.received += received
+            self.stats.bytes_received += received
+            self._complete(flight, stop.value)
+            return
+        except S3Error:
+            flight.received += received
+            self.stats.bytes_received += received
+            raise
+        flight.want = want
+        flight.received += received
+        flight.moved += received
+        self.stats.bytes_received += received
+
+    def _complete(self, flight: _Flight, error: S3Error | None) -> None:
+        exchange, head = flight.exchange, flight.exchange.head
+        if head is None:
+            raise AssertionError("an exchange ended without an answer")
+        self._reached.add(exchange.origin)
+        self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
+        if error is None:
+            self._finish(exchange, None)
+        else:
+            self._retry_or_fail(exchange, error)
+
+    def _break(self, flight: _Flight, error: S3Error) -> None:
+        exchange = flight.exchange
+        was_stale = flight.connection.was_used and not flight.received and isinstance(error, ConnectionFailedError)
+        if flight.received:
+            self._reached.add(exchange.origin)
+        self._land(flight, keep=False)
+        if was_stale:
+            exchange.attempts -= 1
+            self._queue.appendleft(exchange)
+        else:
+            self._retry_or_fail(exchange, error)
+
+    def _land(self, flight: _Flight, *, keep: bool) -> None:
+        """Take the exchange off its connection."""
+        connection, exchange = flight.connection, flight.exchange
+        self._flights.discard(flight)
+        self._memory_in_flight -= exchange.memory
+        exchange.flight = None
+        connection.flight = None
+        # The reader holds slices of the destination; they must be gone before its owner can take the memory back.
+        flight.response = flight.want = None
+        if keep and not len(connection.inbox):
+            connection.was_used = True
+            connection.idle_since = self._network.clock()
+            self._idle.setdefault(exchange.origin, []).append(connection)
+        else:
+            self._discard(connection)
+
+    def _discard(self, connection: Connection) -> None:
+        connection.close()
+        self._connections.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def _retry_or_fail(self, exchange: Exchange, error: S3Error) -> None:
+        error.attempts = exchange.attempts
+        if exchange.recover(error):
+            self.stats.retries += 1
+            self._queue.appendleft(exchange)
+            return
+        pause = self._policy.pause(
+            error, exchange.attempts, was_reached=exchange.origin in self._reached, jitter=self._jitter()
+        )
+        if pause is None:
+            self._finish(exchange, exchange.explain(error))
+        else:
+            self.stats.retries += 1
+            heapq.heappush(self._later, (self._now() + pause, next(self._order), exchange))
+
+    def _finish(self, exchange: Exchange, error: S3Error | None) -> None:
+        exchange.is_done = True
+        exchange.error = error
+        if error is not None:
+            self._failures += 1
+
+    def _sweep(self, now: float) -> None:
+        self._next_sweep = now + _SWEEP_INTERVAL
+        for flight in list(self._flights):
+            what = flight.overdue(now, self._limits)
+            if what is not None:
+                self._break(flight, DeadlineError(f"{what}."))

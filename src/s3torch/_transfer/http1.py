@@ -1,0 +1,378 @@
+"""HTTP/1.1 as a value: request heads to bytes, and answers read by generators (RFC 9110, RFC 9112).
+
+Theory of operation. A reader of an answer is a generator that yields the memory it wants filled and is sent the number
+of bytes that arrived there; 0 means that the peer closed its side::
+
+    want = next(response)
+    while True:
+        want = response.send(socket.recv_into(want))
+
+The position in the code is the state of the parser, and this module never sees a socket: a test can feed it byte by
+byte. The body goes straight from the kernel into the destination. Only a head must be searched for its end, so it is
+received into the connection's inbox, a small buffer; the first bytes of the body that come along with it are the only
+ones that are copied.
+
+We gave up on pipelining, trailers (they are skipped) and header folding (refused, as RFC 9112 5.2 lets us). Whatever
+is malformed or beyond a bound raises ProtocolError; the connection that it came from must not be used again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+from s3torch.errors import ArgumentError, ConnectionFailedError, ProtocolError, TruncatedBodyError
+
+__all__ = [
+    "ContentRange",
+    "Destination",
+    "Head",
+    "Inbox",
+    "build_head",
+    "format_range",
+    "parse_content_range",
+    "parse_head",
+    "read_body",
+    "read_head",
+    "read_small_body",
+]
+
+Response = Generator[memoryview, int, None]
+
+# Heads of S3 are below 2 KiB. The bound is what nginx and Apache together would ever send by default; not tuned.
+_MAX_HEAD = 64 * 1024
+_MAX_FIELDS = 256
+# Room of one receive while a head is read: all of a usual head, and little of the body, which has to be copied out.
+_HEAD_ROOM = 4096
+_MAX_CHUNK_LINE = 256
+
+
+class Inbox:
+    """Bytes of one connection that arrived and were not read yet."""
+
+    __slots__ = ("end", "memory", "start", "view")
+
+    def __init__(self, size: int = _MAX_HEAD) -> None:
+        self.memory = bytearray(size)
+        self.view = memoryview(self.memory)
+        self.start = 0
+        self.end = 0
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def room(self) -> memoryview:
+        """Return memory for the next receive; empty when the inbox is full."""
+        if self.start == self.end:
+            self.start = self.end = 0
+        elif self.end == len(self.memory):
+            unread = self.memory[self.start : self.end]
+            self.memory[: len(unread)] = unread
+            self.start, self.end = 0, len(unread)
+        return self.view[self.end : self.end + _HEAD_ROOM]
+
+    def take_into(self, room: memoryview) -> int:
+        """Move as much as fits into ``room`` and return how many bytes that was."""
+        taken = min(len(self), len(room))
+        room[:taken] = self.view[self.start : self.start + taken]
+        self.start += taken
+        return taken
+
+
+class Destination:
+    """Memory that a body fills from the front.
+
+    Args:
+        view: Writable memory, one byte an item, of exactly the size that is expected.
+    """
+
+    __slots__ = ("filled", "view")
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.filled = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status line and the fields of an answer; names of fields are lower case."""
+
+    status: int
+    reason: str
+    fields: Mapping[str, str]
+    http_1_0: bool = False
+
+    @property
+    def content_length(self) -> int | None:
+        """The announced length of the body in bytes, or None."""
+        text = self.fields.get("content-length")
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
+            raise ProtocolError(f"The answer's Content-Length is {text!r}, which is not a length.")
+        return int(text)
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks (RFC 9112 7.1)."""
+        coding = self.fields.get("transfer-encoding")
+        if coding is None:
+            return False
+        if coding.lower() != "chunked":
+            raise ProtocolError(f"The answer's Transfer-Encoding is {coding!r}; only 'chunked' is understood.")
+        if "content-length" in self.fields:
+            raise ProtocolError("The answer has both a Transfer-Encoding and a Content-Length (RFC 9112 6.3).")
+        return True
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection ends the body."""
+        return not self.is_chunked and self.content_length is None
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the peer will take another request on this connection."""
+        option = self.fields.get("connection", "").lower()
+        return "keep-alive" in option if self.http_1_0 else "close" not in option
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """A Content-Range field, half-open: bytes ``[start, stop)`` of ``total``; of no byte at all when unsatisfied."""
+
+    start: int
+    stop: int
+    total: int | None
+
+
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00\r\n]*))?")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
+
+
+def build_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+    """Return the bytes of a request's head.
+
+    Args:
+        method: ``GET``, ``PUT``, ...
+        target: Path and query, percent-encoded.
+        fields: Header fields by name.
+
+    Raises:
+        ArgumentError: Something in it is not printable ASCII, a line break above all.
+    """
+    lines = [f"{method} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    for line in lines:
+        if not (line.isascii() and line.isprintable()):
+            raise ArgumentError(f"A request cannot carry the line {line!r}: only printable ASCII can be sent.")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+
+def format_range(start: int, stop: int | None) -> str:
+    """Return the Range field for bytes ``[start, stop)``; None means to the end (RFC 9110 14.2)."""
+    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+
+
+def parse_content_range(text: str) -> ContentRange:
+    """Return what a Content-Range field says (RFC 9110 14.4).
+
+    Raises:
+        ProtocolError: It is malformed or contradicts itself.
+    """
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        raise ProtocolError(f"The answer's Content-Range is {text!r}, which is not a range of bytes.")
+    first, last, total_text = match.groups()
+    total = None if total_text == "*" else int(total_text)
+    if first is None:
+        return ContentRange(0, 0, total)
+    start, stop = int(first), int(last) + 1
+    if stop <= start or (total is not None and stop > total):
+        raise ProtocolError(f"The answer's Content-Range is {text!r}, which contradicts itself.")
+    return ContentRange(start, stop, total)
+
+
+def parse_head(head: bytes) -> Head:
+    """Return the head of an answer, given without the empty line that ends it.
+
+    Raises:
+        ProtocolError: It is not an HTTP/1 head, or has more than 256 fields.
+    """
+    status_line, *field_lines = head.decode("latin-1").split("\r\n")
+    match = _STATUS_LINE.fullmatch(status_line)
+    if match is None:
+        raise ProtocolError(f"The answer does not begin like HTTP/1.1 but with {status_line[:80]!r}.")
+    if len(field_lines) > _MAX_FIELDS:
+        raise ProtocolError(f"The answer's head has {len(field_lines)} fields; more than {_MAX_FIELDS} are refused.")
+    fields: dict[str, str] = {}
+    is_name = _FIELD_NAME.fullmatch
+    for line in field_lines:
+        name, colon, value = line.partition(":")
+        if not colon or is_name(name) is None or "\0" in value or "\n" in value or "\r" in value:
+            raise ProtocolError(f"The answer's head has the malformed field {line[:80]!r}.")
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in fields and name in ("content-length", "transfer-encoding") and fields[name] != value:
+            raise ProtocolError(f"The answer's head has two different values of {name}.")
+        fields[name] = value
+    minor, status, reason = match.groups()
+    return Head(int(status), reason or "", fields, http_1_0=minor == "0")
+
+
+def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
+    """Read one head and skip interim (1xx) answers before it.
+
+    Raises:
+        ConnectionFailedError: The connection ended before the head did.
+        ProtocolError: What came is not a head, or is larger than 64 KiB.
+    """
+    while True:
+        head = yield from _read_any_head(inbox)
+        if head.status >= 200:
+            return head
+
+
+def _read_any_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
+    searched = 0
+    while True:
+        end = inbox.memory.find(b"\r\n\r\n", inbox.start + searched, inbox.end)
+        if end >= 0:
+            break
+        searched = max(0, len(inbox) - 3)
+        room = inbox.room()
+        if not room:
+            raise ProtocolError(f"The answer's head is larger than {_MAX_HEAD} bytes.")
+        count = yield room
+        if not count:
+            raise ConnectionFailedError(
+                f"The server closed the connection after {len(inbox)} bytes, before its answer's head was complete."
+            )
+        inbox.end += count
+    head = parse_head(bytes(inbox.view[inbox.start : end]))
+    inbox.start = end + 4
+    return head
+
+
+def read_body(inbox: Inbox, head: Head, destination: Destination, length: int) -> Response:
+    """Read the body, which must have exactly ``length`` bytes, into the destination from where it was filled to.
+
+    Raises:
+        TruncatedBodyError: The connection ended first; ``destination.filled`` says how far the body came.
+        ProtocolError: The body is longer or shorter than ``length`` by its own framing.
+    """
+    stop = destination.filled + length
+    if head.is_chunked:
+        yield from _read_chunks(inbox, destination, stop)
+        return
+    announced = head.content_length
+    if announced is not None and announced != length:
+        raise ProtocolError(f"The answer announces a body of {announced} bytes where {length} are due.")
+    yield from _fill(inbox, destination, stop)
+    if announced is None:
+        yield from _expect_end(inbox, length)
+
+
+def _fill(inbox: Inbox, destination: Destination, stop: int) -> Response:
+    view = destination.view
+    if len(inbox):
+        destination.filled += inbox.take_into(view[destination.filled : stop])
+    while destination.filled < stop:
+        count = yield view[destination.filled : stop]
+        if not count:
+            raise TruncatedBodyError(
+                f"The connection ended after {destination.filled} of {stop} bytes of the answer's body."
+            )
+        destination.filled += count
+
+
+def _expect_end(inbox: Inbox, length: int) -> Response:
+    if not len(inbox):
+        inbox.end += yield inbox.room()
+    if len(inbox):
+        raise ProtocolError(f"The answer's body is longer than the {length} bytes that are due.")
+
+
+def _read_chunks(inbox: Inbox, destination: Destination, stop: int) -> Response:
+    while True:
+        size = yield from _read_chunk_size(inbox)
+        if size == 0:
+            break
+        if destination.filled + size > stop:
+            raise ProtocolError(f"The answer's chunks hold more than the {stop} bytes that are due.")
+        yield from _fill(inbox, destination, destination.filled + size)
+        if (yield from _read_line(inbox)):
+            raise ProtocolError("A chunk of the answer's body does not end where it says.")
+    yield from _skip_trailers(inbox)
+    if destination.filled < stop:
+        raise ProtocolError(f"The answer's chunks hold {destination.filled} bytes where {stop} are due.")
+
+
+def _read_chunk_size(inbox: Inbox) -> Generator[memoryview, int, int]:
+    line = yield from _read_line(inbox)
+    text = line.partition(b";")[0].strip()
+    if re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text) is None:
+        raise ProtocolError(f"A chunk of the answer's body has the size {text[:40]!r}, which is not a number.")
+    return int(text, 16)
+
+
+def _skip_trailers(inbox: Inbox) -> Response:
+    for _ in range(_MAX_FIELDS):
+        if not (yield from _read_line(inbox)):
+            return
+    raise ProtocolError(f"The answer's body is followed by more than {_MAX_FIELDS} trailers.")
+
+
+def _read_line(inbox: Inbox) -> Generator[memoryview, int, bytes]:
+    """Read up to the next CRLF; returns the line without it."""
+    while True:
+        end = inbox.memory.find(b"\r\n", inbox.start, inbox.end)
+        if end >= 0:
+            line = bytes(inbox.view[inbox.start : end])
+            inbox.start = end + 2
+            return line
+        room = inbox.room()
+        if len(inbox) > _MAX_CHUNK_LINE or not room:
+            raise ProtocolError("A line between the chunks of the answer's body is too long.")
+        count = yield room[:_MAX_CHUNK_LINE]
+        if not count:
+            raise TruncatedBodyError("The connection ended between two chunks of the answer's body.")
+        inbox.end += count
+
+
+def read_small_body(inbox: Inbox, head: Head, limit: int) -> Generator[memoryview, int, bytes]:
+    """Read a body of unknown length, such as an error document or a page of a listing.
+
+    Raises:
+        TruncatedBodyError: The connection ended before the body did.
+        ProtocolError: The body is larger than ``limit`` bytes.
+    """
+    body = bytearray()
+    if head.is_chunked:
+        while size := (yield from _read_chunk_size(inbox)):
+            body += yield from _read_piece(inbox, size, limit - len(body))
+            if (yield from _read_line(inbox)):
+                raise ProtocolError("A chunk of the answer's body does not end where it says.")
+        yield from _skip_trailers(inbox)
+        return bytes(body)
+    length = head.content_length
+    if length is not None:
+        return bytes((yield from _read_piece(inbox, length, limit)))
+    while True:
+        body += inbox.view[inbox.start : inbox.end]
+        inbox.start = inbox.end
+        if len(body) > limit:
+            raise ProtocolError(f"The answer's body is larger than {limit} bytes.")
+        count = yield inbox.room()
+        if not count:
+            return bytes(body)
+        inbox.end += count
+
+
+def _read_piece(inbox: Inbox, size: int, limit: int) -> Generator[memoryview, int, bytearray]:
+    if size > limit:
+        raise ProtocolError(f"The answer's body is larger than it may be, by {size - limit} bytes.")
+    piece = bytearray(size)
+    yield from _fill(inbox, Destination(memoryview(piece)), size)
+    return piece

@@ -1,0 +1,33 @@
+"""How large transfers are cut into requests. Pure arithmetic on half-open byte ranges."""
+
+from __future__ import annotations
+
+__all__ = ["split", "upload_part_size"]
+
+# Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
+MAX_PART_SIZE = 5 * 1024**3
+MAX_PARTS = 10_000
+
+# Doubling the size every 900 parts reaches 5 TiB before part 10,000, even from the smallest part size (5 MiB).
+_PARTS_PER_DOUBLING = 900
+
+
+def split(start: int, stop: int, part_size: int) -> list[tuple[int, int]]:
+    """Cut ``[start, stop)`` into ranges of ``part_size`` bytes; the last may be shorter.
+
+    Returns:
+        The ranges in order; none when ``stop <= start``.
+    """
+    return [(left, min(left + part_size, stop)) for left in range(start, stop, part_size)]
+
+
+def upload_part_size(part_number: int, part_size: int) -> int:
+    """Return the size in bytes of a part of an upload whose length is not known beforehand.
+
+    Args:
+        part_number: 1 to 10,000, as S3 counts.
+        part_size: Size of the first parts.
+    """
+    if not 1 <= part_number <= MAX_PARTS:
+        raise AssertionError(f"part {part_number} of an upload")
+    return min(part_size << ((part_number - 1) // _PARTS_PER_DOUBLING), MAX_PART_SIZE)

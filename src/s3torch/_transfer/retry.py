@@ -1,0 +1,50 @@
+"""Whether a failed request is sent again, and when. Pure: the engine acts on what this returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s3torch.errors import ConnectionFailedError, DeadlineError, ProtocolError, S3Error, TransientError
+
+__all__ = ["RetryPolicy"]
+
+# An endpoint that never answered is more likely mistyped than down: say so within about a second.
+_ATTEMPTS_WHEN_NEVER_REACHED = 4
+# A server that speaks nonsense will mostly go on doing so.
+_ATTEMPTS_ON_PROTOCOL_ERROR = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+
+    Args:
+        max_attempts: How often a request is sent at most.
+        base: Seconds of the longest first pause; it doubles with each further attempt.
+        cap: Seconds of the longest pause.
+    """
+
+    max_attempts: int = 10
+    base: float = 0.1
+    cap: float = 20.0
+
+    def pause(self, error: S3Error, attempts: int, *, was_reached: bool, jitter: float) -> float | None:
+        """Return the seconds to wait before the next attempt, or None to give up.
+
+        Args:
+            error: What the last attempt met; its class decides.
+            attempts: How often the request was sent so far.
+            was_reached: Whether the endpoint ever answered this engine.
+            jitter: A random number in [0, 1).
+        """
+        if not isinstance(error, TransientError) or attempts >= self._limit(error, was_reached=was_reached):
+            return None
+        return jitter * min(self.cap, self.base * 2.0 ** min(attempts - 1, 30))
+
+    def _limit(self, error: TransientError, *, was_reached: bool) -> int:
+        if isinstance(error, ProtocolError):
+            return min(self.max_attempts, _ATTEMPTS_ON_PROTOCOL_ERROR)
+        if isinstance(error, (ConnectionFailedError, DeadlineError)) and not was_reached:
+            return min(self.max_attempts, _ATTEMPTS_WHEN_NEVER_REACHED)
+        return self.max_attempts

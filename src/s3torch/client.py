@@ -1,0 +1,404 @@
+"""S3Client: the requests that s3torch makes, for direct use as well."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, overload
+
+from s3torch import _buffer
+from s3torch._aws.answers import Subject
+from s3torch._aws.bucket import Bucket
+from s3torch._aws.endpoint import check_endpoint_url
+from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
+from s3torch._aws.operations import Read
+from s3torch._aws.session import AwsSession
+from s3torch._aws.user_agent import user_agent
+from s3torch._object import RemoteObject
+from s3torch._transfer.connection import Network
+from s3torch._transfer.engine import Engine, Limits, TransferStats
+from s3torch._transfer.retry import RetryPolicy
+from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.errors import ArgumentError, ArgumentTypeError, ProtocolError
+from s3torch.readers import S3Reader, open_reader
+from s3torch.writer import S3Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+__all__ = ["HeadObjectResult", "ListObjectStream", "S3Client"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadObjectResult:
+    """What is known of an object without reading it.
+
+    Attributes:
+        etag: Its ETag, with the quotes.
+        size: In bytes.
+        last_modified: Seconds since the epoch.
+        storage_class: Such as ``STANDARD_IA``; None for STANDARD, as S3 leaves it out.
+        version_id: None in a bucket without versions.
+    """
+
+    etag: str
+    size: int
+    last_modified: int
+    storage_class: str | None = None
+    version_id: str | None = None
+
+
+class _ProcessState:
+    """What a client has in one process, and must not use in another: connections and locks."""
+
+    def __init__(self, client: S3Client) -> None:
+        self.session = AwsSession(client.s3client_config, client.given_region, client.endpoint)
+        self.threads = threading.local()
+        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self.stats: list[TransferStats] = []
+
+
+class S3Client:
+    """A client of Amazon S3 or of a server that speaks its protocol.
+
+    Making one sends nothing. It can be shared by threads and used after ``fork``: each thread of each process has
+    connections of its own. It pickles as its configuration; secrets are never part of it.
+
+    Args:
+        region: Of the buckets. None: ``AWS_REGION``, ``AWS_DEFAULT_REGION``, the profile's, or the bucket's own.
+        endpoint: URL of the server. None: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, the profile's, or Amazon S3.
+        user_agent_comments: Appended to the User-Agent field in parentheses.
+        s3client_config: Everything else.
+
+    Raises:
+        ArgumentTypeError: An argument has the wrong type.
+        ConfigError: The endpoint is not an http or https URL.
+    """
+
+    def __init__(
+        self,
+        region: str | None = None,
+        *,
+        endpoint: str | None = None,
+        user_agent_comments: Sequence[str] = (),
+        s3client_config: S3ClientConfig | None = None,
+    ) -> None:
+        if region is not None and not isinstance(region, str):
+            raise ArgumentTypeError(f"region must be a str such as 'eu-west-1', or None, got {region!r}.")
+        if s3client_config is not None and not isinstance(s3client_config, S3ClientConfig):
+            raise ArgumentTypeError(f"s3client_config must be an S3ClientConfig, got {s3client_config!r}.")
+        if endpoint is not None:
+            check_endpoint_url(endpoint)
+        self.given_region = region
+        self.endpoint = endpoint
+        self.s3client_config = s3client_config or S3ClientConfig()
+        self._user_agent_comments = tuple(user_agent_comments)
+        self._buckets: dict[str, Bucket] = {}
+        self._states: dict[int, _ProcessState] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"S3Client(region={self.given_region!r}, endpoint={self.endpoint!r}, "
+            f"s3client_config={self.s3client_config!r})"
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_states": {}, "_buckets": {}}
+
+    @property
+    def region(self) -> str:
+        """The region that requests begin with."""
+        return self.given_region or self._process().session.region()
+
+    @property
+    def user_agent(self) -> str:
+        """The User-Agent field of all requests."""
+        return user_agent(self._user_agent_comments)
+
+    @property
+    def stats(self) -> TransferStats:
+        """What this process has sent and received through this client, over all its threads."""
+        return sum(self._process().stats, TransferStats())
+
+    def get_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        object_info: ObjectInfo | HeadObjectResult | None = None,
+        reader_config: S3ReaderConfig | None = None,
+        version_id: str | None = None,
+    ) -> S3Reader:
+        """Return a reader of an object. No request is sent before the first read.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            object_info: From a listing or ``head_object``: saves asking for the size, and pins the version by its
+                ETag.
+            reader_config: Which reader; None is ``S3ReaderConfig.sequential()``.
+            version_id: The version to read; None is the newest.
+
+        Raises:
+            ArgumentTypeError: ``reader_config`` is no S3ReaderConfig.
+            ArgumentError: The bucket is empty.
+        """
+        _check_names(bucket, key)
+        size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
+        remote = RemoteObject(self, bucket, key, size=size, etag=etag, version_id=version_id)
+        return open_reader(remote, reader_config)
+
+    @overload
+    def read_range(self, bucket: str, key: str, start: int, stop: int | None = None, into: None = None) -> bytes: ...
+    @overload
+    def read_range(self, bucket: str, key: str, start: int, stop: int | None, into: Buffer) -> int: ...
+    def read_range(
+        self, bucket: str, key: str, start: int, stop: int | None = None, into: Buffer | None = None
+    ) -> bytes | int:
+        """Read the bytes ``[start, stop)`` of an object, large ranges in parallel parts.
+
+        Like a slice, a range that reaches beyond the end of the object gives what there is.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            start: First byte, from 0.
+            stop: The byte after the last; None reads to the end, or as much as ``into`` holds.
+            into: Writable C-contiguous memory to receive into, of at least ``stop - start`` bytes. None returns bytes.
+
+        Returns:
+            The bytes, or how many were received into ``into``.
+
+        Raises:
+            ArgumentError: The range is negative or backwards, or ``into`` is too small, read-only or not contiguous.
+            NotFoundError: There is no such bucket or object.
+            S3Error: Any other failure; ``into`` may be partly overwritten then.
+        """
+        _check_names(bucket, key)
+        start, stop = _check_range(start, stop)
+        remote = RemoteObject(self, bucket, key)
+        if into is None:
+            return remote.read(start, stop)
+        view = _buffer.writable_bytes(into)
+        if stop is not None:
+            if len(view) < stop - start:
+                raise ArgumentError(f"into has {len(view)} bytes, and the range [{start}, {stop}) {stop - start}.")
+            view = view[: stop - start]
+        return remote.read_into(start, view)
+
+    def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
+        """Return size, ETag and the like of an object.
+
+        Raises:
+            NotFoundError: There is no such bucket or object.
+            S3Error: Any other failure.
+        """
+        _check_names(bucket, key)
+        query = {} if version_id is None else {"versionId": version_id}
+        request = Read("HeadObject", "HEAD", self.bucket(bucket), key, query=query)
+        self.engine().run([request])
+        if request.head is None or request.head.content_length is None:
+            raise ProtocolError(f"HeadObject on s3://{bucket}/{key} answered without a Content-Length.")
+        fields = request.head.fields
+        return HeadObjectResult(
+            fields.get("etag", ""),
+            request.head.content_length,
+            _http_date(fields.get("last-modified", "")),
+            fields.get("x-amz-storage-class"),
+            fields.get("x-amz-version-id"),
+        )
+
+    def list_objects(
+        self, bucket: str, prefix: str = "", delimiter: str = "", max_keys: int = 1000
+    ) -> ListObjectStream:
+        """Return an iterator over the pages of a listing.
+
+        Args:
+            bucket: To list.
+            prefix: Only keys that begin with it; it is not a directory.
+            delimiter: Group keys by what stands before this, mostly ``/``.
+            max_keys: Keys of one page, 1 to 1,000.
+
+        Raises:
+            ArgumentError: ``max_keys`` is out of range.
+        """
+        _check_names(bucket, prefix)
+        if not 1 <= max_keys <= 1000:
+            raise ArgumentError(f"max_keys={max_keys} is out of range: a page has 1 to 1000 keys.")
+        return ListObjectStream(self, bucket, prefix, delimiter, max_keys)
+
+    def put_object(self, bucket: str, key: str, storage_class: str | None = None) -> S3Writer:
+        """Return a writer of an object, which appears when the writer is closed. No request is sent yet.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
+        """
+        _check_names(bucket, key)
+        return S3Writer(self, bucket, key, storage_class)
+
+    def delete_object(self, bucket: str, key: str) -> None:
+        """Delete an object. That it does not exist is no error, as in S3."""
+        self.call_rarely("DeleteObject", bucket, key, "delete_object")
+
+    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+        """Copy an object of up to 5 GiB within S3.
+
+        Args:
+            src_bucket: To copy from.
+            src_key: To copy from, as it is: not percent-encoded.
+            dst_bucket: To copy to.
+            dst_key: To copy to; replaced if it exists.
+        """
+        _check_names(src_bucket, src_key)
+        source = {"Bucket": src_bucket, "Key": src_key}
+        self.call_rarely("CopyObject", dst_bucket, dst_key, "copy_object", CopySource=source)
+
+    def close(self) -> None:
+        """Close the calling thread's connections; the client can still be used."""
+        engine: Engine | None = getattr(self._process().threads, "engine", None)
+        if engine is not None:
+            engine.reset()
+
+    def engine(self) -> Engine:
+        """Return the transfer engine of the calling thread in this process."""
+        state = self._process()
+        engine: Engine | None = getattr(state.threads, "engine", None)
+        if engine is None:
+            engine = state.threads.engine = self._new_engine(state)
+        return engine
+
+    def bucket(self, name: str) -> Bucket:
+        """Return where a bucket is and how requests for it are signed."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(
+                name, self._session, self.user_agent, requester_pays=self.s3client_config.requester_pays
+            )
+        return bucket
+
+    def call_rarely(
+        self, operation: str, bucket: str, key: str, method: str, **parameters: object
+    ) -> dict[str, object]:
+        """Make one of the calls about an object that are rare enough to go through botocore.
+
+        Args:
+            operation: The S3 API's name.
+            bucket: Of the object.
+            key: Of the object.
+            method: Of the botocore client.
+            parameters: Of that method, beside Bucket and Key.
+        """
+        _check_names(bucket, key)
+        if self.s3client_config.requester_pays:
+            parameters["RequestPayer"] = "requester"
+        where = self.bucket(bucket)
+        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
+        return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
+
+    def _process(self) -> _ProcessState:
+        """Return this process's state; what a fork inherited is dropped without being touched."""
+        pid = os.getpid()
+        state = self._states.get(pid)
+        if state is None:
+            state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
+            for inherited in [other for other in self._states if other != pid]:
+                for engine in self._states.pop(inherited).engines:
+                    engine.abandon()
+        return state
+
+    def _session(self) -> AwsSession:
+        return self._process().session
+
+    def _new_engine(self, state: _ProcessState) -> Engine:
+        config = self.s3client_config
+        engine = Engine(
+            Network(state.session.tls),
+            RetryPolicy(max_attempts=config.max_attempts),
+            Limits(
+                connections=config.connections,
+                bytes_in_flight=config.max_bytes_in_flight,
+                connect_timeout=config.connect_timeout,
+                first_byte_timeout=config.first_byte_timeout,
+                stall_timeout=config.stall_timeout,
+            ),
+        )
+        state.engines.add(engine)
+        state.stats.append(engine.stats)
+        return engine
+
+
+class ListObjectStream:
+    """Iterates over the pages of a listing; each is one request, sent when it is asked for.
+
+    Attributes:
+        bucket: That is listed.
+        prefix: Of the keys.
+        delimiter: That groups them.
+        max_keys: Keys of one page.
+        continuation_token: Names the next page, once there was one.
+        complete: Whether the last page was reached.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, delimiter: str, max_keys: int) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self.delimiter = delimiter
+        self.max_keys = max_keys
+        self.continuation_token: str | None = None
+        self.complete = False
+        self._client = client
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "more to come"
+        return f"<ListObjectStream s3://{self.bucket}/{self.prefix} {state}>"
+
+    def __iter__(self) -> Iterator[ListObjectsResult]:
+        return self
+
+    def __next__(self) -> ListObjectsResult:
+        """Fetch the next page.
+
+        Raises:
+            BucketNotFoundError: There is no such bucket.
+            S3Error: Any other failure; the same page can be asked for again.
+        """
+        if self.complete:
+            raise StopIteration
+        query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
+        request = Read("ListObjectsV2", "GET", self._client.bucket(self.bucket), None, query=query)
+        self._client.engine().run([request])
+        page = parse_page(request.body)
+        self.continuation_token = page.continuation_token
+        self.complete = page.continuation_token is None
+        return page
+
+
+def _check_names(bucket: str, key: str) -> None:
+    for name, value in (("bucket", bucket), ("key", key)):
+        if not isinstance(value, str):
+            raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")
+    if not bucket:
+        raise ArgumentError("Bucket should be specified: it is empty.")
+
+
+def _check_range(start: int, stop: int | None) -> tuple[int, int | None]:
+    start = _buffer.as_index("start", start)
+    stop = None if stop is None else _buffer.as_index("stop", stop)
+    if start < 0 or (stop is not None and stop < start):
+        raise ArgumentError(f"The range [{start}, {stop}) cannot be read: it must be 0 <= start <= stop.")
+    return start, stop
+
+
+def _http_date(text: str) -> int:
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except ValueError:
+        return 0

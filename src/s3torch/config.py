@@ -1,0 +1,182 @@
+"""What can be set: the client's behaviour and the choice of a reader. Sizes are bytes, times are seconds."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+
+from s3torch.errors import ArgumentTypeError, ConfigError
+
+__all__ = ["ReaderType", "S3ClientConfig", "S3ReaderConfig"]
+
+MiB = 1024 * 1024
+GiB = 1024 * MiB
+
+# Amazon S3 limits a part of a multipart upload to 5 MiB .. 5 GiB
+# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
+_MIN_PART_SIZE = 5 * MiB
+_MAX_PART_SIZE = 5 * GiB
+
+# One connection to S3 carries about 85 MB/s (AWS's performance guide); 80 leaves room for its latency.
+_BYTES_PER_SECOND_OF_A_CONNECTION = 80e6
+
+
+@dataclass(frozen=True)
+class S3ClientConfig:
+    """How a client talks to S3. Frozen; every value is checked when it is made.
+
+    Args:
+        throughput_target_gbps: Gigabits per second to aim at: no more connections are opened than that takes. None
+            (default): as many as ``max_connections``.
+        part_size: Bytes of one request of a large read, and of one part of a large upload (5 MiB to 5 GiB).
+        unsigned: Send no credentials: for public buckets.
+        force_path_style: Address ``host/bucket/key`` instead of ``bucket.host/key``. Endpoints that are an IP address,
+            ``localhost`` or a name without a dot are addressed so in any case.
+        max_attempts: How often a request is sent before its error is raised (1 or more).
+        profile: Name of a profile in the AWS configuration files.
+        requester_pays: Agree to pay for requests to requester-pays buckets.
+        max_connections: Connections that one thread of this process keeps open at most.
+        max_bytes_in_flight: Bytes of answers that one thread waits for at the same time, at most; a single larger
+            request is sent alone.
+        connect_timeout: Seconds to establish a connection, TLS included.
+        first_byte_timeout: Seconds from the end of the request to the first byte of the answer.
+        stall_timeout: Seconds within which a transfer must move at least 1 KiB per second of them.
+        verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
+            uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
+
+    Raises:
+        ConfigError: A value is out of range, or two contradict each other.
+        ArgumentTypeError: A value has the wrong type.
+    """
+
+    throughput_target_gbps: float | None = None
+    part_size: int = 8 * MiB
+    unsigned: bool = False
+    force_path_style: bool = False
+    max_attempts: int = 10
+    profile: str | None = None
+    requester_pays: bool = False
+    _: KW_ONLY
+    max_connections: int = 64
+    max_bytes_in_flight: int = 256 * MiB
+    connect_timeout: float = 10.0
+    first_byte_timeout: float = 30.0
+    stall_timeout: float = 20.0
+    verify: bool | str | os.PathLike[str] = True
+
+    def __post_init__(self) -> None:
+        for name in ("unsigned", "force_path_style", "requester_pays"):
+            _require_type(self, name, bool)
+        if self.profile is not None:
+            _require_type(self, "profile", str)
+        if not isinstance(self.verify, (bool, str, os.PathLike)):
+            raise ArgumentTypeError(
+                f"S3ClientConfig(verify=...) must be a bool or the path of a PEM file, got {self.verify!r}."
+            )
+        _require_int(self, "part_size", _MIN_PART_SIZE, _MAX_PART_SIZE)
+        _require_int(self, "max_attempts", 1, 1000)
+        _require_int(self, "max_connections", 1, 10_000)
+        _require_int(self, "max_bytes_in_flight", MiB, None)
+        for name in ("connect_timeout", "first_byte_timeout", "stall_timeout"):
+            _require_positive(self, name)
+        if self.throughput_target_gbps is not None:
+            _require_positive(self, "throughput_target_gbps")
+        if self.unsigned and self.requester_pays:
+            raise ConfigError(
+                "S3ClientConfig(unsigned=True, requester_pays=True) cannot work: "
+                "whoever pays for a request must sign it. Drop one of the two."
+            )
+
+    @property
+    def connections(self) -> int:
+        """How many connections one thread may have open."""
+        if self.throughput_target_gbps is None:
+            return self.max_connections
+        needed = math.ceil(self.throughput_target_gbps * 1e9 / 8 / _BYTES_PER_SECOND_OF_A_CONNECTION)
+        return min(self.max_connections, needed)
+
+
+class ReaderType(Enum):
+    """Which reader opens an object."""
+
+    SEQUENTIAL = "sequential"
+    RANGE_BASED = "range_based"
+
+
+@dataclass(frozen=True)
+class S3ReaderConfig:
+    """Which reader opens an object, and how it behaves.
+
+    Choose ``sequential()`` (the default) when most of each object is read, and ``range_based()`` when only parts of
+    large objects are.
+
+    Args:
+        reader_type: The reader's kind.
+        buffer_size: For the range-based reader: see :meth:`range_based`.
+
+    Raises:
+        ArgumentTypeError: ``reader_type`` is no ReaderType, or ``buffer_size`` no integer.
+        ConfigError: ``buffer_size`` is negative, or was given for a reader that has none.
+    """
+
+    reader_type: ReaderType = ReaderType.SEQUENTIAL
+    buffer_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reader_type, ReaderType):
+            raise ArgumentTypeError(
+                f"S3ReaderConfig(reader_type=...) must be a ReaderType, got {self.reader_type!r}. "
+                "Use S3ReaderConfig.sequential() or S3ReaderConfig.range_based()."
+            )
+        if self.buffer_size is None:
+            return
+        _require_int(self, "buffer_size", 0, None)
+        if self.reader_type is not ReaderType.RANGE_BASED:
+            raise ConfigError(
+                f"A {self.reader_type.value} reader has no buffer_size; drop buffer_size={self.buffer_size}."
+            )
+
+    @classmethod
+    def sequential(cls) -> S3ReaderConfig:
+        """Fetch the object forwards in parallel parts and keep it: re-reading and seeking back cost nothing."""
+        return cls(ReaderType.SEQUENTIAL)
+
+    @classmethod
+    def range_based(cls, buffer_size: int | None = None) -> S3ReaderConfig:
+        """Fetch exactly the bytes that each read asks for.
+
+        Args:
+            buffer_size: None or 0: each read is one request (or several parallel ones if it is large) of exactly its
+                bytes, and nothing is kept. n > 0: a read of fewer than n bytes fetches n and keeps them, which serves
+                a run of small reads.
+        """
+        return cls(ReaderType.RANGE_BASED, buffer_size)
+
+    def get_reader_type_string(self) -> str:
+        """Return the name of the reader's kind, as it stands in the user agent."""
+        return self.reader_type.value
+
+
+def _require_type(config: object, name: str, expected: type) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, expected):
+        raise ArgumentTypeError(f"{type(config).__name__}({name}=...) must be a {expected.__name__}, got {value!r}.")
+
+
+def _require_int(config: object, name: str, low: int, high: int | None) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{type(config).__name__}({name}=...) must be an int, got {value!r}.")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConfigError(f"{type(config).__name__}({name}={value}) is out of range: it must be {bounds}.")
+
+
+def _require_positive(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(f"{type(config).__name__}({name}=...) must be a number, got {value!r}.")
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{type(config).__name__}({name}={value}) must be a finite number above 0.")

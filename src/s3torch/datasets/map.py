@@ -1,0 +1,127 @@
+"""S3MapDataset: samples by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import SupportsIndex, TypeVar
+
+from torch.utils.data import Dataset
+
+from s3torch._buffer import as_index
+from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.base import GetDatasetObjects, GivenObjects, S3Dataset, identity, objects_under
+from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.readers import S3Reader
+
+__all__ = ["S3MapDataset"]
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
+    """A map-style dataset over objects in S3: ``dataset[i]`` is ``transform`` of a reader of the i-th object.
+
+    Nothing is listed before the first ``len()`` or ``[i]``; the listing is then kept for the life of the dataset.
+    Ask for ``len(dataset)`` before DataLoader workers start (a DataLoader with a sampler does), so that they inherit
+    the listing instead of each making one.
+
+    Args:
+        region: Of the bucket; None finds it.
+        get_dataset_objects: Returns the objects, given the client. Mostly ``from_prefix`` or ``from_objects`` is used
+            instead.
+        endpoint: URL of the server; None finds it.
+        transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
+            of a module, not a lambda.
+        s3client_config: See S3ClientConfig.
+        reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
+
+    Raises:
+        ArgumentTypeError: An argument has the wrong type.
+        ConfigError: The endpoint is not a URL.
+    """
+
+    _kind = "map"
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: GetDatasetObjects,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
+        s3client_config: S3ClientConfig | None = None,
+        reader_config: S3ReaderConfig | None = None,
+    ) -> None:
+        super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
+        self._listed: ObjectTable | None = None
+
+    @classmethod
+    def from_prefix(
+        cls,
+        s3_uri: str,
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        s3client_config: S3ClientConfig | None = None,
+        reader_config: S3ReaderConfig | None = None,
+    ) -> S3MapDataset[T]:
+        """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
+
+        Args:
+            s3_uri: ``s3://bucket/prefix``; the prefix is a string, not a directory. Markers of directories (0-byte
+                keys that end in ``/``) are left out.
+            region: As in the constructor, like the other arguments.
+
+        Raises:
+            InvalidURIError: ``s3_uri`` is not of that form.
+        """
+        return S3MapDataset(region, objects_under(s3_uri), endpoint, transform, s3client_config, reader_config)
+
+    @classmethod
+    def from_objects(
+        cls,
+        object_uris: str | Iterable[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        s3client_config: S3ClientConfig | None = None,
+        reader_config: S3ReaderConfig | None = None,
+    ) -> S3MapDataset[T]:
+        """Return a dataset of the objects that URIs name, in their order.
+
+        Args:
+            object_uris: ``s3://bucket/key`` each; a single string is one object.
+            region: As in the constructor, like the other arguments.
+
+        Raises:
+            InvalidURIError: A URI is not of that form.
+        """
+        objects = GivenObjects(table_of_uris(object_uris))
+        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+
+    def __repr__(self) -> str:
+        state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
+        return f"<S3MapDataset {state}, reader {self._reader_config.get_reader_type_string()}>"
+
+    def __len__(self) -> int:
+        """Return the number of objects; lists them if that was not done before."""
+        return len(self._table)
+
+    def __getitem__(self, index: SupportsIndex) -> T_co:
+        """Return a sample; negative indices count from the end.
+
+        Raises:
+            IndexError: There is no such object.
+            ArgumentTypeError: The index is no integer (slices are not supported).
+            S3Error: The object could not be read.
+        """
+        return self._sample(self._table[as_index("index", index)])
+
+    @property
+    def _table(self) -> ObjectTable:
+        if self._listed is None:
+            objects = self._get_dataset_objects(self._client)
+            self._listed = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        return self._listed

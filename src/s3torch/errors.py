@@ -1,0 +1,197 @@
+"""Everything that s3torch raises, as one tree.
+
+Each class is named by what the caller can do about it::
+
+    S3Error
+    ├── ArgumentError (ValueError)            fix the call
+    │   ├── ArgumentTypeError (TypeError)     fix the type of an argument
+    │   ├── ConfigError                       fix the configuration
+    │   ├── InvalidURIError                   fix the s3:// URI
+    │   └── ClosedError                       the reader or writer is closed: make a new one
+    ├── NotFoundError (FileNotFoundError)
+    │   ├── ObjectNotFoundError               no such key (or version)
+    │   └── BucketNotFoundError               no such bucket
+    ├── AccessDeniedError (PermissionError)   ask for the permission that is missing
+    ├── CredentialsError                      find, fix or refresh the credentials
+    ├── CertificateError                      trust the server's certificate authority, or fix the host name
+    ├── RegionError                           use the bucket's region
+    ├── ClockSkewError                        set this machine's clock
+    ├── ObjectChangedError                    the object was replaced while it was read: begin again
+    ├── RequestError                          the service refused the request for good
+    └── TransientError                        worth another attempt; s3torch has made its own already
+        ├── ConnectionFailedError (ConnectionError)
+        ├── DeadlineError (TimeoutError)      no connection, no first byte or no progress in time
+        ├── TruncatedBodyError                the connection ended before the body did
+        ├── ProtocolError                     the answer is not HTTP or not what was asked
+        ├── ServerError                       a 5xx status
+        └── ThrottledError                    503 SlowDown, 429: send fewer requests
+
+An error is built from a sentence plus fields. Only the sentence is positional, so that torch can rebuild an error that
+a DataLoader worker raised (it calls ``type(error)(message)``), and pickling keeps the fields.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BucketNotFoundError",
+    "CertificateError",
+    "ClockSkewError",
+    "ClosedError",
+    "ConfigError",
+    "ConnectionFailedError",
+    "CredentialsError",
+    "DeadlineError",
+    "InvalidURIError",
+    "NotFoundError",
+    "ObjectChangedError",
+    "ObjectNotFoundError",
+    "ProtocolError",
+    "RegionError",
+    "RequestError",
+    "S3Error",
+    "ServerError",
+    "ThrottledError",
+    "TransientError",
+    "TruncatedBodyError",
+]
+
+
+class S3Error(Exception):
+    """The root of everything that s3torch raises.
+
+    Args:
+        message: One or two sentences: what happened, to what, and what to do.
+        bucket: The bucket of the request, where there was one.
+        key: The object's key, where there was one.
+        status: The HTTP status, where an answer came.
+        code: The S3 error code, such as ``NoSuchKey``, where the answer carried one.
+        request_id: The service's id of the request, for its support.
+        region: The bucket's region, where the answer told it.
+        attempts: How often the request was sent.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        bucket: str | None = None,
+        key: str | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        region: str | None = None,
+        attempts: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.bucket = bucket
+        self.key = key
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.region = region
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        sentence = str(self.args[0])
+        facts = [
+            f"{name} {value}"
+            for name, value in (
+                ("status", self.status),
+                ("code", self.code),
+                ("request id", self.request_id),
+                ("attempts", self.attempts),
+            )
+            if value is not None
+        ]
+        return f"{sentence} ({', '.join(facts)})" if facts else sentence
+
+
+class ArgumentError(S3Error, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument has the wrong type."""
+
+
+class ConfigError(ArgumentError):
+    """A field of a configuration has a value that cannot work, or a named profile does not exist."""
+
+
+class InvalidURIError(ArgumentError):
+    """A string is not of the form ``s3://bucket/key``."""
+
+
+class ClosedError(ArgumentError):
+    """A reader or writer was used after it was closed."""
+
+
+class NotFoundError(S3Error, FileNotFoundError):
+    """The service says that the bucket or the object does not exist."""
+
+
+class ObjectNotFoundError(NotFoundError):
+    """The bucket has no object of this key (or version)."""
+
+
+class BucketNotFoundError(NotFoundError):
+    """There is no bucket of this name."""
+
+
+class AccessDeniedError(S3Error, PermissionError):
+    """The credentials are valid but do not permit this request."""
+
+
+class CredentialsError(S3Error):
+    """No credentials were found, or the service does not accept them."""
+
+
+class CertificateError(S3Error):
+    """The server's TLS certificate is not trusted, expired, or of another host."""
+
+
+class RegionError(S3Error):
+    """The bucket lies in another region than the one that signed the request."""
+
+
+class ClockSkewError(S3Error):
+    """This machine's clock differs from the service's by more than signatures allow (15 minutes)."""
+
+
+class ObjectChangedError(S3Error):
+    """The object was replaced, or its size changed, while it was being read."""
+
+
+class RequestError(S3Error):
+    """The service refused the request and would refuse it again."""
+
+
+class TransientError(S3Error):
+    """A fault that another attempt may not meet; raised when the permitted attempts are used up."""
+
+
+class ConnectionFailedError(TransientError, ConnectionError):
+    """No connection could be made, or it broke before an answer came."""
+
+
+class DeadlineError(TransientError, TimeoutError):
+    """Connecting, the first byte of the answer, or progress took longer than configured."""
+
+
+class TruncatedBodyError(TransientError):
+    """The connection ended before the announced length had arrived."""
+
+
+class ProtocolError(TransientError):
+    """What arrived is not HTTP/1.1, or does not answer the request that was sent."""
+
+
+class ServerError(TransientError):
+    """The service failed with a status of 500 or above."""
+
+
+class ThrottledError(TransientError):
+    """The service asks for fewer requests (503 SlowDown, 429)."""

@@ -1,0 +1,217 @@
+"""What all readers share: position, size, the checks of arguments, and the io calls built on three primitives.
+
+A kind of reader says how bytes are fetched (``_read_at``, ``_readinto_at``) and what is at hand for reading lines
+(``_chunk_at``). It never sees a position that is negative, or a request on a closed reader.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import abstractmethod
+from typing import TYPE_CHECKING, SupportsIndex
+
+from s3torch import _buffer
+from s3torch.errors import ArgumentError, ClosedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from s3torch._object import RemoteObject
+
+__all__ = ["S3Reader"]
+
+# What read1() without a size returns at most, in bytes; io.TextIOWrapper asks in such steps. Not tuned.
+_READ1_SIZE = 64 * 1024
+
+
+class S3Reader(io.BufferedIOBase):
+    """A read-only binary file over one object.
+
+    No request is sent before the first read. A reader may be handed from thread to thread, but must not be used by
+    two at the same time. It pickles as what it reads and its position, without what it holds.
+
+    Reads are never short in the middle: ``read(n)`` returns n bytes unless the object ends before, or raises. All
+    reads of one reader are of one version of the object; if it is replaced meanwhile they raise ObjectChangedError.
+    """
+
+    def __init__(self, remote: RemoteObject) -> None:
+        super().__init__()
+        self._remote = remote
+        self._position = 0
+
+    def __repr__(self) -> str:
+        size = "unknown" if self._remote.size is None else self._remote.size
+        state = " closed" if self.closed else ""
+        return f"<{type(self).__name__} s3://{self.bucket}/{self.key} position={self._position} size={size}{state}>"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_remote": self._remote, "_position": self._position}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def bucket(self) -> str:
+        """The object's bucket."""
+        return self._remote.bucket
+
+    @property
+    def key(self) -> str:
+        """The object's key."""
+        return self._remote.key
+
+    @property
+    def size(self) -> int:
+        """The object's size in bytes; asks for it if no listing or answer has told it yet."""
+        self._check_open()
+        return self._learn_size()
+
+    def readable(self) -> bool:
+        """Whether it can be read: yes, while it is open."""
+        self._check_open()
+        return True
+
+    def seekable(self) -> bool:
+        """Whether the position can be changed: yes, while it is open."""
+        self._check_open()
+        return True
+
+    def writable(self) -> bool:
+        """Whether it can be written: no."""
+        self._check_open()
+        return False
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: SupportsIndex, whence: int = io.SEEK_SET, /) -> int:
+        """Move the position; beyond the end stays at the end, as in s3torchconnector.
+
+        Args:
+            offset: In bytes.
+            whence: SEEK_SET, SEEK_CUR or SEEK_END: what the offset is relative to.
+
+        Returns:
+            The new position.
+
+        Raises:
+            ArgumentError: The position would be negative, or ``whence`` is unknown; it stays as it was.
+            ArgumentTypeError: ``offset`` is not an integer.
+        """
+        self._check_open()
+        target = _buffer.as_index("offset", offset)
+        whence = _buffer.as_index("whence", whence)
+        if whence == io.SEEK_CUR:
+            target += self._position
+        elif whence == io.SEEK_END:
+            target += self._learn_size()
+        elif whence != io.SEEK_SET:
+            raise ArgumentError(f"whence must be 0 (SEEK_SET), 1 (SEEK_CUR) or 2 (SEEK_END), got {whence}.")
+        if target < 0:
+            raise ArgumentError(
+                f"negative seek value {target}: s3://{self.bucket}/{self.key} begins at 0.",
+                bucket=self.bucket,
+                key=self.key,
+            )
+        if target > self._position:  # where it stands was inside, or at the end
+            target = min(target, self._learn_size())
+        self._position = target
+        return target
+
+    def read(self, size: SupportsIndex | None = -1, /) -> bytes:
+        """Read ``size`` bytes, or up to the end if there are fewer; None or -1 reads to the end.
+
+        Raises:
+            NotFoundError: There is no such bucket or object.
+            ObjectChangedError: The object was replaced since it was listed or first read.
+            S3Error: Any other failure; the position stays as it was.
+        """
+        self._check_open()
+        count = -1 if size is None else _buffer.as_index("size", size)
+        stop = None if count < 0 else self._position + count
+        if stop == self._position:
+            return b""
+        data = self._read_at(self._position, stop)
+        self._position += len(data)
+        return data
+
+    def read1(self, size: SupportsIndex | None = -1, /) -> bytes:
+        """Read up to ``size`` bytes, or some if it is None or -1."""
+        count = -1 if size is None else _buffer.as_index("size", size)
+        return self.read(_READ1_SIZE if count < 0 else count)
+
+    def readall(self) -> bytes:
+        """Read to the end."""
+        return self.read()
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read into memory until it is full or the object ends.
+
+        Args:
+            buffer: Writable and C-contiguous, of items of any type: a bytearray, a numpy array, ...
+
+        Returns:
+            How many bytes were read; 0 at the end.
+
+        Raises:
+            ArgumentTypeError: The buffer is read-only, or none.
+            ArgumentError: It is not C-contiguous.
+            S3Error: As ``read``; the buffer may be partly overwritten then.
+        """
+        self._check_open()
+        view = _buffer.writable_bytes(buffer)
+        count = self._readinto_at(self._position, view) if len(view) else 0
+        self._position += count
+        return count
+
+    def readinto1(self, buffer: Buffer, /) -> int:
+        """Read into memory; the same as ``readinto``."""
+        return self.readinto(buffer)
+
+    def readline(self, size: SupportsIndex | None = -1, /) -> bytes:
+        """Read up to and including the next newline, at most ``size`` bytes."""
+        self._check_open()
+        limit = -1 if size is None else _buffer.as_index("size", size)
+        pieces: list[bytes] = []
+        missing = limit
+        while missing:
+            chunk, offset = self._chunk_at(self._position)
+            newline = chunk.find(b"\n", offset) + 1
+            stop = newline or len(chunk)
+            if missing > 0:
+                stop = min(stop, offset + missing)
+                missing -= stop - offset
+            pieces.append(chunk[offset:stop])
+            self._position += stop - offset
+            if stop == newline or stop == offset:
+                break
+        return b"".join(pieces)
+
+    def write(self, _data: Buffer, /) -> int:
+        """Refuse: a reader cannot write."""
+        raise io.UnsupportedOperation(f"{self!r} is a reader; write by S3Client.put_object or S3Checkpoint.writer")
+
+    @abstractmethod
+    def _read_at(self, start: int, stop: int | None) -> bytes:
+        """Return the bytes ``[start, stop)``, or fewer if the object ends before; None means the end."""
+
+    @abstractmethod
+    def _readinto_at(self, start: int, view: memoryview) -> int:
+        """Fill ``view``, which is not empty, from ``start`` on; returns fewer than its length only at the end."""
+
+    @abstractmethod
+    def _chunk_at(self, start: int) -> tuple[bytes, int]:
+        """Return some bytes, and the offset in them that is ``start``; no byte behind it means the end."""
+
+    def _learn_size(self) -> int:
+        return self._remote.learn_size()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError(
+                f"I/O operation on closed file: the reader of s3://{self.bucket}/{self.key} was closed. Open another.",
+                bucket=self.bucket,
+                key=self.key,
+            )

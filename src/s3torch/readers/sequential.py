@@ -1,0 +1,98 @@
+"""The sequential reader: fetches forwards in parallel parts and keeps what it fetched.
+
+What was fetched lies in one buffer of the object's size, filled from the front. The kernel backs only what is filled,
+so the first bytes of a large object cost one part. Each time the buffer runs out, twice as much is fetched as the time
+before, in parallel parts: reading on to the end is fast, and reading a little stays cheap. Once the object is complete
+the buffer becomes a ``bytes`` object without a copy, and ``read()`` of all of it returns that very object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s3torch._transfer.buffers import BytesBuffer
+from s3torch.readers.base import S3Reader
+
+if TYPE_CHECKING:
+    from s3torch._object import RemoteObject
+
+__all__ = ["SequentialS3Reader"]
+
+# A step of reading lines from a buffer that is not complete yet, in bytes: each is a copy. Not tuned.
+_CHUNK = 64 * 1024
+
+
+class SequentialS3Reader(S3Reader):
+    """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size."""
+
+    def __init__(self, remote: RemoteObject) -> None:
+        super().__init__(remote)
+        self._forget()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def close(self) -> None:
+        """Close it and release what it holds."""
+        if not self.closed:
+            self._forget()
+        super().close()
+
+    def _forget(self) -> None:
+        self._complete: bytes | None = None
+        self._buffer: BytesBuffer | None = None
+        self._fetched = 0
+        self._window = 0
+
+    def _learn_size(self) -> int:
+        if self._remote.size is None:
+            self._fetch_until(1)  # the answer tells the size, and its bytes are wanted anyway
+        return super()._learn_size()
+
+    def _read_at(self, start: int, stop: int | None) -> bytes:
+        self._fetch_until(stop)
+        if self._complete is not None:
+            return self._complete[start:stop]  # all of it is no copy
+        return bytes(self._filled(start, stop))
+
+    def _readinto_at(self, start: int, view: memoryview) -> int:
+        stop = start + len(view)
+        self._fetch_until(stop)
+        found = self._filled(start, stop)
+        view[: len(found)] = found
+        return len(found)
+
+    def _chunk_at(self, start: int) -> tuple[bytes, int]:
+        self._fetch_until(start + 1)
+        if self._complete is not None:
+            return self._complete, min(start, len(self._complete))
+        return bytes(self._filled(start, start + _CHUNK)), 0
+
+    def _filled(self, start: int, stop: int | None) -> memoryview:
+        if self._complete is not None:
+            return memoryview(self._complete)[start:stop]
+        if self._buffer is None:
+            raise AssertionError("nothing was fetched")
+        return self._buffer.view[start : self._fetched if stop is None else min(stop, self._fetched)]
+
+    def _fetch_until(self, stop: int | None) -> None:
+        """Have at least ``[0, stop)`` of the object, or all of it for None."""
+        if self._complete is not None or (stop is not None and stop <= self._fetched):
+            return
+        if stop is not None:
+            stop = max(stop, self._fetched + self._next_window())
+        self._fetched += self._remote.fetch(self._fetched, stop, self._room)
+        if self._fetched == self._remote.size:
+            self._complete = self._buffer.to_bytes() if self._buffer is not None else b""
+            self._buffer = None
+
+    def _next_window(self) -> int:
+        config = self._remote.client_config
+        self._window = min(max(config.part_size, 2 * self._window), config.max_bytes_in_flight)
+        return self._window
+
+    def _room(self, size: int) -> memoryview:
+        if self._buffer is None:
+            self._buffer = BytesBuffer(size)
+        return self._buffer.view[self._fetched :]
