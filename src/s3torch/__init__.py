@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from s3torch import errors
+from s3torch._transfer.stats import TransferStats
 from s3torch._version import __version__
 from s3torch.client import S3Client
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
@@ -32,6 +33,7 @@ __all__ = [
     "S3Reader",
     "S3ReaderConfig",
     "S3Writer",
+    "TransferStats",
     "__version__",
     "errors",
 ]

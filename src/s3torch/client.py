@@ -20,8 +20,9 @@ from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._object import RemoteObject
 from s3torch._transfer.connection import Network
-from s3torch._transfer.engine import Engine, Limits, TransferStats
+from s3torch._transfer.engine import Engine, Limits
 from s3torch._transfer.retry import RetryPolicy
+from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, ProtocolError
 from s3torch.readers import S3Reader, open_reader

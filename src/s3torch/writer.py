@@ -9,7 +9,6 @@ left behind.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from s3torch import _buffer
-from s3torch._aws.answers import Subject
 from s3torch._aws.operations import PutObject, UploadPart
+from s3torch._file import BinaryFile
 from s3torch._transfer import plan
 from s3torch.errors import ClosedError, RequestError, S3Error
 
@@ -39,7 +38,7 @@ class _State(Enum):
     ABORTED = "aborted"
 
 
-class S3Writer(io.BufferedIOBase):
+class S3Writer(BinaryFile):
     """A write-only binary file over one object; made by ``S3Client.put_object``.
 
     The object appears when the writer is closed, and replaces what had its key until then. Not to be used by two
@@ -85,9 +84,10 @@ class S3Writer(io.BufferedIOBase):
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _State.OPEN:
+            complaint = f"{self!r} was never closed: what was written is discarded"
             with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
-                warnings.warn(f"{self!r} was never closed: what was written is discarded", ResourceWarning, source=self)
                 self.abort()
+            warnings.warn(complaint, ResourceWarning, stacklevel=2, source=self)
 
     @property
     def closed(self) -> bool:
@@ -192,8 +192,8 @@ class S3Writer(io.BufferedIOBase):
         number = len(self._etags) + 1
         if number > plan.MAX_PARTS:
             raise RequestError(
-                f"s3://{self.bucket}/{self.key} has {self._position} bytes in {plan.MAX_PARTS} parts, which is all that "
-                "S3 takes. Use a larger S3ClientConfig(part_size=...).",
+                f"s3://{self.bucket}/{self.key} has {self._position} bytes in {plan.MAX_PARTS} parts, "
+                "which is all that S3 takes. Use a larger S3ClientConfig(part_size=...).",
                 bucket=self.bucket,
                 key=self.key,
             )

@@ -35,6 +35,12 @@ def _raw_tcp(server: ScriptedServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=_TIMEOUT)
 
 
+def _drain(sock: socket.socket) -> None:
+    sock.settimeout(_TIMEOUT)
+    while sock.recv(65536):
+        pass
+
+
 @contextmanager
 def _raw(server: ScriptedServer) -> Iterator[socket.socket]:
     """A bare connection that has sent one GET request."""
@@ -202,12 +208,11 @@ def test_exit_ends_a_stall():
         wire.stall()
 
     server = ScriptedServer(handle)
-    with server:
-        with _raw_tcp(server) as idle, _raw(server) as sock:
-            assert stalled.wait(_TIMEOUT)
-            server.__exit__(None, None, None)
-            assert sock.recv(1) == b""
-            assert idle.recv(1) == b""
+    with server, _raw_tcp(server) as idle, _raw(server) as sock:
+        assert stalled.wait(_TIMEOUT)
+        server.__exit__(None, None, None)
+        assert sock.recv(1) == b""
+        assert idle.recv(1) == b""
 
 
 def test_raises_what_the_handler_raised():
@@ -256,12 +261,12 @@ def test_serves_tls(tls):
 
 def test_a_tls_client_may_refuse(tls):
     """A client that does not trust the authority is no error of the server."""
-    with ScriptedServer(serve_object(_CONTENT), tls=tls[0]) as server:
-        with (
-            pytest.raises(ssl.SSLCertVerificationError),
-            _tls_raw(server, ssl.create_default_context()),
-        ):
-            pass
+    with (
+        ScriptedServer(serve_object(_CONTENT), tls=tls[0]) as server,
+        pytest.raises(ssl.SSLCertVerificationError),
+        _tls_raw(server, ssl.create_default_context()),
+    ):
+        pass
     assert server.connections == 1
     assert server.requests == []
 
@@ -288,8 +293,7 @@ def test_resets_tls(tls):
         socket.socket(fileno=os.dup(sock.fileno())) as tcp,
         pytest.raises(ConnectionResetError),
     ):
-        while tcp.recv(65536):
-            pass
+        _drain(tcp)
 
 
 def test_exit_ends_a_tls_stall(tls):

@@ -132,7 +132,8 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if status == 404:
         return ObjectNotFoundError, (
-            f"{subject} does not exist at {subject.where}. Keys are case-sensitive; list the prefix to see what is there."
+            f"{subject} does not exist at {subject.where}. "
+            "Keys are case-sensitive; list the prefix to see what is there."
         )
     if code == "InvalidObjectState":
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."

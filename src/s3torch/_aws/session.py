@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import ssl
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from s3torch.config import S3ClientConfig
 
 __all__ = ["AwsSession"]
+
+BotocoreClient = Any  # made at run time, from a description of the service
 
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
@@ -43,7 +47,7 @@ class AwsSession:
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._credentials: Any = None  # a botocore credentials object, which refreshes itself
-        self._cold_clients: dict[str, Any] = {}
+        self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
 
     def credentials(self) -> Credentials | None:
@@ -168,37 +172,38 @@ class AwsSession:
                 self._session = session
             return self._session
 
-    def _placeholder_client(self, region: str, style: str) -> Any:
-        return self._new_client(
-            region, style, "s3v4", aws_access_key_id="placeholder", aws_secret_access_key="placeholder"
-        )
+    def _placeholder_client(self, region: str, style: str) -> BotocoreClient:
+        keys = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}
+        return self._new_client(region, style, "s3v4", keys)
 
-    def _cold_client(self, region: str) -> Any:
+    def _cold_client(self, region: str) -> BotocoreClient:
         client = self._cold_clients.get(region)
         if client is None:
             from botocore import UNSIGNED
 
             style = self._addressing_style(self._placeholder_client(region, "auto").meta.endpoint_url)
             signature = UNSIGNED if self._config.unsigned else "s3v4"
-            client = self._cold_clients[region] = self._new_client(region, style, signature, verify=self._verify())
+            client = self._new_client(region, style, signature, {"verify": self._verify()})
+            self._cold_clients[region] = client
         return client
 
-    def _new_client(self, region: str, style: str, signature: object, **parameters: object) -> Any:
+    def _new_client(
+        self, region: str, style: str, signature: object, parameters: Mapping[str, object]
+    ) -> BotocoreClient:
         from botocore.config import Config
 
-        config = Config(
-            signature_version=signature,
-            s3={"addressing_style": style},
-            connect_timeout=self._config.connect_timeout,
-            read_timeout=self._config.first_byte_timeout,
-            retries={"mode": "standard", "total_max_attempts": self._config.max_attempts},
-            # Not every S3-compatible server knows the newer checksums; the hot requests carry our own.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        return self._botocore().create_client(
-            "s3", region_name=region, endpoint_url=self._endpoint, config=config, **parameters
-        )
+        options: dict[str, Any] = {
+            "signature_version": signature,
+            "s3": {"addressing_style": style},
+            "connect_timeout": self._config.connect_timeout,
+            "read_timeout": self._config.first_byte_timeout,
+            "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
+            # Not every S3-compatible server knows the newer checksums.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        create: Any = self._botocore().create_client  # its stubs have no clients by name
+        return create("s3", region_name=region, endpoint_url=self._endpoint, config=Config(**options), **parameters)
 
     def _addressing_style(self, endpoint_url: str) -> str:
         """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""
@@ -236,10 +241,10 @@ def _bundled_authorities() -> str:
     """Return botocore's list of authorities, for systems that come without one."""
     import botocore
 
-    return os.path.join(os.path.dirname(botocore.__file__), "cacert.pem")
+    return str(Path(botocore.__file__).with_name("cacert.pem"))
 
 
-def _from_client_error(subject: Subject, response: dict[str, Any]) -> S3Error:
+def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     document = ErrorDocument(
         code=str(error.get("Code", "")),

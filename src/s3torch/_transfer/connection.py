@@ -224,8 +224,7 @@ class Connection:
 
     def _shake_hands(self) -> None:
         secured = self._opened_socket
-        if not isinstance(secured, ssl.SSLSocket):
-            raise AssertionError("handshake on a plain socket")
+        assert isinstance(secured, ssl.SSLSocket)
         try:
             secured.do_handshake()
         except ssl.SSLWantReadError:

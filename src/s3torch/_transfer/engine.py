@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from s3torch._transfer.connection import READ, Connection, Network, Origin
 from s3torch._transfer.http1 import Head, Inbox
 from s3torch._transfer.retry import RetryPolicy
+from s3torch._transfer.stats import TransferStats
 from s3torch.errors import ConnectionFailedError, DeadlineError, S3Error
 
-__all__ = ["Engine", "Exchange", "Limits", "TransferStats"]
+__all__ = ["Engine", "Exchange", "Limits"]
 
 # Deadlines are seconds long; looking at them this often is precise enough and costs nothing.
 _SWEEP_INTERVAL = 0.25
@@ -95,34 +96,6 @@ class Limits:
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0
-
-
-@dataclass(slots=True)
-class TransferStats:
-    """What went over the wire.
-
-    Attributes:
-        requests: Requests sent, retries included.
-        retries: Requests sent again after an error.
-        bytes_received: Bytes of answers, heads included.
-        bytes_sent: Bytes of requests, heads included.
-        connections_opened: Connections that were begun.
-    """
-
-    requests: int = 0
-    retries: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    connections_opened: int = 0
-
-    def __add__(self, other: TransferStats) -> TransferStats:
-        return TransferStats(
-            self.requests + other.requests,
-            self.retries + other.retries,
-            self.bytes_received + other.bytes_received,
-            self.bytes_sent + other.bytes_sent,
-            self.connections_opened + other.connections_opened,
-        )
 
 
 class _Flight:

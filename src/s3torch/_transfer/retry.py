@@ -16,8 +16,9 @@ _ATTEMPTS_ON_PROTOCOL_ERROR = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    """Exponential backoff with full jitter.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
     Args:
         max_attempts: How often a request is sent at most.

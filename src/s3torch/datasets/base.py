@@ -83,4 +83,5 @@ class GivenObjects:
         self._table = table
 
     def __call__(self, _client: S3Client) -> ObjectTable:
+        """Return the objects."""
         return self._table

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, SupportsIndex
 
 from s3torch import _buffer
+from s3torch._file import BinaryFile
 from s3torch.errors import ArgumentError, ClosedError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["S3Reader"]
 _READ1_SIZE = 64 * 1024
 
 
-class S3Reader(io.BufferedIOBase):
+class S3Reader(BinaryFile):
     """A read-only binary file over one object.
 
     No request is sent before the first read. A reader may be handed from thread to thread, but must not be used by
@@ -185,7 +186,7 @@ class S3Reader(io.BufferedIOBase):
                 missing -= stop - offset
             pieces.append(chunk[offset:stop])
             self._position += stop - offset
-            if stop == newline or stop == offset:
+            if stop in (newline, offset):
                 break
         return b"".join(pieces)
 

@@ -274,7 +274,8 @@ class LocalS3:
 
     def _wait_until_ready(self, server: "_Server") -> None:
         deadline = time.monotonic() + _START_TIMEOUT
-        while not self._is_ready(server.port):
+        bucket = f"/readiness-{secrets.token_hex(8)}"
+        while not self._is_ready(server.port, bucket):
             if server.has_ended(timeout=_POLL_INTERVAL):
                 log = server.log_tail()
                 error = _PortTakenError if any(said in log for said in _PORT_TAKEN) else LocalS3Error
@@ -285,17 +286,17 @@ class LocalS3:
                     f"The end of its log:\n{server.log_tail()}"
                 )
 
-    def _is_ready(self, port: int) -> bool:
+    def _is_ready(self, port: int, bucket: str) -> bool:
         """Stores and removes an object; /healthz alone answers up to 0.6 s before that works.
 
         The requests are signed with keys that our server alone has, so that a stranger who got the
         port is never ready.
         """
-        bucket = f"/readiness-{secrets.token_hex(8)}"
         try:
             return (
                 _exchange(port, "GET", "/healthz")[0] == 200
-                and self._request(port, "PUT", bucket)[0] == 200
+                # 409: it is there since a poll whose later steps failed.
+                and self._request(port, "PUT", bucket)[0] in {200, 409}
                 and self._request(port, "PUT", f"{bucket}/object", b"ready")[0] == 200
                 and self._request(port, "DELETE", f"{bucket}/object")[0] == 204
                 and self._request(port, "DELETE", bucket)[0] == 204
