@@ -1,0 +1,85 @@
+"""The public names as users write them; read by the type checker, never run."""
+
+import io
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from s3torch import (
+    ReaderType,
+    S3Checkpoint,
+    S3Client,
+    S3ClientConfig,
+    S3IterableDataset,
+    S3MapDataset,
+    S3Reader,
+    S3ReaderConfig,
+    S3Writer,
+    TransferStats,
+)
+from s3torch.errors import ObjectNotFoundError, S3Error
+from s3torch.testing import LocalS3
+
+
+def decode(reader: S3Reader) -> Tensor:
+    return torch.frombuffer(bytearray(reader.read()), dtype=torch.uint8)
+
+
+def datasets() -> None:
+    plain: S3MapDataset[S3Reader] = S3MapDataset.from_prefix("s3://bucket/prefix")
+    reader: S3Reader = plain[0]
+    tensors: S3MapDataset[Tensor] = S3MapDataset.from_prefix(
+        "s3://bucket/prefix", region="eu-west-1", transform=decode, reader_config=S3ReaderConfig.range_based(1024)
+    )
+    tensor: Tensor = tensors[-1]
+    stream: S3IterableDataset[Tensor] = S3IterableDataset.from_objects(
+        ["s3://bucket/a", "s3://bucket/b"], transform=decode, enable_sharding=True
+    )
+    for item in stream:
+        tensor = item
+    loader: DataLoader[Tensor] = DataLoader(tensors, batch_size=8, num_workers=2)
+    print(len(tensors), loader, tensor, reader)
+
+
+def client_calls() -> None:
+    config = S3ClientConfig(max_attempts=3, part_size=16 * 1024**2)
+    client = S3Client("eu-west-1", endpoint="http://localhost:9000", s3client_config=config)
+    content: bytes = client.read_range("bucket", "key", 0, 10)
+    count: int = client.read_range("bucket", "key", 0, 10, into=bytearray(10))
+    with client.get_object("bucket", "key") as reader:
+        text = io.TextIOWrapper(reader)
+        file: BinaryIO = reader
+        size: int = reader.size
+    with client.put_object("bucket", "key") as writer:
+        opened: S3Writer = writer
+        written: int = writer.write(memoryview(b"abc"))
+    for page in client.list_objects("bucket", prefix="a"):
+        sizes: list[int] = [info.size for info in page.object_info]
+        print(sizes)
+    stats: TransferStats = client.stats
+    try:
+        client.head_object("bucket", "key")
+    except ObjectNotFoundError as error:
+        missing: FileNotFoundError = error
+        key: str | None = error.key
+        print(missing, key)
+    except S3Error:
+        pass
+    print(content, count, text, file, size, opened, written, stats)
+
+
+def checkpoints(model: torch.nn.Module) -> None:
+    checkpoint = S3Checkpoint("eu-west-1", reader_config=S3ReaderConfig(ReaderType.SEQUENTIAL))
+    with checkpoint.writer("s3://bucket/model.pt") as writer:
+        torch.save(model.state_dict(), writer)
+    with checkpoint.reader("s3://bucket/model.pt") as reader:
+        model.load_state_dict(torch.load(reader, weights_only=True))
+
+
+def servers() -> None:
+    with LocalS3() as server, server.activated():
+        server.create_bucket("bucket")
+        endpoint: str = server.endpoint
+        print(endpoint)
