@@ -46,7 +46,8 @@ class AwsSession:
         self._endpoint = endpoint
         self._lock = threading.RLock()
         self._session: Session | None = None
-        self._credentials: Any = None  # a botocore credentials object, which refreshes itself
+        self._source: Any = None  # a botocore credentials object, which refreshes itself
+        self._credentials = Credentials("", "")
         self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -58,26 +59,19 @@ class AwsSession:
         """
         if self._config.unsigned:
             return None
-        from botocore.exceptions import BotoCoreError
-
         try:
-            if self._credentials is None:
-                with self._lock:
-                    self._credentials = self._botocore().get_credentials()
-            if self._credentials is None:
-                raise CredentialsError(
-                    "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-                    "or attach a role to this machine; for a public bucket use S3ClientConfig(unsigned=True)."
-                )
-            frozen = self._credentials.get_frozen_credentials()
-        except BotoCoreError as error:
+            frozen = (self._source or self._find_credentials()).get_frozen_credentials()
+        except _botocore_errors() as error:
             raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        current = self._credentials
+        if frozen.secret_key != current.secret_key or frozen.token != current.session_token:
+            current = self._credentials = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        return current
 
     def forget_credentials(self) -> None:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with self._lock:
-            self._credentials = None
+            self._source = None
             self._session = None
             self._cold_clients.clear()
 
@@ -154,6 +148,16 @@ class AwsSession:
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
             ) from error
         return answer
+
+    def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
+        with self._lock:
+            self._source = self._botocore().get_credentials()
+        if self._source is None:
+            raise CredentialsError(
+                "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+                "or attach a role to this machine; for a public bucket use S3ClientConfig(unsigned=True)."
+            )
+        return self._source
 
     def _botocore(self) -> Session:
         from botocore.exceptions import ProfileNotFound
@@ -235,6 +239,13 @@ class AwsSession:
         elif verify is True and not context.cert_store_stats()["x509_ca"]:
             context.load_verify_locations(_bundled_authorities())
         return context
+
+
+def _botocore_errors() -> type[Exception]:
+    """Return the root of botocore's errors; evaluated only when there is one to catch."""
+    from botocore.exceptions import BotoCoreError
+
+    return BotoCoreError
 
 
 def _bundled_authorities() -> str:

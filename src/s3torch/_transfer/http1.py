@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from s3torch.errors import ArgumentError, ConnectionFailedError, ProtocolError, TruncatedBodyError
 
@@ -94,8 +94,7 @@ class Destination:
         self.filled = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The status line and the fields of an answer; names of fields are lower case."""
 
     status: int
@@ -137,8 +136,7 @@ class Head:
         return "keep-alive" in option if self.http_1_0 else "close" not in option
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
+class ContentRange(NamedTuple):
     """A Content-Range field, half-open: bytes ``[start, stop)`` of ``total``; of no byte at all when unsatisfied."""
 
     start: int
@@ -147,7 +145,7 @@ class ContentRange:
 
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00\r\n]*))?")
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*)")
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
 
 
@@ -164,9 +162,10 @@ def build_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
     """
     lines = [f"{method} {target} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in fields.items()]
-    for line in lines:
-        if not (line.isascii() and line.isprintable()):
-            raise ArgumentError(f"A request cannot carry the line {line!r}: only printable ASCII can be sent.")
+    text = "".join(lines)
+    if not (text.isascii() and text.isprintable()):
+        bad = next(line for line in lines if not (line.isascii() and line.isprintable()))
+        raise ArgumentError(f"A request cannot carry the line {bad!r}: only printable ASCII can be sent.")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
@@ -200,25 +199,28 @@ def parse_head(head: bytes) -> Head:
     Raises:
         ProtocolError: It is not an HTTP/1 head, or has more than 256 fields.
     """
-    status_line, *field_lines = head.decode("latin-1").split("\r\n")
+    text = head.decode("latin-1")
+    status_line, line_end, rest = text.partition("\r\n")
     match = _STATUS_LINE.fullmatch(status_line)
     if match is None:
         raise ProtocolError(f"The answer does not begin like HTTP/1.1 but with {status_line[:80]!r}.")
-    if len(field_lines) > _MAX_FIELDS:
-        raise ProtocolError(f"The answer's head has {len(field_lines)} fields; more than {_MAX_FIELDS} are refused.")
-    fields: dict[str, str] = {}
-    is_name = _FIELD_NAME.fullmatch
-    for line in field_lines:
-        name, colon, value = line.partition(":")
-        if not colon or is_name(name) is None or "\0" in value or "\n" in value or "\r" in value:
-            raise ProtocolError(f"The answer's head has the malformed field {line[:80]!r}.")
-        name = name.lower()
-        value = value.strip(" \t")
-        if name in fields and name in ("content-length", "transfer-encoding") and fields[name] != value:
-            raise ProtocolError(f"The answer's head has two different values of {name}.")
-        fields[name] = value
+    pairs = _FIELD.findall(line_end + rest)
+    if len(pairs) > _MAX_FIELDS:
+        raise ProtocolError(f"The answer's head has {len(pairs)} fields; more than {_MAX_FIELDS} are refused.")
+    # A malformed line is skipped by the pattern, and a stray CR, LF or NUL ends its match: both show in the counts.
+    if not text.count("\r\n") == text.count("\r") == text.count("\n") == len(pairs) or "\0" in text:
+        raise ProtocolError(f"The answer's head has a malformed field: {rest[:200]!r}.")
+    fields = {name.lower(): value.rstrip(" \t") for name, value in pairs}
+    if len(fields) < len(pairs):
+        _refuse_contradiction(pairs)
     minor, status, reason = match.groups()
     return Head(int(status), reason or "", fields, http_1_0=minor == "0")
+
+
+def _refuse_contradiction(pairs: list[tuple[str, str]]) -> None:
+    for framing in ("content-length", "transfer-encoding"):
+        if len({value.strip() for name, value in pairs if name.lower() == framing}) > 1:
+            raise ProtocolError(f"The answer's head has two different values of {framing}.")
 
 
 def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:

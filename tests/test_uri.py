@@ -1,0 +1,69 @@
+"""Tests of S3 URIs: the bucket is found, and the key is taken as it stands."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch.errors import ArgumentTypeError, InvalidURIError
+from s3torch.uri import parse_s3_uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "bucket", "key"),
+    [
+        ("s3://bucket/key", "bucket", "key"),
+        ("s3://bucket/a/b/c.tar", "bucket", "a/b/c.tar"),
+        ("s3://bucket", "bucket", ""),
+        ("s3://bucket/", "bucket", ""),
+        ("s3://bucket//", "bucket", "/"),
+        ("s3://bucket//key", "bucket", "/key"),
+        ("s3://bucket/a//b/", "bucket", "a//b/"),
+        ("s3://bucket/../a/./b", "bucket", "../a/./b"),
+        ("s3://bucket/a?b#c", "bucket", "a?b#c"),
+        ("s3://bucket/a%20b+c", "bucket", "a%20b+c"),
+        ("s3://bucket/s3://other/key", "bucket", "s3://other/key"),
+        ("s3://bucket/ a\n", "bucket", " a\n"),
+        ("s3://bucket/ключ", "bucket", "ключ"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint:p/key", "arn:aws:s3:eu-west-1:1:accesspoint:p", "key"),
+    ],
+)
+def test_parts(uri: str, bucket: str, key: str):
+    """The bucket ends at the first slash; everything behind it is the key, literally."""
+    assert parse_s3_uri(uri) == (bucket, key)
+
+
+@given(st.text(min_size=1).filter(lambda bucket: "/" not in bucket), st.text())
+def test_round_trip(bucket: str, key: str):
+    """Any bucket without a slash and any key come back from their URI."""
+    assert parse_s3_uri(f"s3://{bucket}/{key}") == (bucket, key)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "bucket/key", "/bucket/key", "https://bucket/key", "S3://bucket/key", "s3a://b/k", "s3:/b/k", " s3://b/k"],
+)
+def test_another_scheme(uri: str):
+    """What does not begin with s3:// is refused, and the error shows it."""
+    with pytest.raises(InvalidURIError) as caught:
+        parse_s3_uri(uri)
+    assert str(caught.value) == f"Only s3:// URIs are supported, got {uri!r}. Write 's3://bucket/key'."
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "s3:///key"])
+def test_no_bucket(uri: str):
+    """A URI without a bucket is refused, and the error shows it."""
+    with pytest.raises(InvalidURIError) as caught:
+        parse_s3_uri(uri)
+    assert str(caught.value) == f"Bucket name must be non-empty, got {uri!r}. Write 's3://bucket/key'."
+
+
+@pytest.mark.parametrize("uri", [None, 7, b"s3://bucket/key", PurePosixPath("s3://bucket/key"), ["s3://bucket/key"]])
+def test_not_a_string(uri: object):
+    """What is no string is an error of type, and the error shows it."""
+    with pytest.raises(ArgumentTypeError) as caught:
+        parse_s3_uri(uri)
+    assert str(caught.value) == f"An S3 URI must be a str such as 's3://bucket/key', got {uri!r}."
