@@ -105,6 +105,18 @@ class RemoteObject:
             How many bytes were read.
         """
         gets: list[GetObject] = []
+        try:
+            self._fetch_parts(gets, start, stop, place)
+            self._client.engine().wait(gets)
+        except BaseException:
+            self._client.engine().cancel(gets)
+            raise
+        return self._conclude(gets)
+
+    def _fetch_parts(
+        self, gets: list[GetObject], start: int, stop: int | None, place: Callable[[int], memoryview]
+    ) -> None:
+        """Submit the requests of ``fetch``, adding each to ``gets``."""
         memory: memoryview | None = None
         begun = start
         if self.size is None:
@@ -115,7 +127,8 @@ class RemoteObject:
                 return memory[: content_range.stop - start]
 
             begun = start + self._part_size if stop is None else min(stop, start + self._part_size)
-            gets.append(self._start_first(start, begun, place_first))
+            gets.append(self._get(start, begun, place_first))
+            self._await_head(gets[0])
         elif start < self.size:
             memory = place(self.size)
         if memory is not None and self.size is not None:
@@ -123,8 +136,6 @@ class RemoteObject:
             for left, right in plan.split(begun, end, self._part_size):
                 gets.append(self._get(left, right, memory[left - start : right - start]))
                 self._client.engine().submit(gets[-1])
-        self._client.engine().wait(gets)
-        return self._conclude(gets)
 
     @property
     def client_config(self) -> S3ClientConfig:
@@ -135,16 +146,14 @@ class RemoteObject:
     def _part_size(self) -> int:
         return self.client_config.part_size
 
-    def _start_first(self, start: int, stop: int, place: Place) -> GetObject:
+    def _await_head(self, first: GetObject) -> None:
         """Send the request that tells size and ETag; returns as soon as they are known."""
-        first = self._get(start, stop, place)
         engine = self._client.engine()
         engine.submit(first)
         while first.total is None and not first.is_done:
             engine.turn()
         if first.error is None:
             self._observe(first.total, first.etag)
-        return first
 
     def _get(self, start: int, stop: int, into: memoryview | Place) -> GetObject:
         bucket = self._client.bucket(self.bucket)

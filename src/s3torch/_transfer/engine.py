@@ -181,9 +181,13 @@ class Engine:
 
     def run(self, exchanges: Sequence[Exchange]) -> None:
         """Submit exchanges and wait for all of them; see ``wait``."""
-        for exchange in exchanges:
-            self.submit(exchange)
-        self.wait(exchanges)
+        try:
+            for exchange in exchanges:
+                self.submit(exchange)
+            self._wait(exchanges)
+        except BaseException:
+            self.cancel(exchanges)
+            raise
 
     def submit(self, exchange: Exchange) -> None:
         """Queue an exchange; it moves when somebody waits."""
@@ -192,9 +196,18 @@ class Engine:
     def wait(self, exchanges: Sequence[Exchange]) -> None:
         """Turn the loop until all of these are done.
 
+        Whatever is raised, none of them is in flight afterwards: nothing writes into their memory any more.
+
         Raises:
             S3Error: The first error among them; the others are cancelled and their connections closed.
         """
+        try:
+            self._wait(exchanges)
+        except BaseException:
+            self.cancel(exchanges)
+            raise
+
+    def _wait(self, exchanges: Sequence[Exchange]) -> None:
         failures = self._failures
         for exchange in exchanges:
             if exchange.error is not None:
@@ -259,7 +272,6 @@ class Engine:
     def _raise_first_error(self, exchanges: Sequence[Exchange]) -> None:
         for exchange in exchanges:
             if exchange.error is not None:
-                self.cancel(exchanges)
                 raise exchange.error
 
     def _turn(self) -> None:
@@ -476,9 +488,13 @@ class Engine:
 
     def _retry_or_fail(self, exchange: Exchange, error: S3Error) -> None:
         error.attempts = exchange.attempts
-        if exchange.recover(error):
-            self.stats.retries += 1
-            self._queue.appendleft(exchange)
+        try:
+            if exchange.recover(error):
+                self.stats.retries += 1
+                self._queue.appendleft(exchange)
+                return
+        except S3Error as failure:
+            self._finish(exchange, exchange.explain(failure))
             return
         pause = self._policy.pause(
             error, exchange.attempts, was_reached=exchange.origin in self._reached, jitter=self._jitter()
