@@ -20,9 +20,10 @@ from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
     from s3torch.checkpoint import S3Checkpoint
-    from s3torch.datasets import S3IterableDataset, S3MapDataset
+    from s3torch.datasets import LookAheadBatchSampler, S3IterableDataset, S3MapDataset
 
 __all__ = [
+    "LookAheadBatchSampler",
     "ReaderType",
     "S3Checkpoint",
     "S3Client",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _NEED_TORCH = {
+    "LookAheadBatchSampler": "s3torch.datasets",
     "S3Checkpoint": "s3torch.checkpoint",
     "S3IterableDataset": "s3torch.datasets",
     "S3MapDataset": "s3torch.datasets",

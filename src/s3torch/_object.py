@@ -5,17 +5,106 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from s3torch._aws.operations import GetObject, Place
+from s3torch._aws.operations import GetObject, PlaceRange
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch._transfer.http1 import ContentRange
 from s3torch.errors import ObjectChangedError, ProtocolError
 
 if TYPE_CHECKING:
+    from s3torch._transfer.engine import Engine
     from s3torch.client import S3Client
     from s3torch.config import S3ClientConfig
 
-__all__ = ["RemoteObject"]
+__all__ = ["Fetch", "Place", "RemoteObject"]
+
+Place = Callable[[int], memoryview]
+
+
+class Fetch:
+    """A read that has begun: requests under way into memory.
+
+    If the size is unknown only the first part is requested at first; the head of its answer tells the size, and the
+    other parts follow while the first one's body is still arriving.
+
+    Args: see ``RemoteObject.fetch``.
+    """
+
+    def __init__(self, remote: RemoteObject, engine: Engine, start: int, stop: int | None, place: Place) -> None:
+        self.engine = engine
+        self._remote = remote
+        self._start = start
+        self._stop = stop
+        self._place = place
+        self._memory: memoryview | None = None
+        self._gets: list[GetObject] = []
+        self._began_without_size = remote.size is None
+        try:
+            self._begin()
+        except BaseException:
+            self.give_up()
+            raise
+
+    def finish(self) -> int:
+        """Wait until all has arrived; returns how many bytes that is.
+
+        Raises:
+            S3Error: It failed; no request is under way any more.
+        """
+        try:
+            if self._began_without_size:
+                self._await_size()
+            self.engine.wait(self._gets)
+        except BaseException:
+            self.engine.cancel(self._gets)
+            raise
+        finally:
+            # Slices of the destination must be gone before its owner can take the memory back.
+            gets, self._gets, self._memory = self._gets, [], None
+        return self._remote.conclude(gets)
+
+    def nudge(self) -> None:
+        """Send what can be sent now, without waiting."""
+        self.engine.nudge()
+
+    def give_up(self) -> None:
+        """Let go of it; safe from any thread and from the garbage collector."""
+        self.engine.give_up(self._gets)
+
+    def _begin(self) -> None:
+        start, size = self._start, self._remote.size
+        if size is None:
+            first_stop = start + self._remote.client_config.part_size
+            self._submit(start, first_stop if self._stop is None else min(first_stop, self._stop), self._place_first)
+        elif start < size:
+            self._memory = self._place(size)
+            self._submit_parts(start)
+
+    def _await_size(self) -> None:
+        first = self._gets[0]
+        while first.total is None and not first.is_done:
+            self.engine.turn()
+        if first.error is None:
+            self._remote.observe(first.total, first.etag)
+        if self._memory is not None:
+            self._submit_parts(first.stop)
+
+    def _place_first(self, content_range: ContentRange) -> memoryview:
+        self._memory = self._place(content_range.total or 0)
+        return self._memory[: content_range.stop - self._start]
+
+    def _submit_parts(self, begin: int) -> None:
+        size = self._remote.size
+        if self._memory is None or size is None:
+            raise AssertionError("parts of an object of unknown size")
+        end = size if self._stop is None else min(self._stop, size)
+        for left, right in plan.split(begin, end, self._remote.client_config.part_size):
+            self._submit(left, right, self._memory[left - self._start : right - self._start])
+
+    def _submit(self, start: int, stop: int, into: memoryview | PlaceRange) -> None:
+        get = self._remote.get(start, stop, into)
+        self._gets.append(get)
+        self.engine.submit(get)
 
 
 class RemoteObject:
@@ -58,7 +147,7 @@ class RemoteObject:
         """Return the size in bytes; asks for it (HeadObject) if no answer has told it yet."""
         if self.size is None:
             found = self._client.head_object(self.bucket, self.key, version_id=self.version_id)
-            self._observe(found.size, found.etag or None)
+            self.observe(found.size, found.etag or None)
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
@@ -90,11 +179,8 @@ class RemoteObject:
             self.fetch(start, stop, place)
         return buffer.to_bytes()
 
-    def fetch(self, start: int, stop: int | None, place: Callable[[int], memoryview]) -> int:
+    def fetch(self, start: int, stop: int | None, place: Place) -> int:
         """Read ``[start, stop)``, up to the object's end, into memory that is chosen once the size is known.
-
-        If the size is unknown, the head of the first part's answer tells it, and the other parts follow while the
-        first one's body is still arriving.
 
         Args:
             start: First byte.
@@ -104,65 +190,30 @@ class RemoteObject:
         Returns:
             How many bytes were read.
         """
-        gets: list[GetObject] = []
-        try:
-            self._fetch_parts(gets, start, stop, place)
-            self._client.engine().wait(gets)
-        except BaseException:
-            self._client.engine().cancel(gets)
-            raise
-        return self._conclude(gets)
+        return self.begin(start, stop, place).finish()
 
-    def _fetch_parts(
-        self, gets: list[GetObject], start: int, stop: int | None, place: Callable[[int], memoryview]
-    ) -> None:
-        """Submit the requests of ``fetch``, adding each to ``gets``."""
-        memory: memoryview | None = None
-        begun = start
-        if self.size is None:
+    def begin(self, start: int, stop: int | None, place: Place) -> Fetch:
+        """Begin what ``fetch`` does, and return without waiting; the transfers move whenever somebody waits."""
+        return Fetch(self, self._client.engine(), start, stop, place)
 
-            def place_first(content_range: ContentRange) -> memoryview:
-                nonlocal memory
-                memory = place(content_range.total or 0)
-                return memory[: content_range.stop - start]
-
-            begun = start + self._part_size if stop is None else min(stop, start + self._part_size)
-            gets.append(self._get(start, begun, place_first))
-            self._await_head(gets[0])
-        elif start < self.size:
-            memory = place(self.size)
-        if memory is not None and self.size is not None:
-            end = self.size if stop is None else min(stop, self.size)
-            for left, right in plan.split(begun, end, self._part_size):
-                gets.append(self._get(left, right, memory[left - start : right - start]))
-                self._client.engine().submit(gets[-1])
+    def is_current(self, fetch: Fetch) -> bool:
+        """Whether the calling thread of this process may wait for a fetch, because it has begun it."""
+        return fetch.engine is self._client.engine()
 
     @property
     def client_config(self) -> S3ClientConfig:
         """The client's configuration."""
         return self._client.s3client_config
 
-    @property
-    def _part_size(self) -> int:
-        return self.client_config.part_size
-
-    def _await_head(self, first: GetObject) -> None:
-        """Send the request that tells size and ETag; returns as soon as they are known."""
-        engine = self._client.engine()
-        engine.submit(first)
-        while first.total is None and not first.is_done:
-            engine.turn()
-        if first.error is None:
-            self._observe(first.total, first.etag)
-
-    def _get(self, start: int, stop: int, into: memoryview | Place) -> GetObject:
+    def get(self, start: int, stop: int, into: memoryview | PlaceRange) -> GetObject:
+        """Return the request for one part."""
         bucket = self._client.bucket(self.bucket)
         return GetObject(bucket, self.key, start, stop, into, etag=self.etag, version_id=self.version_id)
 
-    def _conclude(self, gets: list[GetObject]) -> int:
+    def conclude(self, gets: list[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
-            self._observe(get.total, get.etag)
+            self.observe(get.total, get.etag)
         size = self.size
         for get in gets:
             due = max(0, min(get.stop, size) - get.start) if size is not None else 0
@@ -174,7 +225,7 @@ class RemoteObject:
                 )
         return sum(get.filled for get in gets)
 
-    def _observe(self, size: int | None, etag: str | None) -> None:
+    def observe(self, size: int | None, etag: str | None) -> None:
         for name, known, found in (("size", self.size, size), ("ETag", self.etag, etag)):
             if known is not None and found is not None and known != found:
                 raise ObjectChangedError(

@@ -40,6 +40,8 @@ class S3ClientConfig:
         max_connections: Connections that one thread of this process keeps open at most.
         max_bytes_in_flight: Bytes of answers that one thread waits for at the same time, at most; a single larger
             request is sent alone.
+        max_objects_ahead: Objects that a dataset fetches at the same time at most, within ``max_bytes_in_flight``:
+            those of a batch, or those that come next in a stream. 1 fetches each object when it is its turn.
         connect_timeout: Seconds to establish a connection, TLS included.
         first_byte_timeout: Seconds from the end of the request to the first byte of the answer.
         stall_timeout: Seconds within which a transfer must move at least 1 KiB per second of them.
@@ -61,6 +63,7 @@ class S3ClientConfig:
     _: KW_ONLY
     max_connections: int = 64
     max_bytes_in_flight: int = 256 * MiB
+    max_objects_ahead: int = 64
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0
@@ -79,6 +82,7 @@ class S3ClientConfig:
         _require_int(self, "max_attempts", 1, 1000)
         _require_int(self, "max_connections", 1, 10_000)
         _require_int(self, "max_bytes_in_flight", MiB, None)
+        _require_int(self, "max_objects_ahead", 1, 100_000)
         for name in ("connect_timeout", "first_byte_timeout", "stall_timeout"):
             _require_positive(self, name)
         if self.throughput_target_gbps is not None:

@@ -16,7 +16,7 @@ from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
 
-__all__ = ["GetObject", "Operation", "Place", "PutObject", "Read", "UploadPart"]
+__all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
 
 _MAX_ERROR_BODY = 1024 * 1024
 _MAX_READ_BODY = 64 * 1024 * 1024
@@ -127,7 +127,7 @@ class Read(Operation):
         return None
 
 
-Place = Callable[[ContentRange], memoryview]
+PlaceRange = Callable[[ContentRange], memoryview]
 
 
 class GetObject(Operation):
@@ -158,7 +158,7 @@ class GetObject(Operation):
         key: str,
         start: int,
         stop: int,
-        into: memoryview | Place,
+        into: memoryview | PlaceRange,
         *,
         etag: str | None = None,
         version_id: str | None = None,

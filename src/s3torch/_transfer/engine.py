@@ -164,6 +164,7 @@ class Engine:
         self._connections: set[Connection] = set()
         self._memory_in_flight = 0
         self._flights: set[_Flight] = set()
+        self._given_up: deque[Sequence[Exchange]] = deque()
         self._failures = 0
         self._reached: set[Origin] = set()
         self._left_at = network.clock()
@@ -230,6 +231,16 @@ class Engine:
             self.reset()
             raise
 
+    def nudge(self) -> None:
+        """Send what is queued as far as that needs no waiting; see ``turn`` for interrupts."""
+        try:
+            self._start_queued(self._enter())
+            if self._queue:  # all connections are busy; some may have their answers already
+                self._turn(block=False)
+        except BaseException:
+            self.reset()
+            raise
+
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
         """Give exchanges up; the connections of those in flight are closed."""
         for exchange in exchanges:
@@ -238,6 +249,10 @@ class Engine:
             if exchange.flight is not None:
                 self._land(exchange.flight, keep=False)
             self._finish(exchange, ConnectionFailedError("The transfer was cancelled."))
+
+    def give_up(self, exchanges: Sequence[Exchange]) -> None:
+        """Cancel exchanges before the loop turns again; safe from any thread and from the garbage collector."""
+        self._given_up.append(exchanges)
 
     def reset(self) -> None:
         """Close all connections and fail all that is not done."""
@@ -274,15 +289,17 @@ class Engine:
             if exchange.error is not None:
                 raise exchange.error
 
-    def _turn(self) -> None:
+    def _turn(self, *, block: bool = True) -> None:
         now = self._enter()
+        while self._given_up:
+            self.cancel(self._given_up.popleft())
         failures = self._failures
         self._start_queued(now)
         if not self._flights and not self._later:
             if not self._queue and self._failures != failures:
                 return
             raise AssertionError("waiting for an exchange that was never submitted")
-        timeout = max(0.0, self._next_sweep - now)
+        timeout = max(0.0, self._next_sweep - now) if block else 0.0
         if self._later:
             timeout = min(timeout, max(0.0, self._later[0][0] - now))
         for connection, events in self._network.select(timeout):

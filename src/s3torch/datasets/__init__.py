@@ -3,5 +3,6 @@
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.sampling import LookAheadBatchSampler
 
-__all__ = ["ObjectTable", "S3BucketKeyData", "S3IterableDataset", "S3MapDataset"]
+__all__ = ["LookAheadBatchSampler", "ObjectTable", "S3BucketKeyData", "S3IterableDataset", "S3MapDataset"]

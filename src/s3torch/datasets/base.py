@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader, check_reader_config
@@ -59,11 +60,14 @@ class S3Dataset(Generic[T_co]):
         """The client that reads the objects; its ``stats`` count what this process transferred."""
         return self._client
 
-    def _sample(self, item: S3BucketKeyData) -> T_co:
-        reader = self._client.get_object(
+    def _open(self, item: S3BucketKeyData) -> S3Reader:
+        return self._client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
         )
-        return self._transform(reader)
+
+    def _new_look_ahead(self) -> LookAhead:
+        config = self._client.s3client_config
+        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
 
 
 def objects_under(s3_uri: str) -> GetDatasetObjects:

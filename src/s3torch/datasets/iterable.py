@@ -126,7 +126,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
-        return map(self._sample, shard(objects, position))
+        readers = enumerate(map(self._open, shard(objects, position)))
+        return map(self._transform, self._new_look_ahead().through(readers))
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsIndex, TypeVar
 
 from torch.utils.data import Dataset
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, S3Dataset, identity, objects_under
+from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.readers import S3Reader
 
@@ -54,6 +55,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
         self._listed: ObjectTable | None = None
+        self._ahead: LookAhead | None = None
 
     @classmethod
     def from_prefix(
@@ -117,7 +119,32 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             ArgumentTypeError: The index is no integer (slices are not supported).
             S3Error: The object could not be read.
         """
-        return self._sample(self._table[as_index("index", index)])
+        return self._transform(self._open(self._table[as_index("index", index)]))
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
+        """Return the samples of a batch, whose objects are fetched concurrently; a DataLoader calls this.
+
+        If ``indices`` come from a LookAheadBatchSampler, the objects of the next batch are begun as well.
+
+        Raises:
+            IndexError: There is no such object.
+            S3Error: An object could not be read; the other transfers are cancelled.
+        """
+        wanted = [as_index("index", index) for index in indices]
+        if self._transform is identity:  # its readers are kept, unread: there is nothing to hurry for
+            return [self[index] for index in wanted]
+        plan = [*wanted, *getattr(indices, "upcoming", ())]
+        if self._ahead is None:
+            self._ahead = self._new_look_ahead()
+        begun = self._ahead.indices
+        if begun != plan[: len(begun)]:
+            self._ahead.clear()
+            begun = []
+        readers = ((index, self._open(self._table[index])) for index in plan[len(begun) :])
+        return [self._transform(reader) for reader in self._ahead.through(readers, len(wanted))]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_ahead": None}
 
     @property
     def _table(self) -> ObjectTable:

@@ -194,6 +194,18 @@ class S3Reader(BinaryFile):
         """Refuse: a reader cannot write."""
         raise io.UnsupportedOperation(f"{self!r} is a reader; write by S3Client.put_object or S3Checkpoint.writer")
 
+    def prefetch(self) -> None:
+        """Begin to fetch what this kind of reader would fetch anyway, without waiting; most kinds: nothing.
+
+        What was begun moves on whenever the calling thread waits for any transfer.
+        """
+        self._check_open()
+
+    @property
+    def footprint(self) -> int:
+        """The bytes of memory that reading it takes at most, as far as can be told without asking."""
+        return 0
+
     @abstractmethod
     def _read_at(self, start: int, stop: int | None) -> bytes:
         """Return the bytes ``[start, stop)``, or fewer if the object ends before; None means the end."""

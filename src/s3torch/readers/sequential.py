@@ -14,7 +14,7 @@ from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
 
 if TYPE_CHECKING:
-    from s3torch._object import RemoteObject
+    from s3torch._object import Fetch, RemoteObject
 
 __all__ = ["SequentialS3Reader"]
 
@@ -27,6 +27,7 @@ class SequentialS3Reader(S3Reader):
 
     def __init__(self, remote: RemoteObject) -> None:
         super().__init__(remote)
+        self._pending: Fetch | None = None
         self._forget()
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -34,12 +35,32 @@ class SequentialS3Reader(S3Reader):
         self._forget()
 
     def close(self) -> None:
-        """Close it and release what it holds."""
+        """Close it, release what it holds, and cancel what was prefetched."""
         if not self.closed:
+            if self._pending is not None:
+                self._pending.give_up()
             self._forget()
         super().close()
 
+    def prefetch(self) -> None:
+        """Begin to fetch the object, as much of it as may be in flight at once, without waiting.
+
+        What was begun moves on whenever the calling thread waits for any transfer. It is lost, and fetched again, if
+        the reader is then used in another thread or process.
+        """
+        super().prefetch()
+        if self._complete is None and self._pending is None and not self._fetched:
+            self._pending = self._begin(self.footprint)
+            self._pending.nudge()
+
+    @property
+    def footprint(self) -> int:
+        """The bytes that ``prefetch`` fetches at most."""
+        config, size = self._remote.client_config, self._remote.size
+        return config.part_size if size is None else min(size, config.max_bytes_in_flight)
+
     def _forget(self) -> None:
+        self._pending = None
         self._complete: bytes | None = None
         self._buffer: BytesBuffer | None = None
         self._fetched = 0
@@ -80,9 +101,23 @@ class SequentialS3Reader(S3Reader):
         """Have at least ``[0, stop)`` of the object, or all of it for None."""
         if self._complete is not None or (stop is not None and stop <= self._fetched):
             return
-        if stop is not None:
-            stop = max(stop, self._fetched + self._next_window())
-        self._fetched += self._remote.fetch(self._fetched, stop, self._room)
+        self._take(self._pending)
+        if stop is None or stop > self._fetched:
+            self._take(self._begin(stop if stop is None else max(stop, self._fetched + self._next_window())))
+
+    def _begin(self, stop: int | None) -> Fetch:
+        return self._remote.begin(self._fetched, stop, self._room)
+
+    def _take(self, fetch: Fetch | None) -> None:
+        """Wait for a fetch that was begun where the buffer ends."""
+        self._pending = None
+        if fetch is None or self._complete is not None:
+            return
+        if not self._remote.is_current(fetch):
+            fetch.give_up()
+            self._buffer = None  # the other thread's loop may still write there
+            return
+        self._fetched += fetch.finish()
         if self._fetched == self._remote.size:
             self._complete = self._buffer.to_bytes() if self._buffer is not None else b""
             self._buffer = None
