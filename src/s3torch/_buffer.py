@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, SupportsIndex
+import sys
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["as_index", "readable_bytes", "writable_bytes"]
+__all__ = ["as_index", "check_range", "readable_bytes", "writable_bytes"]
 
 
 def writable_bytes(buffer: Buffer) -> memoryview:
@@ -34,16 +35,26 @@ def readable_bytes(buffer: Buffer) -> memoryview:
         ArgumentError: It is not C-contiguous.
     """
     try:
-        view = memoryview(buffer)
+        view = memoryview(_numpy_view(buffer))
     except TypeError as error:
         raise ArgumentTypeError(
             f"A bytes-like object (bytearray, memoryview, numpy array, ...) is needed, got {type(buffer).__name__}. "
-            "Pass a torch tensor as tensor.numpy()."
+            "A torch tensor must be on the CPU."
         ) from error
     if not view.c_contiguous:
         raise ArgumentError(f"A C-contiguous buffer is needed; this {type(buffer).__name__} has gaps or another order.")
     # memoryview.cast refuses shapes that contain a zero.
     return view.cast("B") if view.nbytes else memoryview(bytearray())
+
+
+def _numpy_view(buffer: Any) -> Any:  # noqa: ANN401  # whatever a caller may hand in
+    """Return a CPU tensor as an array of its bytes, since torch has no buffer protocol; anything else as it is."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(buffer, torch.Tensor) or buffer.device.type != "cpu":
+        return buffer
+    if not buffer.is_contiguous():
+        raise ArgumentError("A contiguous tensor is needed: call tensor.contiguous() first.")
+    return buffer.detach().reshape(-1).view(torch.uint8).numpy()
 
 
 def as_index(name: str, value: SupportsIndex) -> int:
@@ -56,3 +67,16 @@ def as_index(name: str, value: SupportsIndex) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ArgumentTypeError(f"{name} must be an integer, got {value!r}.") from error
+
+
+def check_range(start: SupportsIndex, stop: SupportsIndex | None) -> tuple[int, int | None]:
+    """Return a half-open range of bytes; None means the end.
+
+    Raises:
+        ArgumentError: It is negative or backwards.
+        ArgumentTypeError: It is not made of integers.
+    """
+    first, end = as_index("start", start), None if stop is None else as_index("stop", stop)
+    if first < 0 or (end is not None and end < first):
+        raise ArgumentError(f"The range [{start}, {stop}) cannot be read: it must be 0 <= start <= stop.")
+    return first, end

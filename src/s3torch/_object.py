@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from s3torch import _buffer
 from s3torch._aws.operations import GetObject, PlaceRange
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch._transfer.http1 import ContentRange
-from s3torch.errors import ObjectChangedError, ProtocolError
+from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from s3torch._transfer.engine import Engine
     from s3torch.client import S3Client
     from s3torch.config import S3ClientConfig
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Fetch", "Place", "RemoteObject"]
 
 Place = Callable[[int], memoryview]
+
+# One request of S3 costs the time of some hundred kB: reading that much for nothing is cheaper than another. Not tuned.
+DEFAULT_MAX_GAP = 128 * 1024
+# Bytes of the memory that gaps between ranges are received into, again and again.
+_SCRATCH = 64 * 1024
 
 
 class Fetch:
@@ -99,9 +108,9 @@ class Fetch:
             raise AssertionError("parts of an object of unknown size")
         end = size if self._stop is None else min(self._stop, size)
         for left, right in plan.split(begin, end, self._remote.client_config.part_size):
-            self._submit(left, right, self._memory[left - self._start : right - self._start])
+            self._submit(left, right, [self._memory[left - self._start : right - self._start]])
 
-    def _submit(self, start: int, stop: int, into: memoryview | PlaceRange) -> None:
+    def _submit(self, start: int, stop: int, into: Sequence[memoryview] | PlaceRange) -> None:
         get = self._remote.get(start, stop, into)
         self._gets.append(get)
         self.engine.submit(get)
@@ -196,6 +205,56 @@ class RemoteObject:
         """Begin what ``fetch`` does, and return without waiting; the transfers move whenever somebody waits."""
         return Fetch(self, self._client.engine(), start, stop, place)
 
+    def read_vector(
+        self, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer] | None, max_gap: int
+    ) -> list[bytes] | None:
+        """Check ranges and memory, and read; see ``S3Client.read_ranges``."""
+        wanted = [(start, stop or 0) for start, stop in (_buffer.check_range(*pair) for pair in ranges)]
+        if _buffer.as_index("max_gap", max_gap) < 0:
+            raise ArgumentError(f"max_gap={max_gap} cannot be: it must be at least 0.")
+        if into is None:
+            buffers = [BytesBuffer(stop - start) for start, stop in wanted]
+            self.read_ranges(wanted, [buffer.view for buffer in buffers], max_gap)
+            return [buffer.to_bytes() for buffer in buffers]
+        views = [_buffer.writable_bytes(memory) for memory in into]
+        sizes = [len(view) for view in views]
+        if sizes != [stop - start for start, stop in wanted]:
+            raise ArgumentError(f"into has memory of {sizes} bytes for the ranges {wanted}: each must have its size.")
+        self.read_ranges(wanted, views, max_gap)
+        return None
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int) -> None:
+        """Read many ranges concurrently, near ones by one request.
+
+        Args:
+            ranges: Half-open.
+            views: Memory of each range's size.
+            max_gap: See ``plan.coalesce``.
+
+        Raises:
+            ArgumentError: A range reaches beyond the object's end.
+        """
+        part_size = self.client_config.part_size
+        gets = []
+        for group in plan.coalesce(ranges, max_gap, part_size):
+            if len(group) == 1:
+                start, stop = ranges[group[0]]
+                view = views[group[0]]
+                parts = plan.split(start, stop, part_size)
+                gets += [self.get(left, right, [view[left - start : right - start]]) for left, right in parts]
+            else:
+                pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
+                gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
+        self._client.engine().run(gets)
+        self.conclude(gets)
+        for start, stop in ranges:
+            if self.size is not None and stop > self.size and stop > start:
+                raise ArgumentError(
+                    f"The range [{start}, {stop}) reaches beyond the {self.size} bytes of s3://{self.bucket}/{self.key}.",
+                    bucket=self.bucket,
+                    key=self.key,
+                )
+
     def is_current(self, fetch: Fetch) -> bool:
         """Whether the calling thread of this process may wait for a fetch, because it has begun it."""
         return fetch.engine is self._client.engine()
@@ -205,7 +264,7 @@ class RemoteObject:
         """The client's configuration."""
         return self._client.s3client_config
 
-    def get(self, start: int, stop: int, into: memoryview | PlaceRange) -> GetObject:
+    def get(self, start: int, stop: int, into: Sequence[memoryview] | PlaceRange) -> GetObject:
         """Return the request for one part."""
         bucket = self._client.bucket(self.bucket)
         return GetObject(bucket, self.key, start, stop, into, etag=self.etag, version_id=self.version_id)
@@ -236,3 +295,15 @@ class RemoteObject:
                 )
         self.size = size if size is not None else self.size
         self.etag = etag or self.etag
+
+
+def _pieces(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[memoryview]:
+    """Return the memory of ranges that follow one another, with memory to throw away for the gaps between them."""
+    scratch = memoryview(bytearray(min(_SCRATCH, max(right[0] - left[1] for left, right in pairwise(ranges)))))
+    pieces: list[memoryview] = []
+    end = ranges[0][0]
+    for (start, stop), view in zip(ranges, views, strict=True):
+        pieces += [scratch[: right - left] for left, right in plan.split(end, start, _SCRATCH)]
+        pieces.append(view)
+        end = stop
+    return pieces

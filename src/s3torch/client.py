@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, overload
@@ -18,7 +18,7 @@ from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters,
 from s3torch._aws.operations import Read
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
-from s3torch._object import RemoteObject
+from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.connection import Network
 from s3torch._transfer.engine import Engine, Limits
 from s3torch._transfer.retry import RetryPolicy
@@ -182,7 +182,7 @@ class S3Client:
             S3Error: Any other failure; ``into`` may be partly overwritten then.
         """
         _check_names(bucket, key)
-        start, stop = _check_range(start, stop)
+        start, stop = _buffer.check_range(start, stop)
         remote = RemoteObject(self, bucket, key)
         if into is None:
             return remote.read(start, stop)
@@ -192,6 +192,44 @@ class S3Client:
                 raise ArgumentError(f"into has {len(view)} bytes, and the range [{start}, {stop}) {stop - start}.")
             view = view[: stop - start]
         return remote.read_into(start, view)
+
+    @overload
+    def read_ranges(
+        self, bucket: str, key: str, ranges: Iterable[tuple[int, int]], into: None = None, *, max_gap: int = ...
+    ) -> list[bytes]: ...
+    @overload
+    def read_ranges(
+        self, bucket: str, key: str, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer], *, max_gap: int = ...
+    ) -> None: ...
+    def read_ranges(
+        self,
+        bucket: str,
+        key: str,
+        ranges: Iterable[tuple[int, int]],
+        into: Iterable[Buffer] | None = None,
+        *,
+        max_gap: int = DEFAULT_MAX_GAP,
+    ) -> list[bytes] | None:
+        """Read many ranges of an object concurrently, those that lie near each other by one request.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            ranges: ``(start, stop)`` each, half-open, in any order; they may overlap.
+            into: Writable C-contiguous memory (or CPU tensors) of each range's size. None returns bytes.
+            max_gap: Bytes between two ranges that are read for nothing rather than sending another request.
+
+        Returns:
+            The bytes of each range, in the order of ``ranges``; None if ``into`` was given.
+
+        Raises:
+            ArgumentError: A range is negative, backwards or reaches beyond the object's end, or its memory does not
+                fit.
+            NotFoundError: There is no such bucket or object.
+            S3Error: Any other failure; the memory may be partly overwritten then.
+        """
+        _check_names(bucket, key)
+        return RemoteObject(self, bucket, key).read_vector(ranges, into, max_gap)
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Return size, ETag and the like of an object.
@@ -388,14 +426,6 @@ def _check_names(bucket: str, key: str) -> None:
             raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")
     if not bucket:
         raise ArgumentError("Bucket should be specified: it is empty.")
-
-
-def _check_range(start: int, stop: int | None) -> tuple[int, int | None]:
-    start = _buffer.as_index("start", start)
-    stop = None if stop is None else _buffer.as_index("stop", stop)
-    if start < 0 or (stop is not None and stop < start):
-        raise ArgumentError(f"The range [{start}, {stop}) cannot be read: it must be 0 <= start <= stop.")
-    return start, stop
 
 
 def _http_date(text: str) -> int:

@@ -141,7 +141,8 @@ class GetObject(Operation):
         key: Of the object.
         start: First byte.
         stop: The byte after the last; the object may end before it.
-        into: Memory of ``stop - start`` bytes, or what returns memory for the answered range once that is known.
+        into: Memory of ``stop - start`` bytes, in one or several pieces; or what returns memory for the answered range
+            once that is known.
         etag: What the object's ETag must be, or None for any.
         version_id: The version to read, or None for the newest.
 
@@ -158,7 +159,7 @@ class GetObject(Operation):
         key: str,
         start: int,
         stop: int,
-        into: memoryview | PlaceRange,
+        into: Sequence[memoryview] | PlaceRange,
         *,
         etag: str | None = None,
         version_id: str | None = None,
@@ -170,7 +171,7 @@ class GetObject(Operation):
         self.etag = etag
         self.total: int | None = None
         self._into = into
-        self._destination: Destination | None = Destination(into) if isinstance(into, memoryview) else None
+        self._destination: Destination | None = None if callable(into) else Destination(*into)
 
     @property
     def filled(self) -> int:
@@ -200,7 +201,7 @@ class GetObject(Operation):
         if content_range.total == 0:
             return None
         if self._destination is None:
-            if isinstance(self._into, memoryview):
+            if not callable(self._into):
                 raise AssertionError("memory without a destination")
             self._destination = Destination(self._into(content_range))
         yield from http1.read_body(inbox, head, self._destination, content_range.stop - begin)

@@ -84,14 +84,34 @@ class Destination:
     """Memory that a body fills from the front.
 
     Args:
-        view: Writable memory, one byte an item, of exactly the size that is expected.
+        pieces: Writable memory, one byte an item, of exactly the size that is expected in all; one piece is filled
+            after the other.
+
+    Attributes:
+        filled: Bytes that arrived, over all pieces.
     """
 
-    __slots__ = ("filled", "view")
+    __slots__ = ("_offset", "_pieces", "_place", "filled")
 
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
+    def __init__(self, *pieces: memoryview) -> None:
         self.filled = 0
+        self._pieces = pieces
+        self._place = 0
+        self._offset = 0
+
+    def room(self, stop: int) -> memoryview:
+        """Return where the next bytes go, up to the ``stop``-th of all."""
+        piece = self._pieces[self._place]
+        while self._offset == len(piece):
+            self._place += 1
+            self._offset = 0
+            piece = self._pieces[self._place]
+        return piece[self._offset : self._offset + stop - self.filled]
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes arrived in the room."""
+        self._offset += count
+        self.filled += count
 
 
 class Head(NamedTuple):
@@ -277,16 +297,15 @@ def read_body(inbox: Inbox, head: Head, destination: Destination, length: int) -
 
 
 def _fill(inbox: Inbox, destination: Destination, stop: int) -> Response:
-    view = destination.view
-    if len(inbox):
-        destination.filled += inbox.take_into(view[destination.filled : stop])
+    while len(inbox) and destination.filled < stop:
+        destination.advance(inbox.take_into(destination.room(stop)))
     while destination.filled < stop:
-        count = yield view[destination.filled : stop]
+        count = yield destination.room(stop)
         if not count:
             raise TruncatedBodyError(
                 f"The connection ended after {destination.filled} of {stop} bytes of the answer's body."
             )
-        destination.filled += count
+        destination.advance(count)
 
 
 def _expect_end(inbox: Inbox, length: int) -> Response:

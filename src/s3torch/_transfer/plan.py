@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["split", "upload_part_size"]
+from collections.abc import Sequence
+
+__all__ = ["coalesce", "split", "upload_part_size"]
 
 # Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 MAX_PART_SIZE = 5 * 1024**3
@@ -19,6 +21,32 @@ def split(start: int, stop: int, part_size: int) -> list[tuple[int, int]]:
         The ranges in order; none when ``stop <= start``.
     """
     return [(left, min(left + part_size, stop)) for left in range(start, stop, part_size)]
+
+
+def coalesce(ranges: Sequence[tuple[int, int]], max_gap: int, max_size: int) -> list[list[int]]:
+    """Group ranges that are better read by one request.
+
+    Args:
+        ranges: Half-open, in any order. Those that overlap stay apart: each byte of a group has one place to go.
+        max_gap: Bytes between two ranges that are read for nothing rather than sending another request.
+        max_size: Bytes of a group, gaps included, at most; a single larger range is a group of its own.
+
+    Returns:
+        The groups: indices into ``ranges``, each group in the order of its bytes. Empty ranges are in none.
+    """
+    groups: list[list[int]] = []
+    begin = end = 0
+    for index in sorted(range(len(ranges)), key=lambda index: ranges[index]):
+        start, stop = ranges[index]
+        if start == stop:
+            continue
+        if groups and end <= start <= end + max_gap and stop - begin <= max_size:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            begin = start
+        end = stop
+    return groups
 
 
 def upload_part_size(part_number: int, part_size: int) -> int:

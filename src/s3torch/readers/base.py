@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from s3torch import _buffer
 from s3torch._file import BinaryFile
+from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.errors import ArgumentError, ClosedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
-    from s3torch._object import RemoteObject
 
 __all__ = ["S3Reader"]
 
@@ -170,6 +172,17 @@ class S3Reader(BinaryFile):
     def readinto1(self, buffer: Buffer, /) -> int:
         """Read into memory; the same as ``readinto``."""
         return self.readinto(buffer)
+
+    def read_ranges(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        into: Iterable[Buffer] | None = None,
+        *,
+        max_gap: int = DEFAULT_MAX_GAP,
+    ) -> list[bytes] | None:
+        """Read many ranges concurrently; the position stays where it is. See ``S3Client.read_ranges``."""
+        self._check_open()
+        return self._remote.read_vector(ranges, into, max_gap)
 
     def readline(self, size: SupportsIndex | None = -1, /) -> bytes:
         """Read up to and including the next newline, at most ``size`` bytes."""
