@@ -124,9 +124,7 @@ def test_numbers_out_of_range(name: str, value: int, bounds: str):
     assert str(caught.value) == f"S3ClientConfig({name}={value}) is out of range: it must be {bounds}."
 
 
-@pytest.mark.parametrize(
-    "name", ["throughput_target_gbps", "connect_timeout", "first_byte_timeout", "stall_timeout"]
-)
+@pytest.mark.parametrize("name", ["throughput_target_gbps", "connect_timeout", "first_byte_timeout", "stall_timeout"])
 @pytest.mark.parametrize("value", [0, 0.0, -1, -0.5, math.inf, -math.inf, math.nan])
 def test_numbers_that_are_not_positive(name: str, value: float):
     """Times and rates are finite and above 0; anything else is refused by name and value."""
@@ -135,9 +133,7 @@ def test_numbers_that_are_not_positive(name: str, value: float):
     assert str(caught.value) == f"S3ClientConfig({name}={value}) must be a finite number above 0."
 
 
-@pytest.mark.parametrize(
-    "name", ["throughput_target_gbps", "connect_timeout", "first_byte_timeout", "stall_timeout"]
-)
+@pytest.mark.parametrize("name", ["throughput_target_gbps", "connect_timeout", "first_byte_timeout", "stall_timeout"])
 def test_numbers_beyond_floats(name: str):
     """A time or rate that no float can hold is refused by name, like infinity."""
     with pytest.raises(ConfigError, match=rf"S3ClientConfig\({name}="):

@@ -207,95 +207,129 @@ ANSWERS = [
     (
         (_OBJECT, 404, {}, "NoSuchKey", "The specified key does not exist."),
         ObjectNotFoundError,
-        "s3://photos/cat/1.jpg does not exist at https://photos.s3.example:443. "
-        "Keys are case-sensitive; list the prefix to see what is there.",
+        (
+            "s3://photos/cat/1.jpg does not exist at https://photos.s3.example:443. "
+            "Keys are case-sensitive; list the prefix to see what is there."
+        ),
     ),
     (
         (_BUCKET, 404, {}, "NoSuchBucket", "The specified bucket does not exist"),
         BucketNotFoundError,
-        "Bucket 'photos' of s3://photos does not exist at https://photos.s3.example:443. "
-        "Check its name, the endpoint and the account.",
+        (
+            "Bucket 'photos' of s3://photos does not exist at https://photos.s3.example:443. "
+            "Check its name, the endpoint and the account."
+        ),
     ),
     (
         (_OBJECT, 404, {}, "NoSuchBucket", "The specified bucket does not exist"),
         BucketNotFoundError,
-        "Bucket 'photos' of s3://photos/cat/1.jpg does not exist at https://photos.s3.example:443. "
-        "Check its name, the endpoint and the account.",
+        (
+            "Bucket 'photos' of s3://photos/cat/1.jpg does not exist at https://photos.s3.example:443. "
+            "Check its name, the endpoint and the account."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "AccessDenied", "Access Denied"),
         AccessDeniedError,
-        "GetObject on s3://photos/cat/1.jpg is forbidden (Access Denied). "
-        "Allow s3:GetObject to these credentials, or check which credentials are used.",
+        (
+            "GetObject on s3://photos/cat/1.jpg is forbidden (Access Denied). "
+            "Allow s3:GetObject to these credentials, or check which credentials are used."
+        ),
     ),
     (
         (_BUCKET, 403, {}, "", ""),
         AccessDeniedError,
-        "ListObjectsV2 on s3://photos is forbidden. "
-        "Allow s3:ListBucket to these credentials, or check which credentials are used.",
+        (
+            "ListObjectsV2 on s3://photos is forbidden. "
+            "Allow s3:ListBucket to these credentials, or check which credentials are used."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "InvalidAccessKeyId", "unknown"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
-        "the access key is unknown there. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "the access key is unknown there. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "SignatureDoesNotMatch", "no"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
-        "the secret key does not fit the access key, or a proxy changes requests on their way. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "the secret key does not fit the access key, or a proxy changes requests on their way. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 400, {}, "ExpiredToken", "no"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: they have expired. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "they have expired. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 400, {}, "TokenRefreshRequired", "no"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: they have expired. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "they have expired. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 400, {}, "InvalidToken", "no"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
-        "the session token is not valid for them. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "the session token is not valid for them. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "InvalidSecurity", "no"),
         CredentialsError,
-        "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: they are not valid. "
-        "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE.",
+        (
+            "https://photos.s3.example:443 does not accept the credentials for s3://photos/cat/1.jpg: "
+            "they are not valid. "
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "RequestTimeTooSkewed", "no"),
         ClockSkewError,
-        "This machine's clock is too far from that of https://photos.s3.example:443 to sign a request for "
-        "s3://photos/cat/1.jpg. Set it (NTP).",
+        (
+            "This machine's clock is too far from that of https://photos.s3.example:443 to sign a request for "
+            "s3://photos/cat/1.jpg. Set it (NTP)."
+        ),
     ),
     (
         (_OBJECT, 301, {"x-amz-bucket-region": "eu-west-1"}, "PermanentRedirect", "no"),
         RegionError,
-        "Bucket 'photos' of s3://photos/cat/1.jpg lies in region 'eu-west-1'; the request went to "
-        "https://photos.s3.example:443. Pass region='eu-west-1' or set AWS_REGION.",
+        (
+            "Bucket 'photos' of s3://photos/cat/1.jpg lies in region 'eu-west-1'; the request went to "
+            "https://photos.s3.example:443. Pass region='eu-west-1' or set AWS_REGION."
+        ),
     ),
     (
         (_OBJECT, 301, {}, "", ""),
         RegionError,
-        "Bucket 'photos' of s3://photos/cat/1.jpg lies in another region; the request went to "
-        "https://photos.s3.example:443. Pass the bucket's region=... or set AWS_REGION.",
+        (
+            "Bucket 'photos' of s3://photos/cat/1.jpg lies in another region; the request went to "
+            "https://photos.s3.example:443. Pass the bucket's region=... or set AWS_REGION."
+        ),
     ),
     (
         (_OBJECT, 412, {}, "PreconditionFailed", "no"),
         ObjectChangedError,
-        "s3://photos/cat/1.jpg was replaced while it was read: its ETag is no longer the one that reading began with. "
-        "Open it again to read the new version.",
+        (
+            "s3://photos/cat/1.jpg was replaced while it was read: "
+            "its ETag is no longer the one that reading began with. "
+            "Open it again to read the new version."
+        ),
     ),
     (
         (_OBJECT, 403, {}, "InvalidObjectState", "no"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
@@ -98,8 +99,8 @@ class S3ClientConfig:
         """How many connections one thread may have open."""
         if self.throughput_target_gbps is None:
             return self.max_connections
-        needed = math.ceil(self.throughput_target_gbps * 1e9 / 8 / _BYTES_PER_SECOND_OF_A_CONNECTION)
-        return min(self.max_connections, needed)
+        needed = self.throughput_target_gbps * 1e9 / 8 / _BYTES_PER_SECOND_OF_A_CONNECTION
+        return math.ceil(min(self.max_connections, needed))
 
 
 class ReaderType(Enum):
@@ -182,5 +183,5 @@ def _require_positive(config: object, name: str) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ArgumentTypeError(f"{type(config).__name__}({name}=...) must be a number, got {value!r}.")
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value <= sys.float_info.max:
         raise ConfigError(f"{type(config).__name__}({name}={value}) must be a finite number above 0.")

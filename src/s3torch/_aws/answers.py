@@ -150,7 +150,7 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code in _THROTTLING_CODES or status in (429, 503):
         return ThrottledError, f"{subject.where} asks for fewer requests ({subject.operation} on {subject})."
-    if status >= 500 or code == "RequestTimeout" or status == 307:
+    if (status >= 500 and status != 501) or code == "RequestTimeout" or status in (307, 408):
         reason = f": {document.message}" if document.message else ""
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"

@@ -6,9 +6,10 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
@@ -127,20 +128,23 @@ def _parse(document: bytes) -> _Element:
     parser.StartDoctypeDeclHandler = refuse_doctype
     try:
         parser.Parse(document, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
         raise ProtocolError(f"A page of a listing is not well-formed XML: {error}.") from error
     return top.children[0]
 
 
+_SIZE = re.compile(r"[0-9]{1,18}")
+
+
 def _object_info(element: _Element, *, is_encoded: bool) -> ObjectInfo:
     values = {child.name: child.text for child in element.children}
-    size = int(values.get("Size", ""))
-    if size < 0:
-        raise ValueError(f"size {size}")
+    key, size = values.get("Key", ""), values.get("Size", "")
+    if not key or _SIZE.fullmatch(size) is None:
+        raise ValueError(f"key {key!r}, size {size[:40]!r}")
     return ObjectInfo(
-        _decode(values.get("Key", ""), is_encoded=is_encoded),
+        _decode(key, is_encoded=is_encoded),
         values.get("ETag", ""),
-        size,
+        int(size),
         _seconds(values.get("LastModified", "")),
         values.get("StorageClass") or None,
     )
@@ -152,4 +156,7 @@ def _decode(text: str, *, is_encoded: bool) -> str:
 
 def _seconds(text: str) -> int:
     """Return an ISO 8601 time as seconds since the epoch; 0 where a server leaves it out."""
-    return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()) if text else 0
+    if not text:
+        return 0
+    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return int((time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp())

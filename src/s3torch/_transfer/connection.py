@@ -279,7 +279,8 @@ class Network:
             ConnectionFailedError: The host has no address, or none that can be tried.
         """
         addresses = self._addresses_of(origin)
-        addresses.append(addresses.pop(0))  # the next connection begins with the next address
+        addresses += addresses[:1]
+        del addresses[:1]  # the next connection begins with the next address
         return Connection(origin, addresses, self._selector, self._tls() if origin.scheme == "https" else None)
 
     def select(self, timeout: float) -> list[tuple[Connection, int]]:

@@ -345,7 +345,7 @@ class Engine:
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if self._network.clock() - connection.idle_since < _IDLE_LIFETIME:
+            if self._network.clock() - connection.idle_since < _IDLE_LIFETIME and _is_quiet(connection):
                 return connection
             self._discard(connection)
         if len(self._connections) >= self._limits.connections and not self._close_one_idle():
@@ -452,6 +452,8 @@ class Engine:
             flight.received += received
             self.stats.bytes_received += received
             raise
+        if received and not flight.received:
+            flight.mark, flight.moved_at_mark = self._now(), flight.moved
         flight.want = want
         flight.received += received
         flight.moved += received
@@ -534,3 +536,11 @@ class Engine:
             what = flight.overdue(now, self._limits)
             if what is not None:
                 self._break(flight, DeadlineError(f"{what}."))
+
+
+def _is_quiet(connection: Connection) -> bool:
+    """Whether nothing came on an idle connection, neither its end nor bytes that would pass for the next answer."""
+    try:
+        return connection.recv_into(connection.inbox.view[:1]) is None
+    except S3Error:
+        return False

@@ -43,6 +43,7 @@ Response = Generator[memoryview, int, None]
 # Heads of S3 are below 2 KiB. The bound is what nginx and Apache together would ever send by default; not tuned.
 _MAX_HEAD = 64 * 1024
 _MAX_FIELDS = 256
+_MAX_INTERIM_HEADS = 16
 # Room of one receive while a head is read: all of a usual head, and little of the body, which has to be copied out.
 _HEAD_ROOM = 4096
 _MAX_CHUNK_LINE = 256
@@ -206,6 +207,8 @@ def parse_content_range(text: str) -> ContentRange:
     first, last, total_text = match.groups()
     total = None if total_text == "*" else int(total_text)
     if first is None:
+        if total is None:
+            raise ProtocolError(f"The answer's Content-Range is {text!r}, which says nothing (RFC 9110 14.4).")
         return ContentRange(0, 0, total)
     start, stop = int(first), int(last) + 1
     if stop <= start or (total is not None and stop > total):
@@ -239,7 +242,7 @@ def parse_head(head: bytes) -> Head:
 
 def _refuse_contradiction(pairs: list[tuple[str, str]]) -> None:
     for framing in ("content-length", "transfer-encoding"):
-        if len({value.strip() for name, value in pairs if name.lower() == framing}) > 1:
+        if len({value.rstrip(" \t") for name, value in pairs if name.lower() == framing}) > 1:
             raise ProtocolError(f"The answer's head has two different values of {framing}.")
 
 
@@ -250,10 +253,11 @@ def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
         ConnectionFailedError: The connection ended before the head did.
         ProtocolError: What came is not a head, or is larger than 64 KiB.
     """
-    while True:
+    for _ in range(_MAX_INTERIM_HEADS):
         head = yield from _read_any_head(inbox)
         if head.status >= 200:
             return head
+    raise ProtocolError(f"More than {_MAX_INTERIM_HEADS} interim answers came before the answer.")
 
 
 def _read_any_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
@@ -310,7 +314,8 @@ def _fill(inbox: Inbox, destination: Destination, stop: int) -> Response:
 
 def _expect_end(inbox: Inbox, length: int) -> Response:
     if not len(inbox):
-        inbox.end += yield inbox.room()
+        count = yield inbox.room()  # room() may move the end: it must not be read before
+        inbox.end += count
     if len(inbox):
         raise ProtocolError(f"The answer's body is longer than the {length} bytes that are due.")
 
@@ -332,7 +337,7 @@ def _read_chunks(inbox: Inbox, destination: Destination, stop: int) -> Response:
 
 def _read_chunk_size(inbox: Inbox) -> Generator[memoryview, int, int]:
     line = yield from _read_line(inbox)
-    text = line.partition(b";")[0].strip()
+    text = line.partition(b";")[0].rstrip(b" \t")
     if re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text) is None:
         raise ProtocolError(f"A chunk of the answer's body has the size {text[:40]!r}, which is not a number.")
     return int(text, 16)
@@ -349,14 +354,13 @@ def _read_line(inbox: Inbox) -> Generator[memoryview, int, bytes]:
     """Read up to the next CRLF; returns the line without it."""
     while True:
         end = inbox.memory.find(b"\r\n", inbox.start, inbox.end)
+        if (end if end >= 0 else inbox.end - 1) - inbox.start > _MAX_CHUNK_LINE:
+            raise ProtocolError("A line between the chunks of the answer's body is too long.")
         if end >= 0:
             line = bytes(inbox.view[inbox.start : end])
             inbox.start = end + 2
             return line
-        room = inbox.room()
-        if len(inbox) > _MAX_CHUNK_LINE or not room:
-            raise ProtocolError("A line between the chunks of the answer's body is too long.")
-        count = yield room[:_MAX_CHUNK_LINE]
+        count = yield inbox.room()[:_MAX_CHUNK_LINE]
         if not count:
             raise TruncatedBodyError("The connection ended between two chunks of the answer's body.")
         inbox.end += count

@@ -50,7 +50,7 @@ class ObjectTable:
         keys = bytearray()
         self._ends = array("Q")
         self._sizes = array("q")
-        self._bucket_of = array("L")
+        self._bucket_of = array("I")
         numbers: dict[str, int] = {}
         for bucket, key, object_info in objects:
             keys += key.encode("utf-8", "surrogatepass")

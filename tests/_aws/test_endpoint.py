@@ -1,0 +1,125 @@
+"""Tests of where a bucket answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._transfer.connection import Origin
+from s3torch.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://s3.example.com",
+        "https://s3.example.com/",
+        "http://localhost:9000",
+        "http://127.0.0.1:65535",
+        "http://[::1]:9000",
+        "HTTPS://S3.Example.com",
+        "https://gateway.example.com/s3/v1",
+        "http://minio",
+    ],
+)
+def test_good_endpoints(url: str):
+    """An endpoint with scheme, host and perhaps port and path is returned as it is."""
+    assert check_endpoint_url(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "s3.example.com",
+        "localhost:9000",
+        "127.0.0.1:9000",
+        "//s3.example.com",
+        "ftp://s3.example.com",
+        "s3://bucket",
+        "https://",
+        "https://:9000",
+        "https:///path",
+        "https://s3.example.com:0",
+        "https://s3.example.com?x=y",
+        "https://s3.example.com/#f",
+    ],
+)
+def test_bad_endpoints(url: str):
+    """An endpoint that cannot be used is refused; the error shows it and how to write one."""
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint_url(url)
+    assert str(caught.value) == (f"The endpoint {url!r} cannot be used: write it like 'https://s3.example.com:9000'.")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://h:port", "https://h:65536", "https://h:-1", "https://[::1", "https://[nonsense]:80", "http://::1]:80"],
+)
+def test_endpoints_that_are_no_urls(url: str):
+    """An endpoint that is no URL is refused, and the error shows it."""
+    with pytest.raises(ConfigError, match=r"The endpoint '.*' is not a URL: ") as caught:
+        check_endpoint_url(url)
+    assert repr(url) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "needed"),
+    [
+        ("https://s3.example.com", False),
+        ("https://s3.eu-west-1.amazonaws.com/", False),
+        ("https://example.com:9000", False),
+        ("https://1.2.3.example", False),
+        ("http://127.0.0.1:9000", True),
+        ("http://10.0.0.1", True),
+        ("http://[::1]:9000", True),
+        ("http://[fe80::1]/", True),
+        ("http://localhost", True),
+        ("http://LOCALHOST:9000", True),
+        ("http://s3.localhost:9000", True),
+        ("http://minio:9000", True),
+        ("http://minio/path", True),
+    ],
+)
+def test_needs_path_style(url: str, needed: bool):
+    """No bucket fits in front of an address, of localhost or of a name without a dot."""
+    assert needs_path_style(url) is needed
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        (
+            "https://photos.s3.amazonaws.com/",
+            Endpoint(Origin("https", "photos.s3.amazonaws.com", 443), "photos.s3.amazonaws.com", ""),
+        ),
+        (
+            "https://s3.eu-west-1.amazonaws.com/my.photos/",
+            Endpoint(Origin("https", "s3.eu-west-1.amazonaws.com", 443), "s3.eu-west-1.amazonaws.com", "/my.photos"),
+        ),
+        (
+            "http://127.0.0.1:9000/photos/",
+            Endpoint(Origin("http", "127.0.0.1", 9000), "127.0.0.1:9000", "/photos"),
+        ),
+        ("http://[::1]:9000/photos/", Endpoint(Origin("http", "::1", 9000), "[::1]:9000", "/photos")),
+        ("http://[::1]/photos/", Endpoint(Origin("http", "::1", 80), "[::1]", "/photos")),
+        ("http://photos.h.com:80/", Endpoint(Origin("http", "photos.h.com", 80), "photos.h.com", "")),
+        ("https://photos.h.com:443/", Endpoint(Origin("https", "photos.h.com", 443), "photos.h.com", "")),
+        ("https://photos.h.com:80/", Endpoint(Origin("https", "photos.h.com", 80), "photos.h.com:80", "")),
+        ("https://h.com/s3/photos/", Endpoint(Origin("https", "h.com", 443), "h.com", "/s3/photos")),
+        ("https://photos.h.com", Endpoint(Origin("https", "photos.h.com", 443), "photos.h.com", "")),
+    ],
+)
+def test_endpoint_of_bucket_url(url: str, endpoint: Endpoint):
+    """Origin, Host field and path come from the URL of a bucket; a scheme's own port is not in the Host field."""
+    assert endpoint_of_bucket_url(url) == endpoint
+
+
+def test_an_endpoint_is_a_value():
+    """An endpoint is frozen and hashable."""
+    endpoint = endpoint_of_bucket_url("https://photos.h.com/")
+    assert hash(endpoint) == hash(endpoint_of_bucket_url("https://photos.h.com/"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        endpoint.host = "other"

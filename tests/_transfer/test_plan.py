@@ -1,0 +1,66 @@
+"""Tests of how transfers are cut into requests."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, split, upload_part_size
+
+MiB = 1024**2
+TiB = 1024**4
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "part_size", "ranges"),
+    [
+        (0, 10, 4, [(0, 4), (4, 8), (8, 10)]),
+        (0, 8, 4, [(0, 4), (4, 8)]),
+        (3, 5, 4, [(3, 5)]),
+        (3, 11, 4, [(3, 7), (7, 11)]),
+        (0, 1, 1, [(0, 1)]),
+        (5, 5, 4, []),
+        (7, 5, 4, []),
+    ],
+)
+def test_split(start: int, stop: int, part_size: int, ranges: list[tuple[int, int]]):
+    """A range is cut from its start; the last part may be shorter, and an empty range has none."""
+    assert split(start, stop, part_size) == ranges
+
+
+@given(st.integers(0, 10**15), st.integers(1, 10**6), st.integers(1, 2000))
+def test_split_covers_the_range(start: int, length: int, parts: int):
+    """The parts follow each other without gap or overlap, all but the last of full size and none empty."""
+    part_size = max(1, length // parts + 1)
+    ranges = split(start, start + length, part_size)
+    lefts, rights = zip(*ranges, strict=True)
+    assert (lefts[0], rights[-1]) == (start, start + length)
+    assert lefts[1:] == rights[:-1]
+    assert {right - left for left, right in ranges[:-1]} <= {part_size}
+    assert 0 < rights[-1] - lefts[-1] <= part_size
+
+
+@pytest.mark.parametrize(
+    ("part_number", "times"), [(1, 1), (2, 1), (900, 1), (901, 2), (1800, 2), (1801, 4), (2701, 8), (9001, 1024)]
+)
+def test_upload_part_size(part_number: int, times: int):
+    """The size doubles with every 900 parts."""
+    assert upload_part_size(part_number, 5 * MiB) == 5 * MiB * times
+
+
+@pytest.mark.parametrize("part_size", [5 * MiB, 8 * MiB, 64 * MiB, MAX_PART_SIZE])
+def test_uploads_reach_the_largest_object(part_size: int):
+    """From any part size on, an upload of 10,000 parts holds 5 TiB, and no part is larger than S3 takes."""
+    sizes = [upload_part_size(number, part_size) for number in range(1, MAX_PARTS + 1)]
+    assert sizes[0] == part_size
+    assert sizes == sorted(sizes)
+    assert sizes[-1] <= MAX_PART_SIZE == 5 * 1024**3
+    assert sum(sizes) >= 5 * TiB
+
+
+@pytest.mark.parametrize("part_number", [-1, 0, 10_001])
+def test_there_is_no_such_part(part_number: int):
+    """A part that S3 does not count is our own bug."""
+    with pytest.raises(AssertionError, match=f"part {part_number} of an upload"):
+        upload_part_size(part_number, 5 * MiB)

@@ -1,0 +1,268 @@
+"""Tests of the objects of a dataset: the table holds them in little memory, and URIs and listings fill it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch._aws.listing import ListObjectsResult, ObjectInfo
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
+from s3torch.errors import ArgumentTypeError, InvalidURIError
+
+ODD_KEYS = [
+    "",
+    "a",
+    "a/b/c",
+    "//",
+    " ",
+    "\0",
+    "a\nb",
+    "é",
+    "e\u0301",
+    "日本",
+    "🦜",
+    "\ud800",
+    "a\udcffb",
+    "\udc80\ud83e",
+    "\uffff\U0010ffff",
+    "k" * 1024,
+]
+
+
+def _info(key: str, size: int) -> ObjectInfo:
+    """Return what a table keeps of a listing's facts."""
+    return ObjectInfo(key, "", size, 0)
+
+
+def _parts(table: ObjectTable) -> int:
+    """Return the bytes of everything that a table consists of."""
+    held = [getattr(table, name) for name in ObjectTable.__slots__]
+    return sum(map(sys.getsizeof, [table, *held, *table._buckets]))
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_table():
+    """A table of nothing has no length, no items and no first one."""
+    table = ObjectTable()
+    assert len(table) == 0
+    assert list(table) == []
+    for index in (0, -1, 1):
+        with pytest.raises(IndexError):
+            table[index]
+
+
+def test_odd_keys_come_back():
+    """Any text is a key, lone surrogates and the empty one too, and comes back as it was."""
+    table = ObjectTable(S3BucketKeyData("b", key) for key in ODD_KEYS)
+    assert [item.key for item in table] == ODD_KEYS
+    assert [table[index].key for index in range(len(table))] == ODD_KEYS
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * 1024**4, 2**63 - 1])
+def test_sizes_are_kept(size: int):
+    """Of what a listing told the size is kept, and nothing else: an ETag or a date would take more than a key."""
+    told = ObjectInfo("k", '"e"', size, 1709251199, "STANDARD")
+    assert ObjectTable([S3BucketKeyData("b", "k", told)])[0] == ("b", "k", ObjectInfo("k", "", size, 0, None))
+
+
+def test_unknown_sizes():
+    """Where there was no listing there are no facts, also between objects that were listed."""
+    objects = [
+        S3BucketKeyData("b", "x"),
+        S3BucketKeyData("b", "y", _info("y", 0)),
+        S3BucketKeyData("b", "z"),
+    ]
+    assert list(ObjectTable(objects)) == objects
+
+
+def test_several_buckets():
+    """Objects of several buckets keep theirs, in any order."""
+    objects = [S3BucketKeyData(f"bucket-{number * 7 % 5}", str(number)) for number in range(50)]
+    table = ObjectTable(objects)
+    assert list(table) == objects
+    assert repr(table) == "<ObjectTable of 50 objects in 5 buckets>"
+
+
+def test_items_are_tuples():
+    """An item can be taken apart, and a plain tuple can be put in."""
+    bucket, key, info = ObjectTable([("b", "k", None)])[0]
+    assert (bucket, key, info) == ("b", "k", None)
+
+
+def test_indices():
+    """Negative indices count from the end, and there is nothing beyond either end."""
+    table = ObjectTable(S3BucketKeyData("b", key) for key in "xyz")
+    assert [table[index].key for index in (0, 1, 2, -1, -2, -3)] == ["x", "y", "z", "z", "y", "x"]
+    for index in (3, 4, -4, 10**30, -(10**30)):
+        with pytest.raises(IndexError, match="there are 3 objects"):
+            table[index]
+
+
+def test_iterating_anew():
+    """A table can be iterated any number of times, also at the same time."""
+    table = ObjectTable(S3BucketKeyData("b", key) for key in "xy")
+    assert [(one.key, other.key) for one in table for other in table] == [
+        ("x", "x"),
+        ("x", "y"),
+        ("y", "x"),
+        ("y", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        *(lambda table, protocol=protocol: pickle.loads(pickle.dumps(table, protocol)) for protocol in (2, 3, 4, 5)),
+        copy.copy,
+        copy.deepcopy,
+    ],
+)
+def test_pickling(duplicate):
+    """A table travels to another process with everything in it."""
+    objects = [S3BucketKeyData(f"b{len(key) % 2}", key, _info(key, len(key))) for key in ODD_KEYS]
+    back = duplicate(ObjectTable(objects))
+    assert type(back) is ObjectTable
+    assert list(back) == objects
+    assert repr(back) == f"<ObjectTable of {len(objects)} objects in 2 buckets>"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "ü"]),
+            st.text(st.characters(exclude_categories=[]), max_size=5),  # surrogates too
+            st.none() | st.integers(0, 2**63 - 1),
+        ),
+        max_size=20,
+    )
+)
+def test_round_trip(items: list[tuple[str, str, int | None]]):
+    """Whatever is put in comes out, in order."""
+    objects = [S3BucketKeyData(bucket, key, None if size is None else _info(key, size)) for bucket, key, size in items]
+    table = ObjectTable(objects)
+    assert list(table) == objects
+    assert [table[index - len(table)] for index in range(len(table))] == objects
+
+
+@pytest.mark.parametrize("travels", [False, True])
+def test_bytes_of_an_object(travels: bool):
+    """An object takes its key's bytes and 20 more, of which arrays that grow keep a sixteenth as room."""
+    count = 100_000
+    keys = [f"train/shard-{number:08d}.tar" for number in range(count)]
+    table = ObjectTable(S3BucketKeyData("bucket", key, _info(key, 1)) for key in keys)
+    if travels:
+        table = pickle.loads(pickle.dumps(table))
+    assert _parts(table) < count * (len(keys[0]) + 20 * 17 / 16) + 1024
+
+
+def test_a_table_does_not_grow_with_the_names_of_its_buckets():
+    """The name of a bucket is kept once, however many objects it has."""
+    long, short = (ObjectTable(S3BucketKeyData(name, "k") for _ in range(1000)) for name in ("b" * 63, "b"))
+    assert _parts(long) - _parts(short) == 62
+
+
+# --- URIs ------------------------------------------------------------------------------------------------------------
+
+
+def test_table_of_uris():
+    """URIs give their objects, in order and as often as they are named, of unknown size."""
+    uris = ["s3://b/2", "s3://a/x//y", "s3://b/1", "s3://b/2"]
+    assert list(table_of_uris(uris)) == [("b", "2", None), ("a", "x//y", None), ("b", "1", None), ("b", "2", None)]
+    assert list(table_of_uris(iter(uris))) == list(table_of_uris(tuple(uris)))
+
+
+def test_a_single_uri():
+    """A string is one URI, not an iterable of letters."""
+    assert list(table_of_uris("s3://b/k")) == [("b", "k", None)]
+
+
+def test_no_uris():
+    """No URIs give an empty table."""
+    assert len(table_of_uris([])) == 0
+
+
+def test_a_bad_uri():
+    """A bad URI among good ones is refused, and the error shows it."""
+    with pytest.raises(InvalidURIError, match="got 'b/k'"):
+        table_of_uris(["s3://b/k", "b/k"])
+
+
+@pytest.mark.parametrize("uris", [None, 7, object])
+def test_neither_a_uri_nor_uris(uris: object):
+    """What is neither a string nor iterable is an error of type that shows it."""
+    with pytest.raises(ArgumentTypeError) as caught:
+        table_of_uris(uris)
+    assert str(caught.value) == f"object_uris must be an S3 URI or an iterable of them, got {uris!r}."
+
+
+@pytest.mark.parametrize("uri", [None, 7, b"s3://b/k", Path("s3://b/k")])
+def test_uris_that_are_no_strings(uri: object):
+    """A URI among others that is no string is an error of type that shows it."""
+    with pytest.raises(ArgumentTypeError, match="An S3 URI must be a str"):
+        table_of_uris(["s3://b/k", uri])
+
+
+# --- Listings --------------------------------------------------------------------------------------------------------
+
+
+class Listing:
+    """A client that knows one listing."""
+
+    def __init__(self, *pages: list[ObjectInfo]) -> None:
+        self.pages = pages
+        self.asked: list[tuple[str, str]] = []
+        self.sent = 0
+
+    def list_objects(self, bucket: str, prefix: str) -> Iterator[ListObjectsResult]:
+        """Yield the pages."""
+        self.asked.append((bucket, prefix))
+        for page in self.pages:
+            self.sent += 1
+            yield ListObjectsResult(page, [], None)
+
+
+def test_list_prefix():
+    """The objects of all pages come in order, with what the listing told of them."""
+    infos = [ObjectInfo(key, '"e"', size, 5, "STANDARD") for size, key in enumerate("abc", 1)]
+    client = Listing(infos[:2], [], infos[2:])
+    assert list(list_prefix(client, "photos", "2024/")) == [("photos", info.key, info) for info in infos]
+    assert client.asked == [("photos", "2024/")]
+
+
+def test_markers_of_directories_are_left_out():
+    """Empty objects whose key ends in a slash are left out; other empty ones, and full ones of such a key, are not."""
+    client = Listing([_info("d/", 0), _info("d/a", 0), _info("d/e/", 1), _info("", 0), _info("d/e/f/", 0)])
+    assert [item.key for item in list_prefix(client, "b", "")] == ["d/a", "d/e/", ""]
+
+
+def test_a_listing_is_read_page_by_page():
+    """A page is asked for when the objects of the one before are used up."""
+    client = Listing([_info("a", 1)], [_info("b", 1)])
+    objects = list_prefix(client, "b", "")
+    assert client.sent == 0
+    next(objects)
+    assert client.sent == 1
+    next(objects)
+    assert client.sent == 2
+
+
+def test_a_long_listing_tells_how_far_it_is(caplog):
+    """Every hundred pages a message tells how many there were; a short listing is silent."""
+    with caplog.at_level(logging.INFO, "s3torch.datasets.objects"):
+        list(list_prefix(Listing(*[[]] * 99), "b", "p"))
+        assert caplog.messages == []
+        list(list_prefix(Listing(*[[]] * 250), "b", "p"))
+    assert caplog.messages == [
+        "Listing s3://b/p: 100 pages of up to 1000 keys so far",
+        "Listing s3://b/p: 200 pages of up to 1000 keys so far",
+    ]

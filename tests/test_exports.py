@@ -1,0 +1,253 @@
+"""Tests of the package as a whole: what each module offers, what importing costs, and which layer sees which."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import s3torch
+
+PACKAGE = Path(s3torch.__file__).parent
+
+
+def _module_name(path: Path) -> str:
+    parts = ("s3torch", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {_module_name(path): ast.parse(path.read_bytes()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+PACKAGES = {_module_name(path) for path in PACKAGE.rglob("__init__.py")}
+
+each_module = pytest.mark.parametrize("name", TREES)
+
+
+def _public_names(tree: ast.Module) -> list[str] | None:
+    """Return the module's ``__all__`` as it is written."""
+    for node in tree.body:
+        target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+        if isinstance(target, ast.Name) and target.id == "__all__":
+            assert isinstance(node, (ast.Assign, ast.AnnAssign))
+            assert node.value is not None
+            return ast.literal_eval(node.value)
+    return None
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a tree except what only a type checker sees."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if _is_type_checking(child):
+            for alternative in child.orelse:
+                yield from _runtime_nodes(alternative)
+        else:
+            yield from _runtime_nodes(child)
+
+
+def _imports(name: str) -> set[str]:
+    """Return the modules that a module imports at run time, inside of functions too."""
+    found: set[str] = set()
+    for node in _runtime_nodes(TREES[name]):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".") if name in PACKAGES else name.split(".")[:-1]
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*start, *filter(None, [node.module])])
+            # ``from package import module`` imports the module.
+            submodules = {f"{module}.{alias.name}" for alias in node.names} & TREES.keys()
+            found.update(submodules or {module})
+    return found
+
+
+def _importers(*modules: str) -> set[str]:
+    """Return the modules of s3torch that import any of these, or something within them."""
+    wanted = tuple(f"{module}." for module in modules)
+    return {name for name in TREES if any(f"{found}.".startswith(wanted) for found in _imports(name))}
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Return the place of a name in ``__all__``: constants, then classes, then the rest, as ruff (RUF022) sorts."""
+    bare = name.lstrip("_")
+    return (0 if bare.isupper() else 1 if bare[0].isupper() else 2, name)
+
+
+def test_every_module_is_seen():
+    """The walk below sees the package: it finds modules of every folder."""
+    assert {"s3torch", "s3torch.errors", "s3torch._transfer.http1", "s3torch._aws", "s3torch.datasets.map"} <= set(
+        TREES
+    )
+
+
+@each_module
+def test_all_is_true_and_sorted(name: str):
+    """Every module has an ``__all__``: sorted, without repetition, of names that exist."""
+    public = _public_names(TREES[name])
+    if public is None:
+        assert TREES[name].body[1:] == [], f"{name} holds code and has no __all__"
+        return
+    assert public == sorted(set(public), key=_order)
+    module = importlib.import_module(name)
+    assert [attribute for attribute in public if not hasattr(module, attribute)] == []
+
+
+@pytest.mark.parametrize("name", sorted(TREES.keys() - {"s3torch.demo"}))
+def test_public_classes_are_offered(name: str):
+    """Every class without an underscore stands in its module's ``__all__``, but in the demo, which is a script."""
+    classes = {node.name for node in TREES[name].body if isinstance(node, ast.ClassDef)}
+    assert {each for each in classes if not each.startswith("_")} <= set(_public_names(TREES[name]) or ())
+
+
+@each_module
+def test_every_module_has_a_docstring(name: str):
+    """Every module says what it is."""
+    assert ast.get_docstring(TREES[name])
+
+
+def test_public_names_resolve():
+    """Everything that s3torch offers can be had, and ``dir`` shows exactly that."""
+    assert dir(s3torch) == sorted(s3torch.__all__)
+    assert [name for name in s3torch.__all__ if getattr(s3torch, name, None) is None] == []
+
+
+def test_public_names_are_those_of_their_modules():
+    """Every class that s3torch offers is offered by the module that it comes from."""
+    for name in s3torch.__all__:
+        value = getattr(s3torch, name)
+        if isinstance(value, type):
+            assert name in importlib.import_module(value.__module__).__all__
+
+
+def test_unknown_name():
+    """A name that s3torch does not have is an AttributeError that shows it."""
+    with pytest.raises(AttributeError, match="module 's3torch' has no attribute 'S3Datset'"):
+        _ = s3torch.S3Datset
+
+
+def _modules_after(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in answer.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import s3torch",
+        "from s3torch import S3Client, S3ClientConfig, S3Reader, S3ReaderConfig, S3Writer, errors",
+        "import s3torch.cli",
+    ],
+)
+def test_import_is_light(statement: str):
+    """Importing s3torch, or its command, imports neither torch nor botocore nor numpy."""
+    assert _modules_after(statement).isdisjoint({"torch", "botocore", "numpy"})
+
+
+def test_what_is_imported_is_seen():
+    """The test above can fail: botocore is seen where it is imported."""
+    assert "botocore" in _modules_after("import botocore")
+
+
+def test_sockets_are_in_one_place():
+    """Only connection.py sees the operating system's sockets; the servers of the tests are started elsewhere."""
+    importers = _importers("socket", "selectors", "select", "asyncio")
+    assert {name for name in importers if not name.startswith("s3torch.testing")} == {"s3torch._transfer.connection"}
+
+
+def test_tls_is_in_two_places():
+    """Only connection.py speaks TLS, with the context that session.py makes."""
+    assert _importers("ssl") == {"s3torch._transfer.connection", "s3torch._aws.session"}
+
+
+def test_there_are_no_threads():
+    """Nothing runs in the background: only locks and thread-local values are taken from threading."""
+    assert _importers("concurrent", "multiprocessing", "_thread", "queue") == set()
+    started = {
+        (name, node.attr)
+        for name in TREES
+        if not name.startswith(("s3torch.testing", "s3torch.demo"))
+        for node in _runtime_nodes(TREES[name])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "threading"
+    }
+    assert {attribute for _, attribute in started} <= {"local", "Lock", "RLock", "get_ident"}
+
+
+def test_torch_is_for_datasets_and_checkpoints():
+    """The client and the readers know nothing of torch."""
+    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.demo")
+    assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
+
+
+def test_botocore_is_in_one_place():
+    """Only session.py sees botocore, and the server for tests, which has a bucket made by it."""
+    assert _importers("botocore") <= {"s3torch._aws.session", "s3torch.testing.local"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s3torch.errors",
+        "s3torch.config",
+        "s3torch.uri",
+        "s3torch._transfer.http1",
+        "s3torch._transfer.plan",
+        "s3torch._transfer.retry",
+        "s3torch._transfer.buffers",
+        "s3torch._transfer.stats",
+        "s3torch._aws.sigv4",
+        "s3torch._aws.answers",
+        "s3torch._aws.listing",
+    ],
+)
+def test_pure_modules(name: str):
+    """A pure module needs the standard library and the errors, and nothing that does input or output."""
+    imports = _imports(name)
+    ours = {each for each in imports if each.startswith("s3torch")}
+    others = {each.partition(".")[0] for each in imports - ours}
+    assert ours <= {"s3torch.errors"}
+    assert others <= set(sys.stdlib_module_names) - {"asyncio", "http", "select", "selectors", "socket", "ssl"}
+
+
+def test_layers():
+    """The transfer layer knows nothing of AWS, and neither knows anything above it."""
+    for name in TREES:
+        ours = {each for each in _imports(name) if each.startswith("s3torch.")}
+        if name.startswith("s3torch._transfer."):
+            assert {each for each in ours if not each.startswith("s3torch._transfer.")} <= {"s3torch.errors"}, name
+        elif name.startswith("s3torch._aws."):
+            lower = ("s3torch._aws.", "s3torch._transfer.")
+            assert {each for each in ours if not each.startswith(lower)} <= {"s3torch.errors", "s3torch._version"}, name
+
+
+def test_the_client_is_imported_from_above_only():
+    """Nothing that the client stands on imports the client at run time."""
+    above = {"s3torch", "s3torch.cli", "s3torch.demo", "s3torch.__main__"}
+    folders = ("s3torch.datasets", "s3torch.checkpoint", "s3torch.testing")
+    importers = {name for name in _importers("s3torch.client") if not name.startswith(folders)}
+    assert importers <= above
+
+
+def test_imports_go_round_no_circle():
+    """The imports of the package's modules form no circle."""
+    open_edges = {name: {each for each in _imports(name) if each in TREES and each != "s3torch"} for name in TREES}
+    while leaves := {name for name, edges in open_edges.items() if not edges}:
+        open_edges = {name: edges - leaves for name, edges in open_edges.items() if name not in leaves}
+    assert open_edges == {}
