@@ -38,6 +38,7 @@ def test_defaults():
         "requester_pays": False,
         "max_connections": 64,
         "max_bytes_in_flight": 256 * MiB,
+        "max_objects_ahead": 64,
         "connect_timeout": 10.0,
         "first_byte_timeout": 30.0,
         "stall_timeout": 20.0,

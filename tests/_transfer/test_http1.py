@@ -508,7 +508,7 @@ def _refill(head: bytes, memory: bytearray, filled: int) -> NewReader:
     def read(inbox: Inbox) -> Generator[memoryview, int, int]:
         answer = yield from read_head(inbox)
         destination = Destination(memoryview(memory))
-        destination.filled = filled
+        destination.advance(filled)
         yield from read_body(inbox, answer, destination, len(memory) - filled)
         return destination.filled
 
