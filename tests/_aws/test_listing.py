@@ -352,10 +352,23 @@ def test_a_page_that_was_cut(cut: int):
 
 
 @pytest.mark.parametrize("name", ["foo", "utf-7", "hex", "rot13", "idna", "punycode", "utf-16", "utf-32", "undefined"])
-def test_unknown_encodings(name: str):
-    """A document in an encoding that cannot be read is refused like any other that cannot."""
+def test_declared_encodings(name: str):
+    """S3 writes UTF-8: a document is read as that, whatever it declares, so that no declaration can hide entities."""
+    declaration = f'<?xml version="1.0" encoding="{name}"?>'
+    page = parse_page(
+        f"{declaration}<ListBucketResult><Contents><Key>ü</Key><Size>1</Size></Contents></ListBucketResult>".encode()
+    )
+    assert [info.key for info in page.object_info] == ["ü"]
+    with pytest.raises(ProtocolError, match="document type"):
+        parse_page(f'{declaration}<!DOCTYPE a [<!ENTITY b "c">]><ListBucketResult/>'.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-7", "cp037", "latin-1"])
+def test_other_encodings(encoding: str):
+    """A document in another encoding than UTF-8 is refused, or means the same in both."""
+    document = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE ü><ListBucketResult/>'.encode(encoding)
     with pytest.raises(ProtocolError):
-        parse_page(f'<?xml version="1.0" encoding="{name}"?><ListBucketResult/>'.encode())
+        parse_page(document)
 
 
 @pytest.mark.parametrize("root", ["Error", "html", "ListAllMyBucketsResult", "listbucketresult", "Contents"])

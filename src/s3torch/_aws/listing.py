@@ -7,19 +7,17 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import NamedTuple
 from urllib.parse import unquote_plus
-from xml.parsers import expat
+from xml.etree import ElementTree as ET
 
 from s3torch.errors import ProtocolError
 
 __all__ = ["ListObjectsResult", "ObjectInfo", "list_parameters", "parse_page"]
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """One object of a listing.
 
     Attributes:
@@ -37,8 +35,7 @@ class ObjectInfo:
     storage_class: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListObjectsResult:
+class ListObjectsResult(NamedTuple):
     """One page of a listing.
 
     Attributes:
@@ -66,92 +63,98 @@ def parse_page(document: bytes) -> ListObjectsResult:
     """Return what one page says.
 
     Raises:
-        ProtocolError: It is not well-formed, not a listing, contradicts itself, or declares entities.
+        ProtocolError: It is not well-formed, not a listing, contradicts itself, or has a document type.
     """
     root = _parse(document)
-    if root.name != "ListBucketResult":
-        raise ProtocolError(f"A listing was asked for, and {root.name!r} was answered.")
-    is_encoded = root.text_of("EncodingType") == "url"
-    token = root.text_of("NextContinuationToken") or None
-    is_truncated = root.text_of("IsTruncated") == "true"
-    if is_truncated and token is None:
-        raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
+    namespace, _, name = root.tag.rpartition("}")
+    if name != "ListBucketResult":
+        raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
+    page = _Page(root, f"{namespace}}}" if namespace else "")
     try:
-        return ListObjectsResult(
-            [_object_info(element, is_encoded=is_encoded) for element in root.all("Contents")],
-            [_decode(element.text_of("Prefix"), is_encoded=is_encoded) for element in root.all("CommonPrefixes")],
-            token if is_truncated else None,
-        )
+        return page.result()
     except ValueError as error:
         raise ProtocolError(f"A page of a listing holds a malformed value: {error}.") from error
 
 
-class _Element:
-    __slots__ = ("children", "name", "text")
+def _parse(document: bytes) -> ET.Element:
+    """Return the root element.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.children: list[_Element] = []
-        self.text = ""
-
-    def all(self, name: str) -> Iterator[_Element]:
-        return (child for child in self.children if child.name == name)
-
-    def text_of(self, name: str) -> str:
-        return next((child.text for child in self.all(name)), "")
-
-
-def _parse(document: bytes) -> _Element:
-    """Return the root; expat's own parser, since entities must be refused before they are expanded."""
-    top = _Element("")
-    open_elements = [top]
-
-    def start(name: str, _attributes: object) -> None:
-        element = _Element(name.rpartition(" ")[2])
-        open_elements[-1].children.append(element)
-        open_elements.append(element)
-
-    def end(_name: str) -> None:
-        open_elements.pop()
-
-    def text(characters: str) -> None:
-        open_elements[-1].text += characters
-
-    def refuse_doctype(*_arguments: object) -> None:
-        raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.buffer_text = True
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
-    parser.StartDoctypeDeclHandler = refuse_doctype
+    The document is parsed as text, so that no declared encoding can hide a document type from the search for one: S3
+    never sends any, and without it there is no entity to expand.
+    """
     try:
-        parser.Parse(document, True)
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an unknown encoding
-        raise ProtocolError(f"A page of a listing is not well-formed XML: {error}.") from error
-    return top.children[0]
+        text = document.decode("utf-8")
+        if "<!DOCTYPE" in text:
+            raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
+        return ET.fromstring(text)  # noqa: S314  # entities were refused just above
+    except (ET.ParseError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"A page of a listing is not well-formed XML in UTF-8: {error}.") from error
 
 
 _SIZE = re.compile(r"[0-9]{1,18}")
 
 
-def _object_info(element: _Element, *, is_encoded: bool) -> ObjectInfo:
-    values = {child.name: child.text for child in element.children}
-    key, size = values.get("Key", ""), values.get("Size", "")
-    if not key or _SIZE.fullmatch(size) is None:
-        raise ValueError(f"key {key!r}, size {size[:40]!r}")
-    return ObjectInfo(
-        _decode(key, is_encoded=is_encoded),
-        values.get("ETag", ""),
-        int(size),
-        _seconds(values.get("LastModified", "")),
-        values.get("StorageClass") or None,
-    )
+class _Page:
+    """One page; its elements are looked up by names with their namespace."""
+
+    def __init__(self, root: ET.Element, namespace: str) -> None:
+        self._root = root
+        self._names = {name: namespace + name for name in _NAMES}
+        self._is_encoded = self._text(root, "EncodingType") == "url"
+
+    def result(self) -> ListObjectsResult:
+        """Return what the page says.
+
+        Raises:
+            ValueError: A value is malformed.
+        """
+        token = self._text(self._root, "NextContinuationToken") or None
+        is_truncated = self._text(self._root, "IsTruncated") == "true"
+        if is_truncated and token is None:
+            raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
+        return ListObjectsResult(
+            [self._object_info(element) for element in self._root.iterfind(self._names["Contents"])],
+            [self._prefix(element) for element in self._root.iterfind(self._names["CommonPrefixes"])],
+            token if is_truncated else None,
+        )
+
+    def _object_info(self, element: ET.Element) -> ObjectInfo:
+        names = self._names
+        value = {child.tag: child.text or "" for child in element}.get
+        key, size = value(names["Key"], ""), value(names["Size"], "")
+        if not key or _SIZE.fullmatch(size) is None:
+            raise ValueError(f"key {key!r}, size {size[:40]!r}")
+        return ObjectInfo(
+            self._decode(key),
+            value(names["ETag"], ""),
+            int(size),
+            _seconds(value(names["LastModified"], "")),
+            value(names["StorageClass"]) or None,
+        )
+
+    def _prefix(self, element: ET.Element) -> str:
+        return self._decode(self._text(element, "Prefix"))
+
+    def _text(self, element: ET.Element, name: str) -> str:
+        return element.findtext(self._names[name], "")
+
+    def _decode(self, text: str) -> str:
+        return unquote_plus(text, errors="strict") if self._is_encoded else text
 
 
-def _decode(text: str, *, is_encoded: bool) -> str:
-    return unquote_plus(text, errors="strict") if is_encoded else text
+_NAMES = (
+    "CommonPrefixes",
+    "Contents",
+    "ETag",
+    "EncodingType",
+    "IsTruncated",
+    "Key",
+    "LastModified",
+    "NextContinuationToken",
+    "Prefix",
+    "Size",
+    "StorageClass",
+)
 
 
 def _seconds(text: str) -> int:
