@@ -375,7 +375,7 @@ class S3Client:
 
 
 class ListObjectStream:
-    """Iterates over the pages of a listing; each is one request, sent when it is asked for.
+    """Iterates over the pages of a listing; each is one request, sent when it is asked for or one page ahead.
 
     Attributes:
         bucket: That is listed.
@@ -384,6 +384,7 @@ class ListObjectStream:
         max_keys: Keys of one page.
         continuation_token: Names the next page, once there was one.
         complete: Whether the last page was reached.
+        look_ahead: Whether to ask for the next page when one has come, for those who will read all of them.
     """
 
     def __init__(self, client: S3Client, bucket: str, prefix: str, delimiter: str, max_keys: int) -> None:
@@ -393,7 +394,9 @@ class ListObjectStream:
         self.max_keys = max_keys
         self.continuation_token: str | None = None
         self.complete = False
+        self.look_ahead = False
         self._client = client
+        self._begun: tuple[Engine, Read] | None = None
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "more to come"
@@ -411,13 +414,25 @@ class ListObjectStream:
         """
         if self.complete:
             raise StopIteration
-        query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
-        request = Read("ListObjectsV2", "GET", self._client.bucket(self.bucket), None, query=query)
-        self._client.engine().run([request])
+        engine, request = self._begun or self._begin()
+        if engine is not self._client.engine():  # begun in another thread or process
+            engine, request = self._begin()
+        self._begun = None
+        engine.wait([request])
         page = parse_page(request.body)
         self.continuation_token = page.continuation_token
         self.complete = page.continuation_token is None
+        if self.look_ahead and not self.complete:
+            self._begun = self._begin()
         return page
+
+    def _begin(self) -> tuple[Engine, Read]:
+        query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
+        request = Read("ListObjectsV2", "GET", self._client.bucket(self.bucket), None, query=query)
+        engine = self._client.engine()
+        engine.submit(request)
+        engine.nudge()
+        return engine, request
 
 
 def _check_names(bucket: str, key: str) -> None:

@@ -106,7 +106,9 @@ def list_prefix(client: S3Client, bucket: str, prefix: str) -> Iterator[S3Bucket
         BucketNotFoundError: There is no such bucket.
         S3Error: The listing failed otherwise.
     """
-    for number, page in enumerate(client.list_objects(bucket, prefix), 1):
+    pages = client.list_objects(bucket, prefix)
+    pages.look_ahead = True
+    for number, page in enumerate(pages, 1):
         if number % _PAGES_BETWEEN_MESSAGES == 0:
             _log.info("Listing s3://%s/%s: %d pages of up to 1000 keys so far", bucket, prefix, number)
         for info in page.object_info:
