@@ -49,8 +49,10 @@ class RemoteObject:
     ) -> None:
         self.bucket = bucket
         self.key = key
-        self.size = size
+        # That an object is empty is asked again: no read would notice that it has grown since.
+        self.size = size or None
         self.etag = etag
+        self._told_size = size
         self.version_id = version_id
         self._client = client
 
@@ -175,7 +177,7 @@ class RemoteObject:
         return sum(get.filled for get in gets)
 
     def _observe(self, size: int | None, etag: str | None) -> None:
-        for name, known, found in (("size", self.size, size), ("ETag", self.etag, etag)):
+        for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
             if known is not None and found is not None and known != found:
                 raise ObjectChangedError(
                     f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
@@ -183,5 +185,6 @@ class RemoteObject:
                     bucket=self.bucket,
                     key=self.key,
                 )
-        self.size = size if size is not None else self.size
+        if size is not None:
+            self.size = self._told_size = size
         self.etag = etag or self.etag
