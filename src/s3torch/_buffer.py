@@ -21,10 +21,10 @@ def writable_bytes(buffer: Buffer) -> memoryview:
         ArgumentTypeError: It is no buffer, or read-only.
         ArgumentError: It is not C-contiguous.
     """
-    view = readable_bytes(buffer)
+    view = _view(buffer)
     if view.readonly:
         raise ArgumentTypeError(f"A writable buffer is needed, and {type(buffer).__name__} is read-only.")
-    return view
+    return _as_bytes(view)
 
 
 def readable_bytes(buffer: Buffer) -> memoryview:
@@ -34,15 +34,23 @@ def readable_bytes(buffer: Buffer) -> memoryview:
         ArgumentTypeError: It is no buffer.
         ArgumentError: It is not C-contiguous.
     """
+    return _as_bytes(_view(buffer))
+
+
+def _view(buffer: Buffer) -> memoryview:
     try:
         view = memoryview(_numpy_view(buffer))
-    except TypeError as error:
+    except (TypeError, ValueError, BufferError) as error:
         raise ArgumentTypeError(
             f"A bytes-like object (bytearray, memoryview, numpy array, ...) is needed, got {type(buffer).__name__}. "
             "A torch tensor must be on the CPU."
         ) from error
     if not view.c_contiguous:
         raise ArgumentError(f"A C-contiguous buffer is needed; this {type(buffer).__name__} has gaps or another order.")
+    return view
+
+
+def _as_bytes(view: memoryview) -> memoryview:
     # memoryview.cast refuses shapes that contain a zero.
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 

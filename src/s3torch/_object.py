@@ -108,9 +108,9 @@ class Fetch:
             raise AssertionError("parts of an object of unknown size")
         end = size if self._stop is None else min(self._stop, size)
         for left, right in plan.split(begin, end, self._remote.client_config.part_size):
-            self._submit(left, right, [self._memory[left - self._start : right - self._start]])
+            self._submit(left, right, self._memory[left - self._start : right - self._start])
 
-    def _submit(self, start: int, stop: int, into: Sequence[memoryview] | PlaceRange) -> None:
+    def _submit(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> None:
         get = self._remote.get(start, stop, into)
         self._gets.append(get)
         self.engine.submit(get)
@@ -147,8 +147,10 @@ class RemoteObject:
     ) -> None:
         self.bucket = bucket
         self.key = key
-        self.size = size
+        # That an object is empty is asked again: no read would notice that it has grown since.
+        self.size = size or None
         self.etag = etag
+        self._told_size = size
         self.version_id = version_id
         self._client = client
 
@@ -241,7 +243,7 @@ class RemoteObject:
                 start, stop = ranges[group[0]]
                 view = views[group[0]]
                 parts = plan.split(start, stop, part_size)
-                gets += [self.get(left, right, [view[left - start : right - start]]) for left, right in parts]
+                gets += [self.get(left, right, view[left - start : right - start]) for left, right in parts]
             else:
                 pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
@@ -264,7 +266,7 @@ class RemoteObject:
         """The client's configuration."""
         return self._client.s3client_config
 
-    def get(self, start: int, stop: int, into: Sequence[memoryview] | PlaceRange) -> GetObject:
+    def get(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> GetObject:
         """Return the request for one part."""
         bucket = self._client.bucket(self.bucket)
         return GetObject(bucket, self.key, start, stop, into, etag=self.etag, version_id=self.version_id)
@@ -285,7 +287,7 @@ class RemoteObject:
         return sum(get.filled for get in gets)
 
     def observe(self, size: int | None, etag: str | None) -> None:
-        for name, known, found in (("size", self.size, size), ("ETag", self.etag, etag)):
+        for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
             if known is not None and found is not None and known != found:
                 raise ObjectChangedError(
                     f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
@@ -293,7 +295,8 @@ class RemoteObject:
                     bucket=self.bucket,
                     key=self.key,
                 )
-        self.size = size if size is not None else self.size
+        if size is not None:
+            self.size = self._told_size = size
         self.etag = etag or self.etag
 
 

@@ -349,7 +349,8 @@ class S3Client:
         if state is None:
             state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
             for inherited in [other for other in self._states if other != pid]:
-                for engine in self._states.pop(inherited).engines:
+                dropped = self._states.pop(inherited, None)  # another thread may be dropping it, too
+                for engine in dropped.engines if dropped is not None else ():
                     engine.abandon()
         return state
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from s3torch import _buffer
 from s3torch._aws.operations import PutObject, UploadPart
-from s3torch._file import BinaryFile
+from s3torch._file import S3File
 from s3torch._transfer import plan
-from s3torch.errors import ClosedError, RequestError, S3Error
+from s3torch.errors import ProtocolError, RequestError, S3Error
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from s3torch.client import S3Client
 
@@ -38,7 +39,7 @@ class _State(Enum):
     ABORTED = "aborted"
 
 
-class S3Writer(BinaryFile):
+class S3Writer(S3File):
     """A write-only binary file over one object; made by ``S3Client.put_object``.
 
     The object appears when the writer is closed, and replaces what had its key until then. Not to be used by two
@@ -51,12 +52,13 @@ class S3Writer(BinaryFile):
         storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
     """
 
+    _noun = "writer"
+
     def __init__(self, client: S3Client, bucket: str, key: str, storage_class: str | None = None) -> None:
-        super().__init__()
-        self.bucket = bucket
-        self.key = key
+        super().__init__(bucket, key)
         self.storage_class = storage_class
         self._client = client
+        self._pid = os.getpid()
         self._state = _State.OPEN
         self._position = 0
         self._pending = bytearray()
@@ -69,10 +71,6 @@ class S3Writer(BinaryFile):
             f"parts={len(self._etags)}>"
         )
 
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -83,7 +81,8 @@ class S3Writer(BinaryFile):
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is _State.OPEN:
+        # A forked child inherits the writer, but the upload is its parent's.
+        if getattr(self, "_state", None) is _State.OPEN and self._pid == os.getpid():
             complaint = f"{self!r} was never closed: what was written is discarded"
             with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
                 self.abort()
@@ -109,9 +108,6 @@ class S3Writer(BinaryFile):
     def tell(self) -> int:
         """Return how many bytes were written."""
         return self._position
-
-    def flush(self) -> None:
-        """Do nothing: only ``close`` makes the object appear."""
 
     def write(self, data: Buffer, /) -> int:
         """Write bytes; once a part is full it is sent.
@@ -178,6 +174,7 @@ class S3Writer(BinaryFile):
 
     def _end(self, state: _State) -> None:
         self._state = state
+        self._ending = state.value
         self._pending = bytearray()
 
     @contextlib.contextmanager
@@ -209,7 +206,7 @@ class S3Writer(BinaryFile):
             if self._upload_id is None:
                 more = {"StorageClass": self.storage_class} if self.storage_class else {}
                 answer = self._call("CreateMultipartUpload", "create_multipart_upload", **more)
-                self._upload_id = str(answer["UploadId"])
+                self._upload_id = _upload_id(answer)
             part = UploadPart(
                 self._client.bucket(self.bucket),
                 self.key,
@@ -232,11 +229,9 @@ class S3Writer(BinaryFile):
     def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
         return self._client.call_rarely(operation, self.bucket, self.key, method, **parameters)
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ClosedError(
-                f"I/O operation on closed file: the writer of s3://{self.bucket}/{self.key} was {self._state.value}. "
-                "Open another.",
-                bucket=self.bucket,
-                key=self.key,
-            )
+
+def _upload_id(answer: Mapping[str, object]) -> str:
+    upload_id = answer.get("UploadId")
+    if not isinstance(upload_id, str) or not upload_id:
+        raise ProtocolError("CreateMultipartUpload was answered without an UploadId.")
+    return upload_id

@@ -117,7 +117,8 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
             f"This machine's clock is too far from that of {subject.where} to sign a request for {subject}. "
             "Set it (NTP)."
         )
-    if code in _REGION_CODES or status == 301:
+    is_bare_hint = status == 400 and not code and region is not None  # the answer to HEAD has no body
+    if code in _REGION_CODES or status == 301 or is_bare_hint:
         found, remedy = (
             (f"region {region!r}", f"region={region!r}") if region else ("another region", "the bucket's region=...")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,7 @@ __all__ = ["Bucket"]
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
 # S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
 _TOLERATED_SKEW = 5 * 60.0
+_REGION = re.compile(r"[a-z0-9-]{1,63}")
 
 
 class Bucket:
@@ -28,6 +30,12 @@ class Bucket:
         user_agent: The User-Agent field.
         requester_pays: Whether to agree to pay.
         clock: Seconds since the epoch.
+
+    Attributes:
+        name: The bucket's.
+        region: That signs.
+        endpoint: Where it answers.
+        corrections: How often something was corrected.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
@@ -52,6 +60,7 @@ class Bucket:
         self._requester_pays = requester_pays
         self._clock = clock
         self._clock_offset = 0.0
+        self.corrections = 0
 
     def __repr__(self) -> str:
         return f"<Bucket {self.name!r} at {self.endpoint.origin} in {self.region}>"
@@ -106,23 +115,39 @@ class Bucket:
         signed["user-agent"] = self._user_agent
         return build_head(method, f"{path}?{query_string}" if query_string else path, signed)
 
-    def correct(self, error: S3Error, fields: Mapping[str, str]) -> bool:
-        """Change what the service found wrong: region, clock or credentials; returns whether anything changed.
+    def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
+        """Change what the service found wrong: region, clock or credentials.
 
         Args:
             error: What the answer stands for.
             fields: The answer's header fields.
+            corrections: The number of corrections when the request was signed.
+
+        Returns:
+            Whether the request would be another one now.
         """
-        if isinstance(error, RegionError) and error.region and error.region != self.region:
-            self.endpoint = self._session().endpoint(self.name, error.region)
-            self.region = error.region
-            return True
+        if not isinstance(error, (RegionError, ClockSkewError, CredentialsError)):
+            return False
+        if corrections == self.corrections and self._correct(error, fields):
+            self.corrections += 1
+        return corrections != self.corrections  # an answer before this one may have led to the correction
+
+    def _correct(self, error: S3Error, fields: Mapping[str, str]) -> bool:
+        if isinstance(error, RegionError):
+            return self._correct_region(error.region or "")
         if isinstance(error, ClockSkewError):
             return self._correct_clock(fields.get("date", ""))
-        if isinstance(error, CredentialsError) and error.code in _EXPIRED:
+        if error.code in _EXPIRED:
             self._session().forget_credentials()
             return True
         return False
+
+    def _correct_region(self, region: str) -> bool:
+        if region == self.region or _REGION.fullmatch(region) is None:
+            return False
+        self.endpoint = self._session().endpoint(self.name, region)
+        self.region = region
+        return True
 
     def _correct_clock(self, date: str) -> bool:
         try:

@@ -14,7 +14,7 @@ from s3torch._aws.bucket import Bucket
 from s3torch._transfer import http1
 from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
-from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
+from s3torch.errors import ObjectChangedError, ProtocolError, S3Error, TruncatedBodyError
 
 __all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
 
@@ -56,6 +56,7 @@ class Operation(Exchange):
         self._query = query or {}
         self._fields = dict(fields or {})
         self._corrected: set[type[S3Error]] = set()
+        self._corrections = bucket.corrections
 
     def __repr__(self) -> str:
         state = "done" if self.is_done else "pending"
@@ -68,8 +69,7 @@ class Operation(Exchange):
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head; there is no body."""
-        head = self._bucket.request_head(self._method, self._key, self._query, self._fields)
-        return [memoryview(head)]
+        return [memoryview(self._sign(sigv4.EMPTY_SHA256))]
 
     def response(self, inbox: Inbox) -> Response:
         """Read the answer: a success by ``accept``, anything else as an error."""
@@ -90,7 +90,9 @@ class Operation(Exchange):
     def recover(self, error: S3Error) -> bool:
         """Let the bucket correct region, clock or credentials; once each."""
         kind = type(error)
-        if self.head is None or kind in self._corrected or not self._bucket.correct(error, self.head.fields):
+        if self.head is None or kind in self._corrected:
+            return False
+        if not self._bucket.correct(error, self.head.fields, self._corrections):
             return False
         self._corrected.add(kind)
         self.origin = self._bucket.endpoint.origin
@@ -103,6 +105,10 @@ class Operation(Exchange):
         error.bucket, error.key = self._bucket.name, self._key
         error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}",)
         return error
+
+    def _sign(self, payload_sha256: str) -> bytes:
+        self._corrections = self._bucket.corrections
+        return self._bucket.request_head(self._method, self._key, self._query, self._fields, payload_sha256)
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
@@ -159,7 +165,7 @@ class GetObject(Operation):
         key: str,
         start: int,
         stop: int,
-        into: Sequence[memoryview] | PlaceRange,
+        into: memoryview | Sequence[memoryview] | PlaceRange,
         *,
         etag: str | None = None,
         version_id: str | None = None,
@@ -171,7 +177,9 @@ class GetObject(Operation):
         self.etag = etag
         self.total: int | None = None
         self._into = into
-        self._destination: Destination | None = None if callable(into) else Destination(*into)
+        self._destination: Destination | None = None
+        if not callable(into):
+            self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
 
     @property
     def filled(self) -> int:
@@ -204,7 +212,14 @@ class GetObject(Operation):
             if not callable(self._into):
                 raise AssertionError("memory without a destination")
             self._destination = Destination(self._into(content_range))
-        yield from http1.read_body(inbox, head, self._destination, content_range.stop - begin)
+        try:
+            yield from http1.read_body(inbox, head, self._destination, content_range.stop - begin)
+        except ProtocolError:
+            self._destination.rewind(begin - self.start)  # bytes of a misframed body are not to be trusted
+            raise
+        except TruncatedBodyError:
+            if self.filled < content_range.stop - self.start:
+                raise  # else only the framing behind the last byte is missing
         return None
 
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:
@@ -213,8 +228,13 @@ class GetObject(Operation):
         total = http1.parse_content_range(field).total if field else None
         if total is None and self.start == 0:
             total = 0  # only an empty object has no first byte
-        if self.filled or (total is not None and total > self.start):
+        if self.filled:
             return self._changed(f"it was {self.total} bytes long, and is {total} now")
+        if total is not None and total > self.start:
+            raise ProtocolError(
+                f"Bytes {self.start}-{self.stop - 1} were asked for, and the server answers that its {total} bytes "
+                "have none of them. The server does not serve ranges properly."
+            )
         return self._observe(total, head.fields.get("etag"))
 
     def _answered_range(self, head: Head, begin: int) -> ContentRange:
@@ -295,8 +315,8 @@ class PutObject(Operation):
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head and the body."""
-        head = self._bucket.request_head("PUT", self._key, self._query, self._fields, self._payload_sha256)
-        return [memoryview(head), self._body] if len(self._body) else [memoryview(head)]
+        head = memoryview(self._sign(self._payload_sha256))
+        return [head, self._body] if len(self._body) else [head]
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Remember the ETag."""

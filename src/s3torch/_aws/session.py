@@ -64,7 +64,11 @@ class AwsSession:
         except _botocore_errors() as error:
             raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
         current = self._credentials
-        if frozen.secret_key != current.secret_key or frozen.token != current.session_token:
+        if (frozen.access_key, frozen.secret_key, frozen.token) != (
+            current.access_key,
+            current.secret_key,
+            current.session_token,
+        ):
             current = self._credentials = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
         return current
 
@@ -89,12 +93,12 @@ class AwsSession:
         """
         from botocore.exceptions import BotoCoreError
 
+        with self._lock:
+            client = self._placeholder_client(region, "auto")
+            style = self._addressing_style(client.meta.endpoint_url)
+            if style != "auto":
+                client = self._placeholder_client(region, style)
         try:
-            with self._lock:
-                client = self._placeholder_client(region, "auto")
-                style = self._addressing_style(client.meta.endpoint_url)
-                if style != "auto":
-                    client = self._placeholder_client(region, style)
             # The host of a presigned URL is the documented way to learn it; nothing is sent.
             url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
         except (BotoCoreError, ValueError) as error:
@@ -207,7 +211,14 @@ class AwsSession:
             "response_checksum_validation": "when_required",
         }
         create: Any = self._botocore().create_client  # its stubs have no clients by name
-        return create("s3", region_name=region, endpoint_url=self._endpoint, config=Config(**options), **parameters)
+        try:
+            return create("s3", region_name=region, endpoint_url=self._endpoint, config=Config(**options), **parameters)
+        except (_botocore_errors(), ValueError) as error:
+            endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            raise ConfigError(
+                f"No client can be made for region {region!r} and endpoint {endpoint!r}: {error}. Check region=, "
+                "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
+            ) from error
 
     def _addressing_style(self, endpoint_url: str) -> str:
         """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""

@@ -114,6 +114,14 @@ class Destination:
         self._offset += count
         self.filled += count
 
+    def rewind(self, filled: int) -> None:
+        """Go back to where so many bytes had arrived."""
+        self.filled = self._offset = 0
+        self._place = 0
+        while self.filled < filled:
+            room = self.room(filled)
+            self.advance(len(room))
+
 
 class Head(NamedTuple):
     """The status line and the fields of an answer; names of fields are lower case."""
@@ -328,8 +336,7 @@ def _read_chunks(inbox: Inbox, destination: Destination, stop: int) -> Response:
         if destination.filled + size > stop:
             raise ProtocolError(f"The answer's chunks hold more than the {stop} bytes that are due.")
         yield from _fill(inbox, destination, destination.filled + size)
-        if (yield from _read_line(inbox)):
-            raise ProtocolError("A chunk of the answer's body does not end where it says.")
+        yield from _expect_chunk_end(inbox)
     yield from _skip_trailers(inbox)
     if destination.filled < stop:
         raise ProtocolError(f"The answer's chunks hold {destination.filled} bytes where {stop} are due.")
@@ -341,6 +348,20 @@ def _read_chunk_size(inbox: Inbox) -> Generator[memoryview, int, int]:
     if re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text) is None:
         raise ProtocolError(f"A chunk of the answer's body has the size {text[:40]!r}, which is not a number.")
     return int(text, 16)
+
+
+def _expect_chunk_end(inbox: Inbox) -> Response:
+    while True:
+        arrived = bytes(inbox.view[inbox.start : inbox.end][:2])
+        if not b"\r\n".startswith(arrived):
+            raise ProtocolError("A chunk of the answer's body does not end where it says.")
+        if len(arrived) == 2:
+            inbox.start += 2
+            return
+        count = yield inbox.room()[:_MAX_CHUNK_LINE]
+        if not count:
+            raise TruncatedBodyError("The connection ended between two chunks of the answer's body.")
+        inbox.end += count
 
 
 def _skip_trailers(inbox: Inbox) -> Response:
@@ -377,8 +398,7 @@ def read_small_body(inbox: Inbox, head: Head, limit: int) -> Generator[memoryvie
     if head.is_chunked:
         while size := (yield from _read_chunk_size(inbox)):
             body += yield from _read_piece(inbox, size, limit - len(body))
-            if (yield from _read_line(inbox)):
-                raise ProtocolError("A chunk of the answer's body does not end where it says.")
+            yield from _expect_chunk_end(inbox)
         yield from _skip_trailers(inbox)
         return bytes(body)
     length = head.content_length

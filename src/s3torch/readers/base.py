@@ -11,9 +11,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, SupportsIndex
 
 from s3torch import _buffer
-from s3torch._file import BinaryFile
+from s3torch._file import S3File
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
-from s3torch.errors import ArgumentError, ClosedError
+from s3torch.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ __all__ = ["S3Reader"]
 _READ1_SIZE = 64 * 1024
 
 
-class S3Reader(BinaryFile):
+class S3Reader(S3File):
     """A read-only binary file over one object.
 
     No request is sent before the first read. A reader may be handed from thread to thread, but must not be used by
@@ -37,8 +37,10 @@ class S3Reader(BinaryFile):
     reads of one reader are of one version of the object; if it is replaced meanwhile they raise ObjectChangedError.
     """
 
+    _noun = "reader"
+
     def __init__(self, remote: RemoteObject) -> None:
-        super().__init__()
+        super().__init__(remote.bucket, remote.key)
         self._remote = remote
         self._position = 0
 
@@ -48,20 +50,10 @@ class S3Reader(BinaryFile):
         return f"<{type(self).__name__} s3://{self.bucket}/{self.key} position={self._position} size={size}{state}>"
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_remote": self._remote, "_position": self._position}
+        return {"_bucket": self.bucket, "_key": self.key, "_remote": self._remote, "_position": self._position}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-
-    @property
-    def bucket(self) -> str:
-        """The object's bucket."""
-        return self._remote.bucket
-
-    @property
-    def key(self) -> str:
-        """The object's key."""
-        return self._remote.key
 
     @property
     def size(self) -> int:
@@ -141,9 +133,15 @@ class S3Reader(BinaryFile):
         return data
 
     def read1(self, size: SupportsIndex | None = -1, /) -> bytes:
-        """Read up to ``size`` bytes, or some if it is None or -1."""
-        count = -1 if size is None else _buffer.as_index("size", size)
-        return self.read(_READ1_SIZE if count < 0 else count)
+        """Read some bytes, up to ``size`` of them: those at hand, or else what one request brings."""
+        self._check_open()
+        limit = -1 if size is None else _buffer.as_index("size", size)
+        if limit == 0:
+            return b""
+        chunk, offset = self._chunk_at(self._position)
+        data = chunk[offset : offset + (limit if limit > 0 else _READ1_SIZE)]
+        self._position += len(data)
+        return data
 
     def readall(self) -> bytes:
         """Read to the end."""
@@ -233,11 +231,3 @@ class S3Reader(BinaryFile):
 
     def _learn_size(self) -> int:
         return self._remote.learn_size()
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ClosedError(
-                f"I/O operation on closed file: the reader of s3://{self.bucket}/{self.key} was closed. Open another.",
-                bucket=self.bucket,
-                key=self.key,
-            )

@@ -1,0 +1,583 @@
+"""Tests of connections over real loopback sockets and TLS, and of the fake network that the engine's tests use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import trustme
+
+from s3torch._transfer.connection import READ, WRITE, Address, Connection, ConnectionState, Network, Origin
+from s3torch._transfer.engine import Engine, Exchange
+from s3torch._transfer.http1 import Inbox, read_head, read_small_body
+from s3torch._transfer.retry import RetryPolicy
+from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
+from tests.support.server import Request, ScriptedServer, Wire
+
+from .network import ORIGIN, FakeConnection, FakeNetwork, Peer, never, refuse
+
+PATIENCE = 10.0  # seconds that something is waited for that is about to happen
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+
+
+# One suite for the fake network and the real one
+
+
+class FakeLab:
+    """The fake network, with peers that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.network = FakeNetwork(then=never, window=1000)
+        self.origin = ORIGIN
+
+    def accept(self) -> Peer:
+        peer = self.network.peers[-1]
+        peer.accept()
+        return peer
+
+    def refusing(self) -> tuple[FakeNetwork, Origin]:
+        return FakeNetwork(refuse), ORIGIN
+
+    def close(self) -> None:
+        self.network.close()
+
+
+class SocketPeer:
+    """The far end of a real connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.settimeout(PATIENCE)
+
+    def send(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            data += self._sock.recv(count - len(data))
+        return data
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def reset(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()
+
+
+class SocketLab:
+    """The real network, on loopback."""
+
+    def __init__(self) -> None:
+        self.network = Network()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(PATIENCE)
+        self._peers: list[SocketPeer] = []
+        self.origin = Origin("http", "127.0.0.1", self._listener.getsockname()[1])
+
+    def accept(self) -> SocketPeer:
+        self._peers.append(SocketPeer(self._listener.accept()[0]))
+        return self._peers[-1]
+
+    def refusing(self) -> tuple[Network, Origin]:
+        self._listener.close()
+        return self.network, self.origin
+
+    def close(self) -> None:
+        for peer in self._peers:
+            peer.close()
+        self._listener.close()
+        self.network.close()
+
+
+Lab = FakeLab | SocketLab
+
+
+@pytest.fixture(params=[FakeLab, SocketLab])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with contextlib.closing(request.param()) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def opened(lab: Lab) -> Iterator[tuple[Connection | FakeConnection, Peer | SocketPeer]]:
+    """An open connection that waits for nothing to send, and its far end."""
+    connection = lab.network.open(lab.origin)
+    peer = lab.accept()
+    drive(lab.network, connection)
+    connection.watch_writing(wanted=False)
+    try:
+        yield connection, peer
+    finally:
+        connection.close()
+
+
+def drive(network: Network | FakeNetwork, connection: Connection | FakeConnection) -> None:
+    """Go on with connecting until the connection is open."""
+    while not connection.is_open:
+        ready = network.select(PATIENCE)
+        assert [moved for moved, _ in ready] == [connection]
+        connection.establish()
+
+
+def receive(connection: Connection | FakeConnection, size: int = 100) -> bytes | None:
+    memory = bytearray(size)
+    count = connection.recv_into(memoryview(memory))
+    return None if count is None else bytes(memory[:count])
+
+
+def test_opens(lab: Lab):
+    """A connection is open once select has reported it and it was established."""
+    connection = lab.network.open(lab.origin)
+    assert (connection.is_open, connection.origin, connection.flight) == (False, lab.origin, None)
+    lab.accept()
+    [(ready, events)] = lab.network.select(PATIENCE)
+    assert (ready, events) == (connection, WRITE)
+    assert connection.establish()
+    assert (connection.is_open, connection.state, connection.holds_more) == (True, ConnectionState.OPEN, False)
+    assert (len(connection.inbox), connection.was_used) == (0, False)
+    connection.close()
+
+
+def test_both_ways(lab: Lab):
+    """What is sent arrives, and what arrives is reported until it was received."""
+    with opened(lab) as (connection, peer):
+        assert connection.send(memoryview(b"ping")) == 4
+        assert peer.read(4) == b"ping"
+        assert receive(connection) is None
+        assert lab.network.select(0.0) == []
+        peer.send(b"pong")
+        for piece in (b"po", b"ng"):
+            assert lab.network.select(PATIENCE) == [(connection, READ)]
+            assert receive(connection, 2) == piece
+        assert receive(connection) is None
+        assert lab.network.select(0.0) == []
+
+
+def test_end_of_stream(lab: Lab):
+    """What the peer sent before it closed arrives, and then the end, as often as one asks."""
+    with opened(lab) as (connection, peer):
+        peer.send(b"bye")
+        peer.close()
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+        assert receive(connection) == b"bye"
+        for _ in range(2):
+            assert lab.network.select(PATIENCE) == [(connection, READ)]
+            assert receive(connection) == b""
+
+
+def test_reset(lab: Lab):
+    """A connection that the peer breaks is reported, and raises when it is used."""
+    with opened(lab) as (connection, peer):
+        peer.reset()
+        [(ready, events)] = lab.network.select(PATIENCE)
+        assert ready is connection
+        assert events & READ
+        with pytest.raises(ConnectionFailedError):
+            receive(connection)
+
+
+def test_full(lab: Lab):
+    """A peer that does not read takes no more after a while, and room is reported once it reads."""
+    with opened(lab) as (connection, peer):
+        sent = 0
+        while count := connection.send(memoryview(bytes(1 << 20))):
+            sent += count
+        assert lab.network.select(0.0) == []
+        connection.watch_writing(wanted=True)
+        assert lab.network.select(0.0) == []
+        assert peer.read(sent) == bytes(sent)
+        assert lab.network.select(PATIENCE) == [(connection, WRITE)]
+        assert connection.send(memoryview(b"more")) == 4
+        connection.watch_writing(wanted=False)
+        assert lab.network.select(0.0) == []
+
+
+def test_refused(lab: Lab):
+    """A refused connection raises while it is opened or established."""
+    network, origin = lab.refusing()
+    with pytest.raises(ConnectionFailedError, match="failed while connecting to"):
+        drive(network, network.open(origin))
+
+
+@pytest.mark.parametrize("end", ["close", "abandon"])
+def test_closed(lab: Lab, end: str):
+    """A connection that was closed or abandoned is not reported any more; to end it again does nothing."""
+    with opened(lab) as (connection, peer):
+        getattr(connection, end)()
+        getattr(connection, end)()
+        assert connection.state is ConnectionState.CLOSED
+        peer.close()
+        assert lab.network.select(0.0) == []
+
+
+def test_select_takes_its_time(lab: Lab):
+    """If nothing can move, select returns nothing after the time that it was given."""
+    began = lab.network.clock()
+    assert lab.network.select(0.01) == []
+    assert began + 0.01 <= lab.network.clock()
+
+
+# Addresses
+
+
+class Ask(Exchange):
+    """A GET whose body is kept."""
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__(origin, 0)
+        self.body = b""
+
+    def request(self) -> Sequence[memoryview]:
+        return [memoryview(b"GET / HTTP/1.1\r\n\r\n")]
+
+    def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
+        self.head = yield from read_head(inbox)
+        self.body = yield from read_small_body(inbox, self.head, 1 << 30)
+        return None
+
+
+def greet(request: Request, wire: Wire) -> None:
+    wire.respond(200, body=b"hello")
+
+
+@contextlib.contextmanager
+def engine_of(network: Network, *, max_attempts: int = 3) -> Iterator[Engine]:
+    with contextlib.closing(Engine(network, RetryPolicy(max_attempts=max_attempts, base=0.0))) as engine:
+        yield engine
+
+
+@pytest.fixture
+def dead_address() -> Iterator[Address]:
+    """An address that refuses connections, and that nobody else can take meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield socket.AF_INET, bound.getsockname()
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_next_address(dead_address: Address, place: int):
+    """If an address of a host refuses, the next one is tried, in the same attempt."""
+    with ScriptedServer(greet) as server:
+        addresses = [dead_address] * 3
+        addresses[place] = (socket.AF_INET, ("127.0.0.1", server.port))
+        with engine_of(Network(lookup=lambda host, port: addresses)) as engine:
+            ask = Ask(Origin("http", "many.test", server.port))
+            engine.run([ask])
+    assert (ask.body, ask.attempts) == (b"hello", 1)
+
+
+def test_no_address_left(dead_address: Address):
+    """If all addresses refuse, the error says where to and why."""
+    with engine_of(Network(lookup=lambda host, port: [dead_address] * 2), max_attempts=1) as engine:
+        with pytest.raises(ConnectionFailedError, match=r"connecting to http://many\.test:80: Connection refused\."):
+            engine.run([Ask(Origin("http", "many.test", 80))])
+        assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 0 requests>"
+
+
+def test_family_without_support(dead_address: Address):
+    """An address of a family that this machine does not have is passed over."""
+    with ScriptedServer(greet) as server:
+        unknown = (socket.AF_APPLETALK, ("127.0.0.1", 1))
+        addresses = [(socket.AF_INET, ("127.0.0.1", server.port)), unknown]
+        with engine_of(Network(lookup=lambda host, port: addresses)) as engine:
+            ask = Ask(Origin("http", "many.test", 80))
+            engine.run([ask])
+    assert ask.body == b"hello"
+
+
+def test_addresses_take_turns():
+    """Connections to a host begin with one of its addresses after the other."""
+    with ScriptedServer(greet) as one, ScriptedServer(greet) as other:
+        addresses = [(socket.AF_INET, ("127.0.0.1", server.port)) for server in (one, other)]
+        with engine_of(Network(lookup=lambda host, port: addresses)) as engine:
+            for _ in range(4):
+                engine.run([Ask(Origin("http", "many.test", 80))])
+                engine.reset()
+        assert (one.connections, other.connections) == (2, 2)
+
+
+@pytest.mark.parametrize(("seconds", "lookups"), [(29.0, 1), (30.0, 2)])
+def test_addresses_are_kept(dead_address: Address, seconds: float, lookups: int):
+    """A host's addresses are used for 30 seconds before they are looked up again."""
+    now = 0.0
+    asked: list[tuple[str, int]] = []
+
+    def lookup(host: str, port: int) -> list[Address]:
+        asked.append((host, port))
+        return [dead_address]
+
+    network = Network(lookup=lookup, clock=lambda: now)
+    with contextlib.closing(network):
+        for now in (0.0, seconds):  # noqa: B007 - read by the clock
+            with contextlib.suppress(ConnectionFailedError):
+                network.open(Origin("http", "many.test", 81)).close()
+    assert asked == [("many.test", 81)] * lookups
+
+
+def test_unknown_host():
+    """A host that has no address is an error that names it and says what to check; the next attempt asks again."""
+    asked = 0
+
+    def lookup(host: str, port: int) -> list[Address]:
+        nonlocal asked
+        asked += 1
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with engine_of(Network(lookup=lookup)) as engine, pytest.raises(ConnectionFailedError) as caught:
+        engine.run([Ask(Origin("http", "nonexistent.invalid", 80))])
+    sentence = str(caught.value)
+    assert "'nonexistent.invalid'" in sentence
+    assert "Name or service not known" in sentence
+    assert "Check the endpoint and region" in sentence
+    assert (asked, caught.value.attempts) == (3, 3)
+
+
+def test_host_with_an_empty_list():
+    """A lookup that finds nothing is the documented error, too."""
+    with contextlib.closing(Network(lookup=lambda host, port: [])) as network, pytest.raises(ConnectionFailedError):
+        network.open(Origin("http", "many.test", 80))
+
+
+@pytest.mark.parametrize(
+    ("origin", "text"),
+    [
+        (Origin("https", "bucket.test", 443), "https://bucket.test:443"),
+        (Origin("http", "::1", 9000), "http://[::1]:9000"),
+    ],
+)
+def test_origin(origin: Origin, text: str):
+    """An origin reads as a URL."""
+    assert str(origin) == text
+
+
+def test_repr():
+    """A connection shows where it leads, how far it is and whether it is idle."""
+    with contextlib.closing(SocketLab()) as lab:
+        connection = lab.network.open(lab.origin)
+        assert repr(connection) == f"<Connection {lab.origin} connecting idle>"
+        lab.accept()
+        drive(lab.network, connection)
+        connection.flight = object()
+        assert repr(connection) == f"<Connection {lab.origin} open>"
+        connection.close()
+        assert repr(connection) == f"<Connection {lab.origin} closed>"
+        with pytest.raises(AssertionError, match="used after its end"):
+            connection.send(memoryview(b"x"))
+
+
+# TLS
+
+
+class Authority:
+    """A certificate authority, with contexts for servers of its own and for clients that trust it."""
+
+    def __init__(self) -> None:
+        self._ca = trustme.CA()
+
+    def server(self, *names: str, not_after: datetime | None = None) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        not_before = not_after and not_after - timedelta(days=1)
+        self._ca.issue_cert(*names, not_before=not_before, not_after=not_after).configure_cert(context)
+        return context
+
+    def client(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        self._ca.configure_trust(context)
+        return context
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+def at(server: ScriptedServer, host: str = "localhost") -> Origin:
+    return Origin("https", host, server.port)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.mark.parametrize("size", [0, 5, 3_000_000])
+def test_tls(authority: Authority, host: str, size: int):
+    """An exchange over TLS with a trusted server is like any other, whatever the size of the answer."""
+    body = bytes(range(250)) * (size // 250) + bytes(size % 250)
+    with ScriptedServer(lambda request, wire: wire.respond(200, body=body), authority.server(host)) as server:
+        with engine_of(Network(authority.client)) as engine:
+            for _ in range(2):
+                ask = Ask(at(server, host))
+                engine.run([ask])
+                assert ask.body == body
+        assert server.connections == 1
+
+
+def test_tls_context_is_made_once_needed():
+    """A network without https never asks for the TLS context."""
+
+    def fail() -> ssl.SSLContext:
+        raise AssertionError("nobody needs it")
+
+    with ScriptedServer(greet) as server, engine_of(Network(fail)) as engine:
+        engine.run([Ask(Origin("http", "127.0.0.1", server.port))])
+
+
+def expired(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    yesterday = datetime.now(timezone.utc) - timedelta(days=1)
+    return authority.server("localhost", not_after=yesterday), authority.client()
+
+
+def of_another_host(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    return authority.server("other.test"), authority.client()
+
+
+def of_another_authority(authority: Authority) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    return Authority().server("localhost"), authority.client()
+
+
+@pytest.mark.parametrize(
+    ("contexts", "reason"),
+    [
+        (expired, "certificate has expired"),
+        (of_another_host, "Hostname mismatch"),
+        (of_another_authority, "unable to get local issuer certificate"),
+    ],
+)
+def test_certificate(
+    authority: Authority, contexts: Callable[[Authority], tuple[ssl.SSLContext, ssl.SSLContext]], reason: str
+):
+    """A certificate that is not to be trusted is an error after one attempt, which says why and what to do."""
+    theirs, ours = contexts(authority)
+    with ScriptedServer(greet, theirs) as server, engine_of(Network(lambda: ours)) as engine:
+        with pytest.raises(CertificateError) as caught:
+            engine.run([Ask(at(server))])
+        assert (server.connections, server.requests, caught.value.attempts) == (1, [], 1)
+        assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 0 requests>"
+    sentence = str(caught.value)
+    assert f"The certificate of https://localhost:{server.port} is not valid for it" in sentence
+    assert reason in sentence
+    assert "AWS_CA_BUNDLE or S3ClientConfig(verify=...)" in sentence
+
+
+@contextlib.contextmanager
+def raw_server(act: Callable[[socket.socket], None]) -> Iterator[tuple[int, list[int]]]:
+    """A server that acts on each connection in its own way; gives its port, and the connections' numbers so far."""
+    numbers: list[int] = []
+    stopping = threading.Event()
+
+    def accept() -> None:
+        while True:
+            sock, _ = listener.accept()
+            with sock:
+                if stopping.is_set():
+                    return
+                sock.settimeout(PATIENCE)
+                numbers.append(len(numbers) + 1)
+                with contextlib.suppress(OSError):
+                    act(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield port, numbers
+        finally:
+            stopping.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join(PATIENCE)
+
+
+def close_at_once(sock: socket.socket) -> None:
+    pass
+
+
+def close_after_hello(sock: socket.socket) -> None:
+    sock.recv(65536)
+
+
+def reset_after_hello(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def speak_http(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("act", [close_at_once, close_after_hello, reset_after_hello, speak_http])
+def test_broken_handshake(authority: Authority, act: Callable[[socket.socket], None]):
+    """A server that breaks off the TLS handshake is tried again, and the error says where that was."""
+    with raw_server(act) as (port, numbers), engine_of(Network(authority.client), max_attempts=2) as engine:
+        with pytest.raises(
+            ConnectionFailedError, match=rf"(agreeing on TLS with|connecting to) https://localhost:{port}"
+        ):
+            engine.run([Ask(Origin("https", "localhost", port))])
+        assert len(numbers) == 2
+
+
+# Descriptors and processes
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the same for Path, which opens another one
+
+
+@needs_proc
+def test_no_descriptor_is_left(authority: Authority, dead_address: Address):
+    """Whatever becomes of connections, all descriptors are closed at the end."""
+    before = descriptors()
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(ScriptedServer(greet))
+        good = stack.enter_context(ScriptedServer(greet, authority.server("localhost")))
+        untrusted = stack.enter_context(ScriptedServer(greet, Authority().server("localhost")))
+        broken, _ = stack.enter_context(raw_server(close_after_hello))
+        engine = stack.enter_context(engine_of(Network(authority.client), max_attempts=1))
+        engine.run([Ask(Origin("http", "127.0.0.1", plain.port)), Ask(at(good))])
+        for origin in (at(untrusted), Origin("https", "localhost", broken), Origin("http", *dead_address[1])):
+            with pytest.raises((CertificateError, ConnectionFailedError)):
+                engine.run([Ask(origin)])
+        engine.submit(Ask(Origin("http", "127.0.0.1", plain.port)))
+        engine.turn()
+    assert descriptors() == before
+
+
+@needs_proc
+def test_fork():
+    """A child that lets go of a connection it inherited disturbs its owner's neither by TCP nor by epoll."""
+    before = descriptors()
+    with contextlib.closing(SocketLab()) as lab, opened(lab) as (connection, peer):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                lab.network.close()
+                connection.abandon()
+                own = Network()
+                mine = own.open(lab.origin)
+                drive(own, mine)
+                mine.send(memoryview(b"child"))
+                mine.close()
+                own.close()
+                kept = 2  # the listener, and the server's end of the parent's connection
+                code = 0 if len(descriptors()) == len(before) + kept else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert lab.accept().read(5) == b"child"
+        assert lab.network.select(0.0) == []
+        assert connection.send(memoryview(b"parent")) == 6
+        assert peer.read(6) == b"parent"
+        peer.send(b"still there")
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+        assert receive(connection) == b"still there"
+    assert descriptors() == before

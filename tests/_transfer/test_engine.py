@@ -1,0 +1,1029 @@
+"""Tests of the engine against scripted peers in virtual time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Generator, Sequence
+
+import pytest
+
+from s3torch._transfer.connection import Origin
+from s3torch._transfer.engine import Engine, Exchange, Limits
+from s3torch._transfer.http1 import Destination, Inbox, read_body, read_head, read_small_body
+from s3torch._transfer.retry import RetryPolicy
+from s3torch._transfer.stats import TransferStats
+from s3torch.errors import (
+    AccessDeniedError,
+    ConnectionFailedError,
+    CredentialsError,
+    DeadlineError,
+    ProtocolError,
+    S3Error,
+    ServerError,
+    ThrottledError,
+    TruncatedBodyError,
+)
+
+from .network import ORIGIN, Act, FakeNetwork, Peer, Script, converse, never, refuse, serve, unresolvable
+
+ERRORS = {403: AccessDeniedError, 401: CredentialsError, 500: ServerError, 503: ThrottledError}
+POLICY = RetryPolicy(max_attempts=6, base=0.25, cap=1.0)  # pauses that floats hold exactly
+LIMITS = Limits(
+    connections=8, bytes_in_flight=1 << 20, connect_timeout=10.0, first_byte_timeout=30.0, stall_timeout=20.0
+)
+
+
+class Ask(Exchange):
+    """A request by name, whose answer is kept.
+
+    Args:
+        name: What is asked for.
+        origin: Whom.
+        memory: What it counts for.
+        payload: Body of the request.
+        expected: Receive so many bytes into memory of that size; None takes whatever body comes.
+        recover: What `recover` does.
+    """
+
+    def __init__(
+        self,
+        name: str = "a",
+        *,
+        origin: Origin = ORIGIN,
+        memory: int = 0,
+        payload: bytes = b"",
+        expected: int | None = None,
+        recover: Callable[[S3Error], bool] = lambda error: False,
+    ) -> None:
+        super().__init__(origin, memory)
+        self.name = name
+        self.body = b""
+        self.readers = 0
+        self._payload = payload
+        self._expected = expected
+        self._recover = recover
+
+    def request(self) -> Sequence[memoryview]:
+        length = f"content-length: {len(self._payload)}\r\n" if self._payload else ""
+        head = f"GET /{self.name} HTTP/1.1\r\n{length}\r\n".encode()
+        return [memoryview(head), memoryview(self._payload)] if self._payload else [memoryview(head)]
+
+    def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
+        self.readers += 1
+        try:
+            return (yield from self._answer(inbox))
+        finally:
+            self.readers -= 1
+
+    def _answer(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
+        self.head = head = yield from read_head(inbox)
+        if head.status == 200 and self._expected is not None:
+            memory = bytearray(self._expected)
+            yield from read_body(inbox, head, Destination(memoryview(memory)), self._expected)
+            self.body = bytes(memory)
+        else:
+            self.body = yield from read_small_body(inbox, head, 1 << 20)
+        return None if head.status == 200 else ERRORS[head.status](f"status {head.status}", status=head.status)
+
+    def recover(self, error: S3Error) -> bool:
+        return self._recover(error)
+
+    def explain(self, error: S3Error) -> S3Error:
+        error.key = self.name
+        return error
+
+
+def answer(status: int = 200, body: bytes = b"", fields: str = "") -> bytes:
+    return f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\n{fields}\r\n".encode() + body
+
+
+def echo(peer: Peer, *, delay: float = 0.0) -> Act[None]:
+    """Answer each request with its own target."""
+    peer.accept()
+    while True:
+        request = yield from peer.request()
+        if delay:
+            yield delay
+        peer.send(answer(body=request.split()[1]))
+
+
+def slow_echo(peer: Peer) -> Act[None]:
+    yield from echo(peer, delay=1.0)
+
+
+def make(network: FakeNetwork, policy: RetryPolicy = POLICY, limits: Limits = LIMITS) -> Engine:
+    return Engine(network, policy, limits, jitter=lambda: 1.0)
+
+
+def targets(network: FakeNetwork) -> list[list[bytes]]:
+    """Return what each connection was asked for."""
+    return [[request.split()[1] for request in peer.requests] for peer in network.peers]
+
+
+# How an exchange goes
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize("expected", [None, 6250])
+def test_exchange(step: int, is_tls: bool, expected: int | None):
+    """An exchange is the same whether its answer arrives whole or byte by byte, over TLS or not."""
+    content = bytes(range(250)) * 25
+    network = FakeNetwork(serve(answer(200, content, "X: y\r\n")), step=step, is_tls=is_tls)
+    ask = Ask(expected=expected)
+    make(network).run([ask])
+    assert (ask.is_done, ask.error, ask.attempts, ask.flight) == (True, None, 1, None)
+    assert ask.head is not None
+    assert ask.head.fields == {"content-length": "6250", "x": "y"}
+    assert ask.body == content
+    assert network.peers[0].requests == [b"GET /a HTTP/1.1\r\n\r\n"]
+    assert network.now == 1000.0
+
+
+@pytest.mark.parametrize("window", [1, 1000, 1 << 30])
+def test_request_with_body(window: int):
+    """A request larger than what the peer takes at a time is sent whole, piece by piece."""
+    payload = bytes(range(250)) * 20
+    network = FakeNetwork(trickle_reader, window=window)
+    ask = Ask(payload=payload)
+    make(network).run([ask])
+    assert network.peers[0].requests == [b"GET /a HTTP/1.1\r\ncontent-length: 5000\r\n\r\n" + payload]
+
+
+def trickle_reader(peer: Peer) -> Act[None]:
+    """Read a request of 5000 bytes of body as it comes, then answer."""
+    peer.accept()
+    request = b""
+    while len(request) < len(b"GET /a HTTP/1.1\r\ncontent-length: 5000\r\n\r\n") + 5000:
+        yield from peer.arrived(1)
+        request += peer.read(1 << 20)
+    peer.requests.append(request)
+    peer.send(answer())
+
+
+def test_many_at_once():
+    """Exchanges on several connections move at the same time, and each gets its own answer."""
+    network = FakeNetwork(then=slow_echo)
+    asks = [Ask(str(number)) for number in range(8)]
+    make(network).run(asks)
+    assert [ask.body for ask in asks] == [f"/{number}".encode() for number in range(8)]
+    assert network.now == 1001.0
+
+
+def test_wait_moves_all():
+    """Waiting for one exchange moves the others too."""
+    network = FakeNetwork(then=slow_echo)
+    engine = make(network)
+    asks = [Ask("a"), Ask("b")]
+    for ask in asks:
+        engine.submit(ask)
+    engine.wait(asks[:1])
+    assert [ask.is_done for ask in asks] == [True, True]
+    engine.wait(asks)
+    assert network.now == 1001.0
+
+
+def test_reader_is_gone():
+    """Once an exchange is done or cancelled nothing of the engine holds its memory."""
+    network = FakeNetwork(serve(answer()), serve())
+    engine = make(network)
+    done, given_up = Ask("a"), Ask("b")
+    engine.run([done])
+    engine.submit(given_up)
+    engine.turn()
+    assert given_up.readers == 1
+    engine.cancel([given_up])
+    assert (done.readers, given_up.readers) == (0, 0)
+
+
+def test_interim_answers_are_skipped():
+    """1xx answers before the final one are skipped."""
+    network = FakeNetwork(
+        serve(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n" + answer(body=b"x"))
+    )
+    ask = Ask()
+    make(network).run([ask])
+    assert ask.body == b"x"
+
+
+# Connections: kept, stale, limited
+
+
+def test_keep_alive():
+    """A connection carries one exchange after another."""
+    network = FakeNetwork(echo)
+    engine = make(network)
+    for name in "abc":
+        engine.run([Ask(name)])
+    assert targets(network) == [[b"/a", b"/b", b"/c"]]
+    assert engine.stats.connections_opened == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        answer(fields="Connection: close\r\n"),
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nup to the end",
+        answer() + b"more",
+    ],
+)
+def test_not_kept(last: bytes):
+    """A connection isn't used again if the peer ends it, if it ends the body, or if more came than is due."""
+
+    def script(peer: Peer) -> Act[None]:
+        yield from converse(peer, last)
+        peer.close()
+
+    network = FakeNetwork(script, echo)
+    engine = make(network)
+    engine.run([Ask("a")])
+    assert network.open_connections == 0
+    engine.run([Ask("b")])
+    assert targets(network) == [[b"/a"], [b"/b"]]
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_bytes_after_a_body(is_queued: bool, is_tls: bool):
+    """Bytes behind the end of a body that went straight into its memory are never taken for the next answer."""
+    content = bytes(100_000)
+    script = serve(answer(body=content) + answer(body=b"evil"), answer(body=b"/b"))
+    network = FakeNetwork(script, then=echo, is_tls=is_tls)
+    engine = make(network, limits=Limits(connections=1))
+    asks = [Ask("a", expected=len(content)), Ask("b")]
+    if is_queued:
+        engine.run(asks)
+    else:
+        engine.run(asks[:1])
+        engine.run(asks[1:])
+    assert [ask.body for ask in asks] == [content, b"/b"]
+
+
+@pytest.mark.parametrize("status", [200, 403])
+@pytest.mark.parametrize("end", [None, Peer.close, Peer.hang_up])
+def test_bytes_while_idle(end: Callable[[Peer], None] | None, status: int):
+    """What comes on an idle connection while nobody waits is never taken for the answer to what is sent next."""
+
+    def script(peer: Peer) -> Act[None]:
+        yield from converse(peer, answer())
+        yield 5.0
+        peer.send(answer(status, b"evil"))  # some proxies say 408 before they hang up
+        if end is not None:
+            end(peer)
+
+    network = FakeNetwork(script, echo)
+    engine = make(network)
+    engine.run([Ask("a")])
+    network.pass_time(10.0)
+    ask = Ask("b")
+    engine.run([ask])
+    assert (ask.body, ask.attempts) == (b"/b", 1)
+
+
+@pytest.mark.parametrize("end", [Peer.close, Peer.reset])
+def test_stale_connection(end: Callable[[Peer], None]):
+    """A kept connection that ends before a byte of the next answer is replaced at once, and that counts no attempt."""
+    network = FakeNetwork(serve(answer(), end), echo)
+    engine = make(network)
+    engine.run([Ask("a")])
+    ask = Ask("b")
+    engine.run([ask])
+    assert (ask.body, ask.attempts) == (b"/b", 1)
+    assert targets(network) == [[b"/a", b"/b"], [b"/b"]]
+    assert (network.now, engine.stats.retries) == (1000.0, 0)
+
+
+def test_all_stale():
+    """Any number of stale connections is tried before a new one is opened."""
+    network = FakeNetwork(*[serve(answer(), Peer.close, delay=1.0)] * 3, echo)
+    engine = make(network)
+    engine.run([Ask(name) for name in "abc"])
+    ask = Ask("d")
+    engine.run([ask])
+    assert (ask.body, ask.attempts) == (b"/d", 1)
+    assert engine.stats.connections_opened == 4
+
+
+@pytest.mark.parametrize("end", [Peer.close, Peer.reset])
+def test_closed_while_idle(end: Callable[[Peer], None]):
+    """A connection that ends while it is idle is dropped as soon as somebody waits for another."""
+
+    def script(peer: Peer) -> Act[None]:
+        yield from converse(peer, answer())
+        yield 0.5
+        end(peer)
+
+    network = FakeNetwork(script, slow_echo)
+    engine = make(network)
+    asks = [Ask("a"), Ask("b")]
+    engine.run(asks)
+    assert network.open_connections == 1
+    assert repr(engine) == "<Engine 0 in flight, 0 queued, 1 connections, 2 requests>"
+
+
+@pytest.mark.parametrize("end", [Peer.close, Peer.reset])
+def test_new_connection_that_ends_is_an_attempt(end: Callable[[Peer], None]):
+    """A connection that ends on its first exchange was not stale: that counts, and there is a pause."""
+    network = FakeNetwork(serve(end), echo)
+    ask = Ask()
+    engine = make(network)
+    engine.run([ask])
+    assert (ask.attempts, network.now, engine.stats.retries) == (2, 1000.25, 1)
+
+
+def test_kept_connection_that_ends_in_a_head_is_an_attempt():
+    """A kept connection that ends after the first byte of an answer was not stale."""
+
+    def half(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200")
+        peer.close()
+
+    network = FakeNetwork(serve(answer(), half), echo)
+    ask = Ask("b")
+    engine = make(network)
+    engine.run([Ask("a")])
+    engine.run([ask])
+    assert (ask.attempts, network.now) == (2, 1000.25)
+
+
+def test_reuse_is_last_in_first_out():
+    """The connection that became idle last is used first, so that the others can age and go."""
+    network = FakeNetwork(serve(*[answer()] * 3, delay=1.0), serve(*[answer()] * 3, delay=2.0))
+    engine = make(network)
+    engine.run([Ask("a"), Ask("b")])
+    engine.run([Ask("c")])
+    assert targets(network) == [[b"/a"], [b"/b", b"/c"]]
+
+
+@pytest.mark.parametrize(("seconds", "connections"), [(14.9, 1), (15.0, 2)])
+def test_idle_lifetime(seconds: float, connections: int):
+    """A connection that was idle for 15 seconds is closed instead of used."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    engine.run([Ask("a")])
+    network.pass_time(seconds)
+    engine.run([Ask("b")])
+    assert len(network.connections) == connections
+    assert network.open_connections == 1
+
+
+def test_connection_limit():
+    """There are never more connections than allowed, and all of them are used."""
+    network = FakeNetwork(then=slow_echo)
+    asks = [Ask(str(number)) for number in range(10)]
+    make(network, limits=Limits(connections=3)).run(asks)
+    assert [ask.body for ask in asks] == [f"/{number}".encode() for number in range(10)]
+    assert network.peak == len(network.connections) == 3
+    assert network.now == 1004.0  # ten requests of a second, three at a time
+
+
+def test_connection_limit_over_origins():
+    """At the limit an idle connection to one server makes room for one to another."""
+    network = FakeNetwork(then=echo)
+    engine = make(network, limits=Limits(connections=2))
+    other = Origin("http", "other.test", 80)
+    engine.run([Ask("a"), Ask("b")])
+    engine.run([Ask("c", origin=other)])
+    engine.run([Ask("d")])
+    assert network.peak == 2
+    assert [connection.origin for connection in network.connections] == [ORIGIN, ORIGIN, other]
+
+
+def test_connection_limit_under_failures():
+    """Connections that failed don't count against the limit."""
+    network = FakeNetwork(serve(b"garbage\r\n\r\n"), refuse, serve(Peer.close), echo)
+    ask = Ask()
+    make(network, limits=Limits(connections=1)).run([ask])
+    assert (network.peak, ask.attempts) == (1, 4)
+
+
+def test_bytes_in_flight_limit():
+    """The bytes that exchanges in flight wait for never exceed the limit; a larger one goes alone."""
+    network = FakeNetwork(then=slow_echo)
+    sizes = [40, 40, 40, 500, 0, 60, 41, 100]
+    asks = [Ask(str(number), memory=size) for number, size in enumerate(sizes)]
+    seen = set()
+
+    def look() -> None:
+        in_flight = [ask.memory for ask in asks if ask.flight is not None]
+        assert sum(in_flight) <= 100 or len(in_flight) == 1
+        seen.add(tuple(in_flight))
+
+    network.on_select = look
+    make(network, limits=Limits(bytes_in_flight=100)).run(asks)
+    assert all(ask.error is None for ask in asks)
+    assert {(40, 40), (500,), (0, 60), (41,), (100,)} <= seen
+
+
+def test_bytes_in_flight_after_failures():
+    """Failed, cancelled and stale exchanges give their share of the limit back."""
+    network = FakeNetwork(serve(answer(), Peer.close), serve(answer(500)), refuse, serve(), echo, then=echo)
+    engine = make(network, limits=Limits(bytes_in_flight=100))
+    engine.run([Ask("a", memory=100)])
+    engine.run([Ask("b", memory=100)])
+    given_up = Ask("c", memory=100)
+    engine.submit(given_up)
+    network.connections[-1].peer.close()  # so that c gets a connection that answers nothing
+    engine.turn()
+    engine.cancel([given_up])
+    asks = [Ask(memory=50) for _ in range(2)]
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, sum(ask.flight is not None for ask in asks))
+
+    network.on_select = look
+    engine.run(asks)
+    assert most == 2
+
+
+def test_queue_order():
+    """Exchanges are sent in the order in which they were submitted; one that is retried goes before those that wait."""
+    network = FakeNetwork(serve(answer(500), *[answer()] * 9, delay=0.125))
+    asks = [Ask(name) for name in "abcde"]
+    make(network, limits=Limits(connections=1)).run(asks)
+    assert targets(network) == [[b"/a", b"/b", b"/c", b"/a", b"/d", b"/e"]]
+
+
+# Retries
+
+
+def test_pauses():
+    """Each pause is twice as long as the one before, up to the cap, and nothing else takes time."""
+    network = FakeNetwork(serve(*[answer(500)] * 5, answer()))
+    moments: list[float] = []
+
+    def look() -> None:
+        if ask.attempts > len(moments):
+            moments.append(network.now)
+
+    ask = Ask()
+    network.on_select = look
+    engine = make(network)
+    engine.run([ask])
+    assert [moment - 1000.0 for moment in moments] == [0.0, 0.25, 0.75, 1.75, 2.75, 3.75]
+    assert (ask.attempts, engine.stats.retries, engine.stats.requests) == (6, 5, 6)
+
+
+def test_jitter():
+    """A pause is the jitter's share of the longest one."""
+    network = FakeNetwork(serve(answer(500), answer(500), answer()))
+    shares = iter([0.5, 0.125])
+    Engine(network, POLICY, LIMITS, jitter=lambda: next(shares)).run([Ask()])
+    assert network.now == 1000.0 + 0.5 * 0.25 + 0.125 * 0.5
+
+
+def test_others_move_during_a_pause():
+    """While one exchange pauses the others go on."""
+    network = FakeNetwork(serve(answer(500)), then=echo)
+    engine = make(network)
+    paused, other = Ask("a"), Ask("b")
+    engine.submit(paused)
+    engine.run([other])
+    engine.wait([paused])
+    assert network.now == 1000.25
+
+
+def test_gives_up():
+    """After the last permitted attempt its error is raised, which says how many there were."""
+    network = FakeNetwork(serve(*[answer(500)] * 5, answer(503)))
+    ask = Ask("k")
+    with pytest.raises(ThrottledError) as caught:
+        make(network).run([ask])
+    assert (caught.value.attempts, caught.value.key, ask.attempts) == (6, "k", 6)
+    assert ask.error is caught.value
+    assert network.now == 1000.0 + 0.25 + 0.5 + 1 + 1 + 1
+
+
+@pytest.mark.parametrize("script", [refuse, unresolvable, serve(Peer.close)])
+def test_never_reached(script: Script):
+    """An endpoint that never answered is given up after four attempts, which takes the pauses between them."""
+    network = FakeNetwork(then=script)
+    with pytest.raises(ConnectionFailedError) as caught:
+        make(network).run([Ask()])
+    assert caught.value.attempts == 4
+    assert network.now == 1000.0 + 0.25 + 0.5 + 1
+
+
+@pytest.mark.parametrize("script", [never, serve()])
+def test_never_reached_in_time(script: Script):
+    """An endpoint that never answered within a deadline is given up after four attempts, too."""
+    network = FakeNetwork(then=script)
+    with pytest.raises(DeadlineError) as caught:
+        make(network).run([Ask()])
+    assert caught.value.attempts == 4
+
+
+def test_reached_before():
+    """An endpoint that has answered once gets all permitted attempts, when it can't be reached any more."""
+    network = FakeNetwork(serve(answer(), Peer.close), then=refuse)
+    engine = make(network)
+    engine.run([Ask()])
+    with pytest.raises(ConnectionFailedError) as caught:
+        engine.run([Ask()])
+    assert caught.value.attempts == 6
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"SSH-2.0-OpenSSH_9.7\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"H" * 70_000]
+)
+def test_nonsense(nonsense: bytes):
+    """A server that does not speak HTTP gets three attempts, each on a connection of its own."""
+    network = FakeNetwork(then=serve(nonsense))
+    with pytest.raises(ProtocolError) as caught:
+        make(network).run([Ask()])
+    assert caught.value.attempts == 3
+    assert (len(network.connections), network.open_connections) == (3, 0)
+
+
+def test_truncated_body():
+    """A body that breaks off is asked for again."""
+
+    def cut(peer: Peer) -> None:
+        peer.send(answer(body=b"12345678")[:-4])
+        peer.close()
+
+    network = FakeNetwork(serve(cut), echo)
+    ask = Ask()
+    make(network).run([ask])
+    assert (ask.attempts, ask.body) == (2, b"/a")
+    network = FakeNetwork(then=serve(cut))
+    with pytest.raises(TruncatedBodyError) as caught:
+        make(network).run([Ask()])
+    assert caught.value.attempts == 6
+
+
+def test_final_error():
+    """An error that another attempt would meet again is raised after one, and its connection is kept."""
+    network = FakeNetwork(serve(answer(403), answer()))
+    engine = make(network)
+    with pytest.raises(AccessDeniedError) as caught:
+        engine.run([Ask()])
+    assert (caught.value.attempts, network.now) == (1, 1000.0)
+    engine.run([Ask()])
+    assert len(network.connections) == 1
+
+
+def test_recover():
+    """An error that the exchange corrects is followed by another attempt at once."""
+    network = FakeNetwork(serve(answer(401), answer()))
+    ask = Ask(recover=lambda error: isinstance(error, CredentialsError))
+    engine = make(network)
+    engine.run([ask])
+    assert (ask.attempts, network.now, engine.stats.retries) == (2, 1000.0, 1)
+
+
+def test_recover_in_vain():
+    """What the exchange does not correct a second time is raised."""
+    corrections = iter([True, False])
+    network = FakeNetwork(serve(answer(401), answer(401)))
+    with pytest.raises(CredentialsError) as caught:
+        make(network).run([Ask(recover=lambda error: next(corrections))])
+    assert caught.value.attempts == 2
+
+
+def test_recover_that_fails():
+    """If correcting an error fails, its exchange fails with that, and the others go on."""
+
+    def fail(error: S3Error) -> bool:
+        raise CredentialsError("there are none")
+
+    network = FakeNetwork(slow_echo, serve(answer(401)))
+    engine = make(network)
+    unlucky, lucky = Ask("a", recover=fail), Ask("b")
+    engine.submit(lucky)
+    with pytest.raises(CredentialsError, match="there are none"):
+        engine.run([unlucky])
+    engine.wait([lucky])
+    assert lucky.error is None
+
+
+# Deadlines
+
+
+def test_connect_deadline():
+    """A connection that is not made in time fails, is closed, and another is tried."""
+    network = FakeNetwork(never, echo)
+    ask = Ask()
+    engine = make(network)
+    engine.run([ask])
+    assert ask.attempts == 2
+    assert 1010.25 <= network.now <= 1010.75
+    assert network.open_connections == 1
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_first_byte_deadline(before: int):
+    """A server that takes the request and says nothing is given up in time, on a new and on a kept connection."""
+    network = FakeNetwork(serve(*[answer()] * before))
+    engine = make(network, RetryPolicy(max_attempts=1))
+    engine.run([Ask() for _ in range(before)])
+    with pytest.raises(DeadlineError, match=r"No answer from http://bucket\.test:80 within 30 s\."):
+        engine.run([Ask()])
+    assert 1030.0 <= network.now <= 1030.5
+    assert network.open_connections == 0
+
+
+def drip(rate: float, seconds: int, *, first: float = 0.0) -> Script:
+    """Return the script of a peer that sends the body of an answer at a rate in bytes per second."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        yield from peer.request()
+        total = int(rate) * seconds
+        yield first
+        peer.send(answer(body=bytes(total))[:-total])
+        for _ in range(seconds):
+            yield 1.0
+            peer.send(bytes(int(rate)))
+
+    return script
+
+
+@pytest.mark.parametrize("rate", [0, 1, 900])
+def test_stall(rate: int):
+    """A body that comes with less than 1 KiB per second is given up, within two stall timeouts."""
+    network = FakeNetwork(drip(rate, 1000) if rate else serve(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"))
+    with pytest.raises(DeadlineError, match=r"Only \d+ bytes moved to or from http://bucket\.test:80 in 20 s\."):
+        make(network, RetryPolicy(max_attempts=1)).run([Ask()])
+    assert 1020.0 <= network.now <= 1041.0
+
+
+def test_slow_but_steady():
+    """A body that comes with a little more than 1 KiB per second is received, however long it takes."""
+    network = FakeNetwork(drip(1100, 500))
+    ask = Ask()
+    make(network).run([ask])
+    assert (ask.attempts, len(ask.body)) == (1, 550_000)
+    assert network.now == 1500.0
+
+
+def test_late_first_byte():
+    """A stall is counted from the first byte on: an answer that begins late has all its time to go on."""
+    network = FakeNetwork(drip(100, 3, first=29.0))
+    ask = Ask()
+    make(network).run([ask])
+    assert ask.attempts == 1
+    assert network.now == 1032.0
+
+
+def test_stall_of_a_request():
+    """A server that does not read the body of a request is given up."""
+    network = FakeNetwork(serve(), window=1000)
+    with pytest.raises(DeadlineError, match="Only 1000 bytes moved"):
+        make(network, RetryPolicy(max_attempts=1)).run([Ask(payload=bytes(5000))])
+    assert 1020.0 <= network.now <= 1020.5
+
+
+def test_server_that_thinks_after_a_large_body():
+    """The time in which a large body is sent counts for neither the first byte nor a stall."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        for _ in range(50):
+            yield 1.0
+            peer.read(1100)
+        yield 25.0
+        peer.read(1 << 20)
+        peer.send(answer())
+
+    network = FakeNetwork(script, window=1100)
+    ask = Ask(payload=bytes(52_000))
+    make(network).run([ask])
+    assert ask.attempts == 1
+
+
+def test_absence_does_not_count():
+    """Time in which nobody waits runs no transfer into a deadline, whatever it is doing."""
+    network = FakeNetwork(never, serve(), drip(2000, 30), serve(), window=100)
+    engine = make(network)
+    asks = [Ask("connecting"), Ask("asked"), Ask("receiving"), Ask("sending", payload=bytes(1000))]
+    for ask in asks:
+        engine.submit(ask)
+    for _ in range(5):
+        network.pass_time(1000.0)
+        engine.turn()
+    assert [ask.attempts for ask in asks] == [1, 1, 1, 1]
+    assert all(ask.flight is not None for ask in (asks[0], asks[1], asks[3]))
+
+
+def test_absence_does_not_shorten_deadlines():
+    """After an absence a transfer has the rest of its time, and no more."""
+    network = FakeNetwork(serve())
+    engine = make(network, RetryPolicy(max_attempts=1))
+    ask = Ask()
+    engine.submit(ask)
+    while network.now < 1020.0:
+        engine.turn()
+    network.pass_time(500.0)
+    with pytest.raises(DeadlineError):
+        engine.wait([ask])
+    assert 1530.0 <= network.now <= 1530.75
+
+
+def test_absence_in_a_pause():
+    """A pause before a retry counts only while somebody waits, too."""
+    network = FakeNetwork(serve(answer(500)), echo)
+    engine = make(network, RetryPolicy(base=8.0))
+    ask = Ask()
+    engine.submit(ask)
+    while not engine.stats.retries:
+        engine.turn()
+    network.pass_time(100.0)
+    engine.wait([ask])
+    assert network.now == 1108.0
+
+
+# Giving up
+
+
+def test_cancel():
+    """Cancelling closes the connections of what is in flight, and what is queued is never sent."""
+    network = FakeNetwork(serve(), then=echo)
+    engine = make(network, limits=Limits(connections=1))
+    asks = [Ask("a"), Ask("b")]
+    for ask in asks:
+        engine.submit(ask)
+    engine.turn()
+    engine.turn()
+    assert targets(network) == [[b"/a"]]
+    engine.cancel(asks)
+    assert [(ask.is_done, type(ask.error)) for ask in asks] == [(True, ConnectionFailedError)] * 2
+    assert network.open_connections == 0
+    engine.run([Ask("c")])
+    assert targets(network) == [[b"/a"], [b"/c"]]
+
+
+def test_cancel_what_is_done():
+    """Cancelling what is done, or was cancelled, changes nothing."""
+    network = FakeNetwork(echo)
+    engine = make(network)
+    ask = Ask()
+    engine.run([ask])
+    engine.cancel([ask])
+    assert (ask.error, network.open_connections) == (None, 1)
+    other = Ask()
+    engine.cancel([other])
+    error = other.error
+    engine.cancel([other])
+    assert other.error is error
+
+
+def test_cancel_in_a_pause():
+    """An exchange that is cancelled while it pauses is not sent again."""
+    network = FakeNetwork(serve(answer(500), answer()))
+    engine = make(network)
+    ask = Ask("a")
+    engine.submit(ask)
+    while not engine.stats.retries:
+        engine.turn()
+    engine.cancel([ask])
+    network.pass_time(1.0)
+    engine.run([Ask("b")])
+    assert targets(network) == [[b"/a", b"/b"]]
+
+
+def test_first_error_cancels_the_rest():
+    """When one of the exchanges fails the others are given up: nothing more of them is in flight."""
+    network = FakeNetwork(serve(), serve(answer(403), delay=1.0), serve())
+    engine = make(network, limits=Limits(connections=3))
+    asks = [Ask(name) for name in "abcd"]
+    with pytest.raises(AccessDeniedError) as caught:
+        engine.run(asks)
+    assert caught.value.key == "b"
+    assert all(ask.is_done and ask.flight is None for ask in asks)
+    assert [type(ask.error) for ask in asks] == [
+        ConnectionFailedError,
+        AccessDeniedError,
+        ConnectionFailedError,
+        ConnectionFailedError,
+    ]
+    assert repr(engine) == "<Engine 0 in flight, 1 queued, 1 connections, 3 requests>"
+    assert network.now == 1001.0
+
+
+def test_errors_of_others():
+    """The failure of an exchange shows to who waits for it, and only then."""
+    network = FakeNetwork(serve(answer(403)), slow_echo)
+    engine = make(network)
+    unlucky, lucky = Ask("a"), Ask("b")
+    engine.submit(unlucky)
+    engine.submit(lucky)
+    engine.wait([lucky])
+    assert unlucky.is_done
+    for _ in range(2):
+        with pytest.raises(AccessDeniedError):
+            engine.wait([unlucky])
+
+
+def test_failure_before_a_flight():
+    """Waiting for an exchange that fails before anything is in flight raises its error."""
+    network = FakeNetwork(unresolvable)
+    with pytest.raises(ConnectionFailedError, match="could not be resolved"):
+        make(network, RetryPolicy(max_attempts=1)).run([Ask()])
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_interrupt(exception: type[BaseException]):
+    """An interrupt of a wait surfaces at once; what was pending has failed then, and the engine works again."""
+    network = FakeNetwork(serve(), serve(answer(500)), then=echo)
+    engine = make(network, limits=Limits(connections=2))
+    flying, paused, queued = asks = [Ask("a"), Ask("b"), Ask("c", memory=1 << 30)]
+    for ask in asks:
+        engine.submit(ask)
+    while not engine.stats.retries:
+        engine.turn()
+    assert (flying.flight is not None, paused.flight, queued.flight) == (True, None, None)
+
+    def interrupt() -> None:
+        network.on_select = lambda: None
+        raise exception
+
+    network.on_select = interrupt
+    with pytest.raises(exception):
+        engine.wait([flying])
+    assert all(ask.is_done and isinstance(ask.error, ConnectionFailedError) for ask in asks)
+    assert network.open_connections == 0
+    assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 2 requests>"
+    with pytest.raises(ConnectionFailedError, match="cancelled"):
+        engine.wait([queued])
+    again = [Ask("d", memory=1 << 30), Ask("e")]
+    engine.run(again)
+    assert [ask.body for ask in again] == [b"/d", b"/e"]
+
+
+def test_bug_in_an_exchange():
+    """An exception that is none of ours leaves an engine that works again."""
+
+    class BrokenAsk(Ask):
+        def request(self) -> Sequence[memoryview]:
+            raise ZeroDivisionError
+
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    with pytest.raises(ZeroDivisionError):
+        engine.run([BrokenAsk()])
+    engine.run([Ask()])
+    assert network.open_connections == 1
+
+
+def test_request_that_cannot_be_made():
+    """An exchange whose request cannot be built fails with that error, and nothing of it is sent."""
+
+    class UnsignedAsk(Ask):
+        def request(self) -> Sequence[memoryview]:
+            raise CredentialsError("there are none")
+
+    network = FakeNetwork(then=echo)
+    ask = UnsignedAsk()
+    with pytest.raises(CredentialsError) as caught:
+        make(network).run([ask])
+    assert caught.value.attempts == 1
+    assert network.peers[0].unread == b""
+
+
+def test_waiting_for_what_was_never_submitted():
+    """Waiting for an exchange that nobody submitted raises instead of hanging."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    with pytest.raises(AssertionError, match="never submitted"):
+        engine.wait([Ask()])
+    engine.run([Ask()])
+    with pytest.raises(AssertionError, match="never submitted"):
+        engine.wait([Ask()])
+
+
+def test_waiting_for_nothing():
+    """Waiting for no exchange returns."""
+    make(FakeNetwork()).wait([])
+
+
+# Answers that come early
+
+
+@pytest.mark.parametrize("end", [None, Peer.close])
+def test_early_answer(end: Callable[[Peer], None] | None):
+    """An answer that comes while the body is still being sent is understood, and its connection is not used again."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        yield from peer.arrived(1)
+        peer.send(answer(403))
+        if end is not None:
+            end(peer)
+
+    network = FakeNetwork(script, echo, window=1000)
+    engine = make(network)
+    with pytest.raises(AccessDeniedError):
+        engine.run([Ask("a", payload=bytes(100_000))])
+    assert network.open_connections == 0
+    engine.run([Ask("b")])
+    assert targets(network) == [[], [b"/b"]]
+
+
+def test_answer_behind_a_failed_send():
+    """If sending fails, what the server said before it hung up is understood."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        peer.send(answer(403))
+        peer.hang_up()
+        yield None
+
+    network = FakeNetwork(script)
+    ask = Ask(payload=bytes(5000))
+    with pytest.raises(AccessDeniedError):
+        make(network).run([ask])
+    assert ask.attempts == 1
+
+
+def test_half_an_answer_behind_a_failed_send():
+    """If sending fails and the server did not say all of why, the exchange is tried again."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        peer.send(answer(403)[:10])
+        peer.hang_up()
+        yield None
+
+    ask = Ask(payload=bytes(5000))
+    make(FakeNetwork(script, echo)).run([ask])
+    assert (ask.attempts, ask.body) == (2, b"/a")
+
+
+# What can be seen
+
+
+def test_repr():
+    """The engine shows what is in flight, what waits, its connections, and what it has sent."""
+    network = FakeNetwork(serve(answer(500)), serve())
+    engine = make(network, limits=Limits(connections=2))
+    assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 0 requests>"
+    asks = [Ask(str(number)) for number in range(4)]
+    for ask in asks:
+        engine.submit(ask)
+    assert repr(engine) == "<Engine 0 in flight, 4 queued, 0 connections, 0 requests>"
+    engine.turn()
+    assert repr(engine) == "<Engine 2 in flight, 2 queued, 2 connections, 2 requests>"
+    engine.turn()
+    assert repr(engine) == "<Engine 1 in flight, 3 queued, 2 connections, 2 requests>"
+    engine.reset()
+    assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 2 requests>"
+
+
+def test_stats():
+    """Requests, retries, connections and every byte of them are counted, those of failed attempts too."""
+
+    def half(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n12345")
+        peer.close()
+
+    payload = bytes(1000)
+    network = FakeNetwork(serve(answer(500), half), serve(answer(body=b"0123456789"), Peer.close), echo)
+    engine = make(network)
+    engine.run([Ask("a", payload=payload)])
+    engine.run([Ask("b")])
+    assert engine.stats == TransferStats(
+        requests=5,  # a three times; b on a connection that turned out stale, and again
+        retries=2,
+        bytes_received=len(answer(500))
+        + len(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n12345")
+        + len(answer(body=b"0123456789"))
+        + len(answer(body=b"/b")),
+        bytes_sent=3 * len(b"GET /a HTTP/1.1\r\ncontent-length: 1000\r\n\r\n" + payload)
+        + 2 * len(b"GET /b HTTP/1.1\r\n\r\n"),
+        connections_opened=3,
+    )
+
+
+def test_close():
+    """Closing an engine closes its connections and its network."""
+    network = FakeNetwork(echo)
+    engine = make(network)
+    engine.run([Ask()])
+    engine.close()
+    assert (network.open_connections, network.is_closed) == (0, True)
+
+
+def test_reset_keeps_the_network():
+    """A reset engine opens new connections when it is used again."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    engine.run([Ask()])
+    engine.reset()
+    assert network.open_connections == 0
+    engine.run([Ask()])
+    assert len(network.connections) == 2
+
+
+def test_abandon():
+    """An engine that is abandoned, or collected, lets go of its connections without closing them for their owner."""
+    network = FakeNetwork(echo)
+    engine = make(network)
+    engine.run([Ask()])
+    del engine
+    gc.collect()
+    assert network.is_closed
+    assert [connection.was_abandoned for connection in network.connections] == [True]

@@ -1,0 +1,117 @@
+"""The real S3 server that tests talk to: one process, one bucket, and for each test a prefix of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from s3torch import S3Client, S3ClientConfig
+from s3torch.testing import LocalS3
+
+pytest.register_assert_rewrite("tests.readers.conformance")
+
+MiB = 1024 * 1024
+_BUCKET = "tests"
+_numbers = itertools.count()
+
+
+class Traffic:
+    """What a client has transferred since this was made, or since the last ``restart``."""
+
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
+        self.restart()
+
+    def restart(self) -> None:
+        self._before = self._client.stats
+
+    @property
+    def requests(self) -> int:
+        return self._client.stats.requests - self._before.requests
+
+    @property
+    def bytes_received(self) -> int:
+        return self._client.stats.bytes_received - self._before.bytes_received
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalS3]:
+    """A running server with a bucket; the environment does not know of it."""
+    with LocalS3() as server:
+        server.create_bucket(_BUCKET)
+        yield server
+
+
+@pytest.fixture
+def s3(server) -> Iterator[LocalS3]:
+    """The server, which all that reads the AWS_* variables finds while the test runs."""
+    with server.activated():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Iterator[S3Client]:
+    """A client that all tests share, as looking up its credentials and addresses takes 0.1 s."""
+    with server.activated():
+        client = S3Client(server.region, endpoint=server.endpoint)
+        client.delete_object(_BUCKET, "nothing")  # looks everything up, for later calls without these variables
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def small_parts(server) -> Iterator[S3Client]:
+    """A client that makes parts of 5 MiB, the least that S3 permits."""
+    with server.activated():
+        config = S3ClientConfig(part_size=5 * MiB)
+        client = S3Client(server.region, endpoint=server.endpoint, s3client_config=config)
+        client.delete_object(_BUCKET, "nothing")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def large(client) -> tuple[str, bytes]:
+    """Key and content of an object of 64 MiB, in which every four bytes are their own number."""
+    content = np.arange(16 * MiB, dtype=np.uint32).tobytes()
+    with client.put_object(_BUCKET, "large") as writer:
+        writer.write(content)
+    return "large", content
+
+
+@pytest.fixture(scope="session")
+def bucket() -> str:
+    """The one bucket: each would take a volume of the server."""
+    return _BUCKET
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of keys that no other test uses."""
+    return f"test-{next(_numbers)}/"
+
+
+@pytest.fixture
+def key(prefix) -> str:
+    """A key that no other test uses."""
+    return f"{prefix}object"
+
+
+@pytest.fixture
+def put(client, bucket):
+    """Stores an object: ``put(key, content)``."""
+
+    def put(key: str, content: bytes) -> None:
+        with client.put_object(bucket, key) as writer:
+            writer.write(content)
+
+    return put
+
+
+@pytest.fixture
+def traffic(client) -> Traffic:
+    """What the shared client transfers from here on."""
+    return Traffic(client)

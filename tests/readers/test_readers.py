@@ -1,0 +1,60 @@
+"""Every kind of reader passes the same suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3torch import ReaderType, S3ReaderConfig
+from s3torch.errors import ArgumentTypeError, ConfigError
+from s3torch.readers import RangedS3Reader, SequentialS3Reader, check_reader_config
+from tests.readers.conformance import ReaderConformance, store_samples
+
+KINDS = {
+    "sequential": S3ReaderConfig.sequential(),
+    "ranged": S3ReaderConfig.range_based(),
+    "ranged, buffer 0": S3ReaderConfig.range_based(0),
+    "ranged, buffer 1": S3ReaderConfig.range_based(1),
+    "ranged, buffer 1000": S3ReaderConfig.range_based(1000),
+    "ranged, buffer larger than the object": S3ReaderConfig.range_based(1_000_000),
+}
+
+
+@pytest.fixture(scope="module")
+def samples(client, bucket) -> dict[str, str]:
+    """The suite's objects, stored once."""
+    return store_samples(client, bucket)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+class TestReaders(ReaderConformance):
+    """The suite, for each kind."""
+
+    @pytest.fixture
+    def stored(self, samples):
+        """The keys of the samples."""
+        return samples
+
+
+@pytest.mark.parametrize("config", [None, S3ReaderConfig(), S3ReaderConfig.sequential()])
+def test_sequential_is_the_default(client, bucket, config):
+    """A reader is sequential unless another one is asked for."""
+    assert type(client.get_object(bucket, "key", reader_config=config)) is SequentialS3Reader
+    assert check_reader_config(config).reader_type is ReaderType.SEQUENTIAL
+
+
+def test_range_based(client, bucket):
+    """A range-based reader is what its configuration asks for."""
+    assert type(client.get_object(bucket, "key", reader_config=S3ReaderConfig.range_based(5))) is RangedS3Reader
+
+
+@pytest.mark.parametrize("config", ["sequential", ReaderType.SEQUENTIAL, S3ReaderConfig, {}, False])
+def test_no_reader_config(client, bucket, config):
+    """Anything else as ``reader_config`` is a TypeError that names the argument, the value and the remedy."""
+    with pytest.raises(ArgumentTypeError, match=r"reader_config must be .* got .*Use S3ReaderConfig\.sequential\(\)"):
+        client.get_object(bucket, "key", reader_config=config)
+
+
+def test_a_buffer_is_not_negative():
+    """A buffer of negative size is refused when it is configured."""
+    with pytest.raises(ConfigError, match="buffer_size=-1"):
+        S3ReaderConfig.range_based(-1)

@@ -1,0 +1,547 @@
+"""Tests of clients, readers and writers across threads and processes.
+
+What forks or exits is a script in a process of its own, which has no threads but its own; its server runs here. A
+script passes if it ends well and says nothing, with all warnings as errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from s3torch.client import S3Client
+from s3torch.config import S3ReaderConfig
+from tests.support.server import Request, ScriptedServer, Wire, fail, serve_object
+
+PATIENCE = 60.0  # seconds that a script has
+THREADS = 16
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "ACCESS", "AWS_SECRET_ACCESS_KEY": "SECRET", "AWS_SESSION_TOKEN": "TOKEN"}
+
+PRELUDE = """\
+import gc, multiprocessing, os, sys, threading
+from s3torch._aws.operations import GetObject
+from s3torch.client import S3Client
+
+def content(key):  # the same as in the test
+    return key.encode() * 10_000
+
+def check(key):
+    assert client.read_range("bucket", key, 0) == content(key)
+
+def sockets():
+    return sum(link.startswith("socket:") for link in links())
+
+def links():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass
+
+def in_child(act):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+    return child
+
+def join(child):
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+client = S3Client("us-east-1", endpoint=sys.argv[1], user_agent_comments=[f"pid/{os.getpid()}"])
+"""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets in /proc")
+
+
+def content(key: str) -> bytes:
+    """Return what an object holds: each of them something else."""
+    return key.encode() * 10_000
+
+
+def serve(request: Request, wire: Wire) -> None:
+    """Serve any object."""
+    key = request.path.rpartition("/")[2]
+    serve_object(content(key), etag=f'"{key}"')(request, wire)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return this process's environment with known credentials, and nothing else for AWS."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
+    files = {"AWS_CONFIG_FILE": str(directory / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(directory / "none")}
+    return {**kept, **CREDENTIALS, **files, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def run(directory: Path, server: ScriptedServer, script: str) -> None:
+    """Run a script, which must end well and say nothing."""
+    path = directory / "script.py"
+    path.write_text(PRELUDE + textwrap.dedent(script))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path), server.endpoint],
+        env=environment(directory),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def connections(server: ScriptedServer) -> dict[str, set[int]]:
+    """Return on which connections each key was asked for."""
+    found: dict[str, set[int]] = {}
+    for request in server.requests:
+        found.setdefault(request.path.rpartition("/")[2], set()).add(request.connection)
+    return found
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The scripts' environment for this process."""
+    wanted = environment(tmp_path)
+    for name in set(os.environ) - set(wanted):
+        monkeypatch.delenv(name)
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+
+
+# Threads
+
+
+def in_threads(act: Callable[[int], None]) -> list[BaseException]:
+    """Run a function of the thread's number in all threads at once; returns what they raised."""
+    raised: list[BaseException] = []
+    barrier = threading.Barrier(THREADS)
+
+    def run_one(number: int) -> None:
+        try:
+            barrier.wait(PATIENCE)
+            act(number)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            raised.append(error)
+
+    threads = [threading.Thread(target=run_one, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return raised
+
+
+@pytest.mark.usefixtures("credentials")
+def test_threads():
+    """Threads that share a client read the right bytes, each over connections of its own."""
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        client.bucket("bucket")
+
+        def read(number: int) -> None:
+            for turn in range(5):
+                assert client.read_range("bucket", f"key{number}", turn, 50_000) == content(f"key{number}")[turn:50_000]
+            client.close()
+
+        assert in_threads(read) == []
+        used = connections(server)
+        assert client.stats.requests == len(server.requests) == 5 * THREADS
+    assert len(used) == THREADS
+    assert len(set().union(*used.values())) == sum(len(numbers) for numbers in used.values()) == THREADS
+
+
+@pytest.mark.usefixtures("credentials")
+def test_threads_learn_the_region():
+    """Threads whose first requests all went to the wrong region all succeed."""
+    everybody = threading.Barrier(THREADS)
+    numbers = itertools.count()
+    somebody_knows = threading.Event()
+    refuse = fail(301, "PermanentRedirect", headers={"x-amz-bucket-region": "eu-west-1"})
+
+    def handle(request: Request, wire: Wire) -> None:
+        if "/eu-west-1/" in request.headers["authorization"]:
+            somebody_knows.set()
+            return serve(request, wire)
+        everybody.wait(PATIENCE)
+        if next(numbers):  # all but one
+            somebody_knows.wait(PATIENCE)
+        return refuse(request, wire)
+
+    with ScriptedServer(handle) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        client.bucket("bucket")
+
+        def read(number: int) -> None:
+            assert client.read_range("bucket", "key", 0) == content("key")
+            client.close()
+
+        assert in_threads(read) == []
+
+
+@needs_proc
+def test_thread_that_ends(tmp_path: Path):
+    """The connections of a thread are closed when it ends, without its closing them."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            before = sockets()
+            threads = [threading.Thread(target=check, args=(f"key{number}",)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            gc.collect()
+            assert sockets() == before, list(links())
+            check("main")
+            assert client.stats.requests == 5
+            client.close()
+            assert sockets() == before, list(links())
+            """,
+        )
+
+
+# Fork
+
+
+@needs_fork
+@needs_proc
+def test_fork(tmp_path: Path):
+    """Each process of a chain of forks reads over one connection of its own, and lets go of those of its ancestors."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            def use(key):
+                check(key)
+                assert sockets() == 1, list(links())
+
+            def child():
+                use("child1")
+                join(in_child(lambda: use("grandchild1")))
+                use("child2")
+                join(in_child(lambda: join(in_child(lambda: use("grandchild2")))))
+                use("child3")
+                assert client.stats.requests == 3
+
+            use("parent1")
+            join(in_child(child))
+            use("parent2")
+            assert client.stats.requests == 2
+            """,
+        )
+        assert connections(server) == {
+            "parent1": {1},
+            "child1": {2},
+            "grandchild1": {3},
+            "child2": {2},
+            "grandchild2": {4},
+            "child3": {2},
+            "parent2": {1},
+        }
+
+
+@needs_fork
+def test_fork_that_exits(tmp_path: Path):
+    """A forked child that ends in the ordinary way, all its objects collected, leaves the parent's connection alone."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            check("parent1")
+            child = os.fork()
+            if child == 0:
+                sys.exit()
+            join(child)
+            child = os.fork()
+            if child == 0:
+                check("child")
+                sys.exit()
+            join(child)
+            check("parent2")
+            """,
+        )
+        assert connections(server) == {"parent1": {1}, "child": {2}, "parent2": {1}}
+
+
+@needs_fork
+def test_fork_during_a_transfer(tmp_path: Path):
+    """A transfer that is in flight at a fork goes on in the parent, whatever the child does meanwhile."""
+    child_is_served = threading.Event()
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.path.endswith("parent"):
+            child_is_served.wait(PATIENCE)
+        serve(request, wire)
+        if request.path.endswith("child"):
+            child_is_served.set()
+
+    with ScriptedServer(handle) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            memory = bytearray(len(content("parent")))
+            get = GetObject(client.bucket("bucket"), "parent", 0, len(memory), memoryview(memory))
+            engine = client.engine()
+            engine.submit(get)
+            while not engine.stats.requests:
+                engine.turn()
+            join(in_child(lambda: check("child")))
+            assert not get.is_done
+            engine.wait([get])
+            assert memory == content("parent")
+            assert get.attempts == 1
+            check("parent")
+            """,
+        )
+        assert connections(server) == {"parent": {1}, "child": {2}}
+
+
+@needs_fork
+def test_fork_with_readers(tmp_path: Path):
+    """A reader that was opened before a fork reads on in both processes, from the position that it had."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            from s3torch.config import S3ReaderConfig
+
+            for config in (S3ReaderConfig.sequential(), S3ReaderConfig.range_based(), S3ReaderConfig.range_based(1000)):
+                reader = client.get_object("bucket", "key", reader_config=config)
+                assert reader.read(10) == content("key")[:10]
+
+                def read_on():
+                    assert (reader.tell(), reader.read()) == (10, content("key")[10:])
+
+                join(in_child(read_on))
+                read_on()
+            """,
+        )
+
+
+@needs_fork
+def test_fork_with_a_writer(tmp_path: Path):
+    """A forked child that drops a writer it inherited leaves the parent's upload alone."""
+    log: list[str] = []
+
+    def handle(request: Request, wire: Wire) -> None:
+        is_begin = request.target.endswith("?uploads")
+        log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
+        begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+
+    with ScriptedServer(handle) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            writer = client.put_object("bucket", "key")
+            writer.write(bytes(client.s3client_config.part_size + 1))
+
+            def child():
+                global writer
+                del writer
+                gc.collect()
+
+            join(in_child(child))
+            writer.close()
+            """,
+        )
+    assert log == ["Create", "Part", "Part", "Complete"]
+
+
+@pytest.mark.usefixtures("credentials")
+def test_threads_of_a_child_drop_what_it_inherited():
+    """If another thread has dropped what a child inherited just before, that is fine."""
+
+    class States(dict[int, object]):
+        def __iter__(self) -> Iterator[int]:
+            found = list(super().__iter__())
+            for other in found:
+                if other != os.getpid():
+                    super().pop(other)
+            return iter(found)
+
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        client._states = States({os.getpid() + 1: client._process()})
+        assert client.read_range("bucket", "key", 0) == content("key")
+        client.close()
+
+
+# Other processes
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_pickled(tmp_path: Path, method: str):
+    """A client and its readers work in a process that is started afresh; a reader goes on from its position."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"there is no {method}")
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            f"""
+            from s3torch.config import S3ReaderConfig
+
+            def work(theirs, readers):
+                assert theirs.read_range("bucket", "child", 0) == content("child")
+                assert theirs.stats.requests == 1
+                for reader in readers:
+                    assert (reader.tell(), reader.read()) == (10, content("key")[10:])
+
+            if __name__ == "__main__":
+                check("parent")
+                configs = (None, S3ReaderConfig.range_based(), S3ReaderConfig.range_based(1000))
+                readers = [client.get_object("bucket", "key", reader_config=config) for config in configs]
+                for reader in readers:
+                    reader.read(10)
+                process = multiprocessing.get_context({method!r}).Process(target=work, args=(client, readers))
+                process.start()
+                process.join()
+                assert process.exitcode == 0
+                check("parent")
+            """,
+        )
+        assert {"parent", "child"} < connections(server).keys()
+
+
+@pytest.mark.usefixtures("credentials")
+def test_pickle_holds_no_secret():
+    """Neither the pickle nor the repr of a client or reader that was used holds anything of the credentials."""
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        readers = [
+            client.get_object("bucket", "key", reader_config=config)
+            for config in (S3ReaderConfig.sequential(), S3ReaderConfig.range_based(1000))
+        ]
+        for reader in readers:
+            assert reader.read(5) == content("key")[:5]
+        for thing in (client, *readers):
+            shown = pickle.dumps(thing) + repr(thing).encode()
+            for secret in CREDENTIALS.values():
+                assert secret.encode() not in shown
+        for thing in (client.bucket("bucket"), client.engine(), client._process().session.credentials()):
+            for secret in ("SECRET", "TOKEN"):
+                assert secret not in repr(thing)
+        client.close()
+
+
+@pytest.mark.usefixtures("credentials")
+def test_pickled_client_is_the_same():
+    """A pickled client has the configuration that it had, and none of its connections."""
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint, user_agent_comments=["md/x#y"])
+        client.read_range("bucket", "key", 0)
+        other = pickle.loads(pickle.dumps(client))
+        assert repr(other) == repr(client)
+        assert other.user_agent == client.user_agent
+        assert (other.stats.requests, client.stats.requests) == (0, 1)
+        other.read_range("bucket", "key", 0)
+        assert server.connections == 2
+        client.close()
+        other.close()
+
+
+# The end of a process
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        """
+        unread = client.get_object("bucket", "key")
+        begun = client.get_object("bucket", "key")
+        begun.read(10)
+        in_a_cycle = []
+        in_a_cycle.append((in_a_cycle, client.get_object("bucket", "key")))
+        in_a_cycle[0][1].readline(10)
+        aborted = client.put_object("bucket", "key")
+        aborted.write(b"x")
+        aborted.abort()
+        thread = threading.Thread(target=check, args=("key",))
+        thread.start()
+        thread.join()
+        """,
+        """
+        get = GetObject(client.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
+        client.engine().submit(get)
+        while not client.engine().stats.requests:
+            client.engine().turn()
+        """,
+        """
+        get = GetObject(client.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
+        engine = client.engine()
+        engine.submit(get)
+        engine.turn()
+        cycle = [engine, get, client]
+        cycle.append(cycle)
+        del engine, get, client, cycle
+        gc.collect()
+        """,
+    ],
+    ids=["idle", "in flight", "in flight in a cycle"],
+)
+def test_silent_exit(tmp_path: Path, script: str):
+    """A process may end whatever its client is doing, without closing anything and without a word."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.path.endswith("stall"):
+            wire.stall()
+        else:
+            serve(request, wire)
+
+    with ScriptedServer(handle) as server:
+        run(tmp_path, server, script)
+
+
+def test_interrupt(tmp_path: Path):
+    """Ctrl-C ends a read that waits at once, and the client can be used on."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if not request.path.endswith("stall"):
+            return serve(request, wire)
+        match = re.search(r"pid/(\d+)", request.headers["user-agent"])
+        assert match is not None
+        os.kill(int(match[1]), signal.SIGINT)
+        return wire.stall()
+
+    with ScriptedServer(handle) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            try:
+                client.read_range("bucket", "stall", 0)
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise AssertionError("not interrupted")
+            check("key")
+            assert repr(client.engine()) == "<Engine 0 in flight, 0 queued, 1 connections, 2 requests>"
+            """,
+        )
+        assert connections(server) == {"stall": {1}, "key": {2}}
