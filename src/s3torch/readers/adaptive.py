@@ -8,7 +8,7 @@ asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
@@ -62,16 +62,11 @@ class AdaptiveS3Reader(S3Reader):
             self._drop_all()
         super().close()
 
-    def readline(self, size: SupportsIndex | None = -1, /) -> bytes:
-        """Read up to and including the next newline, at most ``size`` bytes."""
-        line = super().readline(size)
-        self._pattern.note_read(self._position - len(line), self._position)
-        return line
-
     def _start_afresh(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._pattern = ReadAhead(self._max_window)
         self._window = self._head = self._tail = _NOTHING
+        self._lent = (0, 0)  # the bytes that lines were last cut from
 
     def _learn_size(self) -> int:
         if self._remote.size is None:
@@ -110,12 +105,16 @@ class AdaptiveS3Reader(S3Reader):
         return position - start
 
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
+        lent_start, lent_stop = self._lent
+        if lent_start <= start <= lent_stop:  # lines were cut up to here
+            self._pattern.note_read(lent_start, start)
         held = self._held_at(start)
         if held is _NOTHING and not self._is_end(start):
             self._pattern.note_asked(BLOCK)  # a line's length is not known, so a block of lines is what is asked for
             if not self._load(self._pattern.plan(start, start + BLOCK, self._remote.size), 1):
                 return self._remote.read(start, start + BLOCK), 0
             held = self._held_at(start)
+        self._lent = (start, held.start + len(held.content))
         return held.content, start - held.start if held is not _NOTHING else 0
 
     def _is_end(self, position: int) -> bool:
