@@ -285,8 +285,8 @@ def _write_parquet(file: io.BytesIO) -> None:
     pq.write_table(pa.table(columns), file, row_group_size=164_000, compression="none", use_dictionary=False)
 
 
-def _read_parquet(reader: S3Reader) -> np.ndarray:
-    return pq.read_table(reader, columns=["column3"], pre_buffer=False)["column3"].to_numpy()
+def _read_parquet(reader: S3Reader) -> list[np.ndarray]:
+    return [pq.read_table(reader, columns=["column3"], pre_buffer=False)["column3"].to_numpy()]
 
 
 def _write_hdf5(file: io.BytesIO) -> None:
@@ -320,13 +320,13 @@ CASES = {
     "tar, all members": Case(_write_tar, _read_tar),
     "Parquet, 1 of 8 columns": Case(_write_parquet, _read_parquet),
     "HDF5, a slice of 300 rows": Case(_write_hdf5, _read_hdf5),
-    "npy": Case(lambda file: np.save(file, _FLOATS), np.load),
+    "npy": Case(lambda file: np.save(file, _FLOATS), lambda reader: [np.load(reader)]),
     "npz, 1 of 8 arrays": Case(
-        lambda file: np.savez(file, *np.split(_FLOATS, 8)), lambda reader: np.load(reader)["arr_3"]
+        lambda file: np.savez(file, *np.split(_FLOATS, 8)), lambda reader: [np.load(reader)["arr_3"]]
     ),
     "TIFF, the image": Case(lambda file: Image.fromarray(_PIXELS).save(file, "TIFF"), _read_image),
     "TIFF, its size": Case(lambda file: Image.fromarray(_PIXELS).save(file, "TIFF"), _read_header),
-    "JPEG of 150 kB": Case(lambda file: Image.fromarray(_PIXELS[:300, :400]).save(file, "JPEG"), _read_image),
+    "JPEG of 74 kB": Case(lambda file: Image.fromarray(_PIXELS[:300, :400]).save(file, "JPEG"), _read_image),
 }
 
 READERS = {
