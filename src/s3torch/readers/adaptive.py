@@ -75,10 +75,10 @@ class AdaptiveS3Reader(S3Reader):
 
     def _read_at(self, start: int, stop: int | None) -> bytes:
         size = self._remote.size
-        if size is None and (stop is None or stop - start > BLOCK):
+        if size is not None:
+            stop = size if stop is None else min(stop, size)
+        elif stop is None or stop - start > BLOCK:
             return self._read_directly(start, stop)
-        if stop is None or (size is not None and stop > size):
-            stop = size if size is not None else self._learn_size()
         if stop <= start:
             return b""
         held = self._held_at(start)
