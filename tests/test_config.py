@@ -47,8 +47,12 @@ def test_defaults():
 
 
 def test_reader_defaults():
-    """Unless told otherwise an object is read forwards, and there is no buffer size."""
-    assert dataclasses.asdict(S3ReaderConfig()) == {"reader_type": ReaderType.SEQUENTIAL, "buffer_size": None}
+    """Unless told otherwise an object is read forwards, and there is neither a buffer size nor a window."""
+    assert dataclasses.asdict(S3ReaderConfig()) == {
+        "reader_type": ReaderType.SEQUENTIAL,
+        "buffer_size": None,
+        "max_window": None,
+    }
     assert S3ReaderConfig() == S3ReaderConfig.sequential()
 
 
@@ -208,7 +212,12 @@ def test_unknown_field():
 
 
 @pytest.mark.parametrize(
-    "made", [S3ClientConfig(part_size=16 * MiB, verify=Path("ca.pem")), S3ReaderConfig.range_based(4096)]
+    "made",
+    [
+        S3ClientConfig(part_size=16 * MiB, verify=Path("ca.pem")),
+        S3ReaderConfig.range_based(4096),
+        S3ReaderConfig.adaptive(MiB),
+    ],
 )
 def test_values(made: object):
     """A configuration is a value: frozen, equal to its like, hashable, and whole after pickling and copying."""
@@ -267,6 +276,7 @@ def test_reader_type_strings():
     """The names of the kinds are those that stand in the user agent."""
     assert S3ReaderConfig.sequential().get_reader_type_string() == "sequential"
     assert S3ReaderConfig.range_based().get_reader_type_string() == "range_based"
+    assert S3ReaderConfig.adaptive().get_reader_type_string() == "adaptive"
 
 
 @pytest.mark.parametrize("value", ["sequential", None, 1, ReaderType])
@@ -276,7 +286,7 @@ def test_no_reader_type(value: object):
         S3ReaderConfig(value)
     assert str(caught.value) == (
         f"S3ReaderConfig(reader_type=...) must be a ReaderType, got {value!r}. "
-        "Use S3ReaderConfig.sequential() or S3ReaderConfig.range_based()."
+        "Use S3ReaderConfig.sequential(), .range_based() or .adaptive()."
     )
 
 
@@ -300,6 +310,46 @@ def test_buffer_size_of_a_sequential_reader():
     with pytest.raises(ConfigError) as caught:
         S3ReaderConfig(ReaderType.SEQUENTIAL, 0)
     assert str(caught.value) == "A sequential reader has no buffer_size; drop buffer_size=0."
+
+
+def test_adaptive():
+    """The adaptive reader reads ahead 64 MiB at most, or as much as it is told."""
+    assert S3ReaderConfig.adaptive().window_limit == S3ReaderConfig(ReaderType.ADAPTIVE).window_limit == 64 * MiB
+    assert S3ReaderConfig.adaptive(max_window=MiB) == S3ReaderConfig(ReaderType.ADAPTIVE, None, MiB)
+    assert S3ReaderConfig.adaptive(max_window=MiB).window_limit == MiB
+
+
+@pytest.mark.parametrize("value", [True, 1e6, "64M"])
+def test_max_window_of_another_type(value: object):
+    """A window that is no int is an error of type, by name and value."""
+    with pytest.raises(ArgumentTypeError) as caught:
+        S3ReaderConfig.adaptive(value)
+    assert str(caught.value) == f"S3ReaderConfig(max_window=...) must be an int, got {value!r}."
+
+
+@pytest.mark.parametrize("value", [-1, 0, 16383])
+def test_small_max_window(value: int):
+    """A window smaller than the smallest fetch is refused by name and value."""
+    with pytest.raises(ConfigError) as caught:
+        S3ReaderConfig.adaptive(value)
+    assert str(caught.value) == f"S3ReaderConfig(max_window={value}) is out of range: it must be at least 16384."
+
+
+def test_options_of_another_reader():
+    """An option of another reader is refused, whatever its value."""
+    with pytest.raises(ConfigError) as caught:
+        S3ReaderConfig(ReaderType.RANGE_BASED, max_window=MiB)
+    assert str(caught.value) == "A range_based reader has no max_window; drop max_window=1048576."
+    with pytest.raises(ConfigError) as caught:
+        S3ReaderConfig(ReaderType.ADAPTIVE, 4096)
+    assert str(caught.value) == "An adaptive reader has no buffer_size; drop buffer_size=4096."
+
+
+def test_the_smallest_window_is_the_smallest_fetch():
+    """The smallest window that can be configured holds what the adaptive reader fetches at least."""
+    from s3torch.readers import window
+
+    assert config._MIN_WINDOW == window.BLOCK
 
 
 def test_limits_of_parts_agree_with_the_upload_plan():

@@ -215,6 +215,7 @@ def test_botocore_is_in_one_place():
         "s3torch._aws.sigv4",
         "s3torch._aws.answers",
         "s3torch._aws.listing",
+        "s3torch.readers.window",
     ],
 )
 def test_pure_modules(name: str):

@@ -20,6 +20,10 @@ GiB = 1024 * MiB
 _MIN_PART_SIZE = 5 * MiB
 _MAX_PART_SIZE = 5 * GiB
 
+# The adaptive reader's smallest fetch, and what it reads ahead at most unless told otherwise: eight parts. Not tuned.
+_MIN_WINDOW = 16 * 1024
+_MAX_WINDOW = 64 * MiB
+
 # One connection to S3 carries about 85 MB/s (AWS's performance guide); 80 leaves room for its latency.
 _BYTES_PER_SECOND_OF_A_CONNECTION = 80e6
 
@@ -108,40 +112,39 @@ class ReaderType(Enum):
 
     SEQUENTIAL = "sequential"
     RANGE_BASED = "range_based"
+    ADAPTIVE = "adaptive"
 
 
 @dataclass(frozen=True)
 class S3ReaderConfig:
     """Which reader opens an object, and how it behaves.
 
-    Choose ``sequential()`` (the default) when most of each object is read, and ``range_based()`` when only parts of
-    large objects are.
+    Choose ``sequential()`` (the default) when most of each object is read, ``range_based()`` when only parts of large
+    objects are and it is known which, and ``adaptive()`` when that depends on the file or on the library that reads it.
 
     Args:
         reader_type: The reader's kind.
         buffer_size: For the range-based reader: see :meth:`range_based`.
+        max_window: For the adaptive reader: see :meth:`adaptive`. None is 64 MiB.
 
     Raises:
-        ArgumentTypeError: ``reader_type`` is no ReaderType, or ``buffer_size`` no integer.
-        ConfigError: ``buffer_size`` is negative, or was given for a reader that has none.
+        ArgumentTypeError: ``reader_type`` is no ReaderType, or another value no integer.
+        ConfigError: ``buffer_size`` is negative, ``max_window`` is less than 16 KiB, or one of them was given for a
+            reader that has none.
     """
 
     reader_type: ReaderType = ReaderType.SEQUENTIAL
     buffer_size: int | None = None
+    max_window: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.reader_type, ReaderType):
             raise ArgumentTypeError(
                 f"S3ReaderConfig(reader_type=...) must be a ReaderType, got {self.reader_type!r}. "
-                "Use S3ReaderConfig.sequential() or S3ReaderConfig.range_based()."
+                "Use S3ReaderConfig.sequential(), .range_based() or .adaptive()."
             )
-        if self.buffer_size is None:
-            return
-        _require_int(self, "buffer_size", 0, None)
-        if self.reader_type is not ReaderType.RANGE_BASED:
-            raise ConfigError(
-                f"A {self.reader_type.value} reader has no buffer_size; drop buffer_size={self.buffer_size}."
-            )
+        self._check_size("buffer_size", 0, ReaderType.RANGE_BASED)
+        self._check_size("max_window", _MIN_WINDOW, ReaderType.ADAPTIVE)
 
     @classmethod
     def sequential(cls) -> S3ReaderConfig:
@@ -159,9 +162,36 @@ class S3ReaderConfig:
         """
         return cls(ReaderType.RANGE_BASED, buffer_size)
 
+    @classmethod
+    def adaptive(cls, max_window: int = _MAX_WINDOW) -> S3ReaderConfig:
+        """Begin like ``range_based``, fetch ahead where reads follow each other, and keep the object's head and tail.
+
+        For each byte that is read at most one is fetched that nobody asked for, and 64 KiB beside; an object of at
+        most 512 KiB is fetched whole when it is touched a second time.
+
+        Args:
+            max_window: Bytes that one reader fetches ahead at most, 16 KiB or more. All adaptive readers of a process
+                together hold 256 MiB at most.
+        """
+        return cls(ReaderType.ADAPTIVE, max_window=max_window)
+
+    @property
+    def window_limit(self) -> int:
+        """Bytes that an adaptive reader fetches ahead at most."""
+        return _MAX_WINDOW if self.max_window is None else self.max_window
+
     def get_reader_type_string(self) -> str:
         """Return the name of the reader's kind, as it stands in the user agent."""
         return self.reader_type.value
+
+    def _check_size(self, name: str, low: int, owner: ReaderType) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        _require_int(self, name, low, None)
+        if self.reader_type is not owner:
+            article = "An" if self.reader_type is ReaderType.ADAPTIVE else "A"
+            raise ConfigError(f"{article} {self.reader_type.value} reader has no {name}; drop {name}={value}.")
 
 
 def _require_type(config: object, name: str, expected: type) -> None:

@@ -48,7 +48,7 @@ def client_calls() -> None:
     client = S3Client("eu-west-1", endpoint="http://localhost:9000", s3client_config=config)
     content: bytes = client.read_range("bucket", "key", 0, 10)
     count: int = client.read_range("bucket", "key", 0, 10, into=bytearray(10))
-    with client.get_object("bucket", "key") as reader:
+    with client.get_object("bucket", "key", reader_config=S3ReaderConfig.adaptive(max_window=1024**2)) as reader:
         text = io.TextIOWrapper(reader)
         file: BinaryIO = reader
         size: int = reader.size

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentTypeError
+from s3torch.readers.adaptive import AdaptiveS3Reader
 from s3torch.readers.base import S3Reader
 from s3torch.readers.ranged import RangedS3Reader
 from s3torch.readers.sequential import SequentialS3Reader
@@ -13,7 +14,14 @@ from s3torch.readers.sequential import SequentialS3Reader
 if TYPE_CHECKING:
     from s3torch._object import RemoteObject
 
-__all__ = ["RangedS3Reader", "S3Reader", "SequentialS3Reader", "check_reader_config", "open_reader"]
+__all__ = [
+    "AdaptiveS3Reader",
+    "RangedS3Reader",
+    "S3Reader",
+    "SequentialS3Reader",
+    "check_reader_config",
+    "open_reader",
+]
 
 
 def check_reader_config(reader_config: S3ReaderConfig | None) -> S3ReaderConfig:
@@ -27,7 +35,7 @@ def check_reader_config(reader_config: S3ReaderConfig | None) -> S3ReaderConfig:
     if not isinstance(reader_config, S3ReaderConfig):
         raise ArgumentTypeError(
             f"reader_config must be an instance of S3ReaderConfig, got {reader_config!r}. "
-            "Use S3ReaderConfig.sequential() or S3ReaderConfig.range_based()."
+            "Use S3ReaderConfig.sequential(), .range_based() or .adaptive()."
         )
     return reader_config
 
@@ -37,4 +45,6 @@ def open_reader(remote: RemoteObject, reader_config: S3ReaderConfig | None) -> S
     config = check_reader_config(reader_config)
     if config.reader_type is ReaderType.RANGE_BASED:
         return RangedS3Reader(remote, config.buffer_size or 0)
+    if config.reader_type is ReaderType.ADAPTIVE:
+        return AdaptiveS3Reader(remote, config.window_limit)
     return SequentialS3Reader(remote)
