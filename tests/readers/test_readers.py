@@ -16,6 +16,8 @@ KINDS = {
     "ranged, buffer 1": S3ReaderConfig.range_based(1),
     "ranged, buffer 1000": S3ReaderConfig.range_based(1000),
     "ranged, buffer larger than the object": S3ReaderConfig.range_based(1_000_000),
+    "adaptive": S3ReaderConfig.adaptive(),
+    "adaptive, smallest window": S3ReaderConfig.adaptive(16 * 1024),
 }
 
 
