@@ -38,7 +38,7 @@ _DIGITS = frozenset(string.digits)
 # The character after "/": all keys of a directory come before it.
 _AFTER_SLASH = "0"
 # Keys of a page whose characters are learned from. Not tuned.
-_SAMPLES = 8
+_SAMPLES = 4
 # Cuts that each page with a successor pays for, and requests that may be under way for each of them.
 _CUTS_PER_PAGE = 2
 

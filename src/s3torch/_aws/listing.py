@@ -83,15 +83,23 @@ def parse_page(document: bytes) -> ListObjectsResult:
     Raises:
         ProtocolError: It is not well-formed, not a listing, contradicts itself, or has a document type.
     """
+    page = _envelope(document)
+    try:
+        return page.result()
+    except ValueError as error:
+        raise _malformed(error) from error
+
+
+def _envelope(document: bytes) -> _Page:
     root = _parse(document)
     namespace, _, name = root.tag.rpartition("}")
     if name != "ListBucketResult":
         raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
-    page = _Page(root, f"{namespace}}}" if namespace else "")
-    try:
-        return page.result()
-    except ValueError as error:
-        raise ProtocolError(f"A page of a listing holds a malformed value: {error}.") from error
+    return _Page(root, f"{namespace}}}" if namespace else "")
+
+
+def _malformed(error: ValueError) -> ProtocolError:
+    return ProtocolError(f"A page of a listing holds a malformed value: {error}.")
 
 
 def parse_keys(document: bytes) -> KeyPage:
@@ -105,52 +113,47 @@ def parse_keys(document: bytes) -> KeyPage:
         ProtocolError: As ``parse_page``.
     """
     columns = _plain_columns(document)
-    if columns is None:
-        page = parse_page(document)
-        return KeyPage(
-            [info.key.encode() for info in page.object_info],
-            [info.size for info in page.object_info],
-            page.continuation_token,
-        )
-    keys, sizes, rest = columns
-    root = _parse(rest)
-    namespace, _, name = root.tag.rpartition("}")
-    if name != "ListBucketResult":
-        raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
-    envelope = _Page(root, f"{namespace}}}" if namespace else "")
-    try:
-        return KeyPage(envelope.decoded(keys), list(map(int, sizes)), envelope.continuation_token())
-    except ValueError as error:
-        raise ProtocolError(f"A page of a listing holds a malformed value: {error}.") from error
+    if columns is not None:
+        keys, sizes, rest = columns
+        page = _envelope(rest)
+        if page.objects == 1:
+            try:
+                return KeyPage(page.decoded(keys), list(map(int, sizes)), page.continuation_token())
+            except ValueError as error:
+                raise _malformed(error) from error
+    whole = parse_page(document)
+    return KeyPage(
+        [info.key.encode() for info in whole.object_info],
+        [info.size for info in whole.object_info],
+        whole.continuation_token,
+    )
 
 
 _BEGIN = b"<Contents><Key>"
 _END = b"</Contents>"
-_KEY = re.compile(rb"<Key>([^<&\x00-\x1f]+)</Key>")
-_PLAIN_SIZE = re.compile(rb"<Size>([0-9]{1,18})</Size>")
+_KEY_OR_SIZE = re.compile(rb"<(?:Key>([^<&\x00-\x1f]+)</Key|Size>([0-9]{1,18})</Size)>")
 
 
 def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | None:
     """Return the keys and sizes as they are written, and the document without them; None if it is not written plainly.
 
-    That the n objects stand in one run, without white space, leaves no place between them for anything else.
+    In the document one empty object stands for all of them, to show that they are where objects belong. That the n
+    objects stand in one run, without white space, leaves no place between them for anything else.
     """
     start, stop = document.find(_BEGIN), document.rfind(_END) + len(_END)
     if start < 0 or stop < start:
         return None
     run = document[start:stop]
-    objects = run.split(_BEGIN)[1:]
-    count = len(objects)
-    keys, sizes = _KEY.findall(run), _PLAIN_SIZE.findall(run)
-    is_plain = (
-        len(keys) == len(sizes) == count
-        and run.count(b"<Key>") == run.count(b"<Contents") == count
-        and run.count(_END + _BEGIN) == count - 1
-        and all(each.count(b"<Size") == 1 for each in objects)
-        and b"<!" not in document
-        and b"<?" not in run
-    )
-    return (keys, sizes, document[:start] + document[stop:]) if is_plain else None
+    if run.count(b"<Contents") != (count := run.count(_END + _BEGIN) + 1):
+        return None
+    found = _KEY_OR_SIZE.findall(run)
+    keys, sizes = [key for key, _ in found[::2]], [size for _, size in found[1::2]]
+    if len(found) != 2 * count or not all(keys) or not all(sizes):
+        return None
+    # To look for one character first is cheaper; comments and CDATA sections could hide what is not an object.
+    if (b"!" in document and b"<!" in document) or (b"?" in run and b"<?" in run):
+        return None
+    return keys, sizes, b"".join([document[:start], b"<Contents/>", document[stop:]])
 
 
 def _parse(document: bytes) -> ET.Element:
@@ -178,6 +181,11 @@ class _Page:
         self._root = root
         self._names = {name: namespace + name for name in _NAMES}
         self._is_encoded = self._text(root, "EncodingType") == "url"
+
+    @property
+    def objects(self) -> int:
+        """The number of objects."""
+        return len(self._root.findall(self._names["Contents"]))
 
     def result(self) -> ListObjectsResult:
         """Return what the page says.

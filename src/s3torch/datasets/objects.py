@@ -214,12 +214,13 @@ class ObjectTable:
         Raises:
             IndexError: There is no such object.
         """
+        ends = self._ends
+        count = len(ends)
         if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"list index out of range: there are {len(self)} objects")
-        start = self._ends[index - 1] if index else 0
-        key = self._keys[start : self._ends[index]].decode("utf-8", "surrogatepass")
+            index += count
+        if not 0 <= index < count:
+            raise IndexError(f"list index out of range: there are {count} objects")
+        key = self._keys[ends[index - 1] if index else 0 : ends[index]].decode("utf-8", "surrogatepass")
         size = self._sizes[index]
         info = None if size == _UNKNOWN_SIZE else ObjectInfo(key, "", size, 0)
         return S3BucketKeyData(self._buckets[self._bucket_of[index]], key, info)
