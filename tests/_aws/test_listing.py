@@ -332,8 +332,8 @@ OWNER = "<Owner><Key>x</Key><Size>9</Size></Owner>"
         _page(_contents("a").replace("</Key>", f"</Key>{OWNER}"), _contents("b")),
         _page("<Contents><Size>1</Size><Key>k</Key></Contents>"),
         _page("<Contents><Key>k</Key><Size>1</Size></Contents>" * 2, namespace=NAMESPACE),
-        b"<a:ListBucketResult xmlns:a='x'><a:Contents><a:Key>k</a:Key><a:Size>3</a:Size></a:Contents>"
-        + b"</a:ListBucketResult>",
+        b"<a:ListBucketResult xmlns:a='x'><a:Contents><a:Key>k</a:Key><a:Size>3</a:Size></a:Contents>%s"
+        % b"</a:ListBucketResult>",
     ],
 )
 def test_keys_and_sizes(document: bytes):

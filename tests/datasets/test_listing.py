@@ -20,7 +20,6 @@ from s3torch.datasets.listing import ListingProgress, list_table
 from s3torch.datasets.objects import ObjectTable, list_prefix
 from s3torch.errors import BucketNotFoundError, ObjectNotFoundError, ObjectTableError, S3Error
 from s3torch.testing import LocalS3
-
 from tests.support.server import Request, ScriptedServer, Wire, fail
 
 BUCKET = "listed"
