@@ -214,6 +214,7 @@ def test_botocore_is_in_one_place():
         "s3torch._transfer.stats",
         "s3torch._aws.sigv4",
         "s3torch._aws.answers",
+        "s3torch._aws.key_ranges",
         "s3torch._aws.listing",
         "s3torch.readers.window",
     ],

@@ -7,6 +7,7 @@ Each class is named by what the caller can do about it::
     │   ├── ArgumentTypeError (TypeError)     fix the type of an argument
     │   ├── ConfigError                       fix the configuration
     │   ├── InvalidURIError                   fix the s3:// URI
+    │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
     │   ├── ObjectNotFoundError               no such key (or version)
@@ -48,6 +49,7 @@ __all__ = [
     "NotFoundError",
     "ObjectChangedError",
     "ObjectNotFoundError",
+    "ObjectTableError",
     "ProtocolError",
     "RegionError",
     "RequestError",
@@ -123,6 +125,10 @@ class ConfigError(ArgumentError):
 
 class InvalidURIError(ArgumentError):
     """A string is not of the form ``s3://bucket/key``."""
+
+
+class ObjectTableError(ArgumentError):
+    """A file is no saved table of objects, is cut off or damaged, or was saved by a newer version."""
 
 
 class ClosedError(ArgumentError):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
+from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_keys, parse_page
 from s3torch.errors import ProtocolError
 
 NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -86,6 +86,11 @@ def test_list_parameters_with_everything():
         "continuation-token": "t+/=",
     }
     assert list_parameters("", "/", 1, "")["continuation-token"] == ""
+
+
+def test_list_parameters_of_a_range():
+    """Where a listing begins is sent as it is."""
+    assert list_parameters("a/", "", 1, None, "a/k+")["start-after"] == "a/k+"
 
 
 # --- Pages -----------------------------------------------------------------------------------------------------------
@@ -283,6 +288,102 @@ def test_a_full_page():
     page = parse_page(document)
     assert [info.key for info in page.object_info] == keys
     assert [info.size for info in page.object_info] == [len(key) for key in keys]
+
+
+# --- Keys and sizes only ---------------------------------------------------------------------------------------------
+
+
+def _same(document: bytes) -> bool:
+    """Whether the quick way through a page leads where the other one does."""
+    page, quick = parse_page(document), parse_keys(document)
+    return (
+        [key.decode() for key in quick.keys] == [info.key for info in page.object_info]
+        and quick.sizes == [info.size for info in page.object_info]
+        and quick.continuation_token == page.continuation_token
+    )
+
+
+OWNER = "<Owner><Key>x</Key><Size>9</Size></Owner>"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        AMAZON,
+        PLAIN,
+        _page(),
+        _page(_contents("a"), "<CommonPrefixes><Prefix>c</Prefix></CommonPrefixes>", _contents("b")),
+        _page(_contents("a"), "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"),
+        _page(
+            _contents("a"),
+            "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>",
+            _contents("b"),
+        ),
+        _page(_contents("a"), "<!-- ", _contents("b"), " -->", _contents("c")),
+        _page(_contents("a"), "<X><![CDATA[", _contents("b"), "]]></X>", _contents("c")),
+        _page("<X>", _contents("a"), "</X>"),
+        _page("<X>", _contents("a"), "</X>", _contents("b")),
+        _page(_contents("a"), "<X>", _contents("b"), "</X>"),
+        _page(_contents("a&amp;b&#10;"), _contents("&lt;")),
+        _page(_contents("a+b%2B", size="0"), _contents("é%C3%A9"), encoding="url"),
+        _page(_contents("a+b%2B"), _contents("é%C3%A9")),
+        _page(_contents("a!"), _contents("b?")),
+        _page(_contents("a").replace("<Key>", f"{OWNER}<Key>"), _contents("b")),
+        _page(_contents("a").replace("</Key>", f"</Key>{OWNER}"), _contents("b")),
+        _page("<Contents><Size>1</Size><Key>k</Key></Contents>"),
+        _page("<Contents><Key>k</Key><Size>1</Size></Contents>" * 2, namespace=NAMESPACE),
+        b"<a:ListBucketResult xmlns:a='x'><a:Contents><a:Key>k</a:Key><a:Size>3</a:Size></a:Contents>%s"
+        % b"</a:ListBucketResult>",
+    ],
+)
+def test_keys_and_sizes(document: bytes):
+    """Keys, sizes and token are those of the whole page, however it is written."""
+    assert _same(document)
+
+
+@given(
+    st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0, 10**18 - 1))),
+    st.sampled_from(["", "\n  ", "<X/>"]),
+    st.booleans(),
+)
+def test_any_keys_and_sizes(objects: list[tuple[str, int]], between: str, is_encoded: bool):
+    """Whatever keys there are, the quick way finds them as the other one does."""
+    if is_encoded:
+        texts = [quote_plus(key, safe="/") for key, _ in objects]
+    else:
+        texts = ["".join(filter(str.isprintable, escape(key))) + "." for key, _ in objects]
+    parts = [_contents(text, size=str(size)) for text, (_, size) in zip(texts, objects, strict=True)]
+    document = _page(between.join(parts), encoding="url" if is_encoded else "")
+    assert _same(document)
+    if is_encoded:
+        assert [(key.decode(), size) for key, size in zip(*parse_keys(document)[:2], strict=True)] == objects
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"<Error><Code>x</Code></Error>",
+        _page(_contents("a"))[:-1],
+        _page(_contents("a"), "<IsTruncated>true</IsTruncated>"),
+        _page(_contents("%FF"), encoding="url"),
+        _page(_contents("a")).replace(b"<Key>a", b"<Key>\xff"),
+        _page(_contents("a")).replace(b"ListBucketResult", b"Other"),
+        _page(_contents("")),
+        _page(_contents("a", size="")),
+        _page(_contents("a", size="-1"), _contents("b")),
+        _page(_contents("a"), _contents("b")).replace(b"<Size>1</Size></Contents></List", b"</Contents></List"),
+        _page("<Contents><Key>a</Key></Contents><Contents><Key>b</Key><Size>1</Size><Size>1</Size></Contents>"),
+        b"<!DOCTYPE x>" + _page(_contents("a")),
+        _page("<Contents>" + _contents("a")),
+    ],
+)
+def test_keys_and_sizes_of_what_is_no_page(document: bytes):
+    """What is refused as a page is refused by the quick way too."""
+    with pytest.raises(ProtocolError):
+        parse_page(document)
+    with pytest.raises(ProtocolError):
+        parse_keys(document)
 
 
 # --- What is no page -------------------------------------------------------------------------------------------------

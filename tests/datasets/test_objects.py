@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
+import struct
 import sys
+import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
-from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
-from s3torch.errors import ArgumentTypeError, InvalidURIError
+from s3torch.datasets.objects import KeyColumns, ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
+from s3torch.errors import ArgumentTypeError, InvalidURIError, ObjectTableError
 
 ODD_KEYS = [
     "",
@@ -171,6 +175,109 @@ def test_a_table_does_not_grow_with_the_names_of_its_buckets():
     assert _parts(long) - _parts(short) == 62
 
 
+def test_columns():
+    """A table of columns is the table of the same objects, and as small."""
+    keys = [f"k{number}" for number in range(1000)]
+    columns = [
+        KeyColumns("".join(part).encode(), array("I", map(len, part)), array("q", range(len(part))))
+        for part in (keys[:300], [], keys[300:])
+    ]
+    table = ObjectTable.of_columns("b", columns)
+    sizes = [*range(300), *range(700)]
+    objects = [S3BucketKeyData("b", key, _info(key, size)) for key, size in zip(keys, sizes, strict=True)]
+    assert list(table) == objects
+    assert _parts(table) <= _parts(ObjectTable(objects)) * 1.07
+    assert list(ObjectTable.of_columns("b", [])) == []
+
+
+# --- Saved tables ----------------------------------------------------------------------------------------------------
+
+
+def _saved(folder: Path) -> tuple[ObjectTable, Path]:
+    objects = [S3BucketKeyData(f"b{len(key) % 2}", key, _info(key, len(key))) for key in ODD_KEYS]
+    table = ObjectTable([*objects, S3BucketKeyData("b", "unknown")])
+    table.save(folder / "table")
+    return table, folder / "table"
+
+
+def test_a_saved_table_comes_back(tmp_path: Path):
+    """What is loaded is what was saved, odd keys, unknown sizes and an empty table too, and nothing else is left."""
+    table, path = _saved(tmp_path)
+    assert list(ObjectTable.load(path)) == list(table)
+    assert list(ObjectTable.load(str(path))) == list(table)
+    ObjectTable().save(path)
+    assert len(ObjectTable.load(path)) == 0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_format_of_a_saved_table(tmp_path: Path):
+    """The format is pinned: files of earlier versions must be readable."""
+    ObjectTable([S3BucketKeyData("b", "k", _info("k", 7))]).save(tmp_path / "table")
+    body = b'["b"]' + bytes([1, *[0] * 7, 7, *[0] * 7, *[0] * 4]) + b"k"
+    head = struct.pack("<IIQQQ", 1, zlib.crc32(body), 1, 1, 5)
+    assert (tmp_path / "table").read_bytes() == b"\x89s3torch objects\r\n" + head + body
+
+
+def test_damaged_tables(tmp_path: Path):
+    """A table that was cut off at any byte, has bytes too many, or one that changed is refused by name."""
+    path = tmp_path / "table"
+    ObjectTable([S3BucketKeyData("a", "x", _info("x", 300)), S3BucketKeyData("b", "y")]).save(path)
+    content = path.read_bytes()
+    cut = [content[:length] for length in range(len(content))]
+    changed = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in range(len(content))]
+    for damaged in (*cut, *changed, content + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(ObjectTableError, match=re.escape(str(path))):
+            ObjectTable.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", pickle.dumps([1]), b"[]", b"s3torch objects"])
+def test_foreign_files(tmp_path: Path, content: bytes):
+    """A file of another kind is refused, and the error shows how it begins."""
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(ObjectTableError, match="is no saved table of objects: it begins with b"):
+        ObjectTable.load(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("ends", "sizes", "numbers", "names"),
+    [
+        ((2, 1), (0, 0), (0, 0), b'["b"]'),
+        ((1, 9), (0, 0), (0, 0), b'["b"]'),
+        ((1, 2), (0, -2), (0, 0), b'["b"]'),
+        ((1, 2), (0, 0), (0, 1), b'["b"]'),
+        ((1, 2), (0, 0), (0, 0), b"[]"),
+        ((1, 2), (0, 0), (0, 0), b"{}"),
+        ((1, 2), (0, 0), (0, 0), b"\xff"),
+        ((), (), (), b'["b"]'),
+    ],
+)
+def test_tables_that_contradict_themselves(tmp_path: Path, ends, sizes, numbers, names):
+    """A table whose checksum is right and whose columns lead nowhere is refused when it is loaded."""
+    count = len(ends)
+    body = names + struct.pack(f"<{count}Q{count}q{count}I", *ends, *sizes, *numbers) + b"xy"
+    head = struct.pack("<IIQQQ", 1, zlib.crc32(body), count, 2, len(names))
+    (tmp_path / "f").write_bytes(b"\x89s3torch objects\r\n" + head + body)
+    with pytest.raises(ObjectTableError, match="contradicts itself"):
+        ObjectTable.load(tmp_path / "f")
+
+
+def test_a_table_of_a_newer_version(tmp_path: Path):
+    """A table of another version is refused, with both versions."""
+    _, path = _saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[18] = 2
+    path.write_bytes(content)
+    with pytest.raises(ObjectTableError, match="has version 2, and this s3torch reads version 1"):
+        ObjectTable.load(path)
+
+
+def test_a_place_that_is_none():
+    """What is neither a path nor a URI is an error of type."""
+    with pytest.raises(ArgumentTypeError, match="a path or an S3 URI, got 7"):
+        ObjectTable.load(7)
+
+
 # --- URIs ------------------------------------------------------------------------------------------------------------
 
 
@@ -223,9 +330,12 @@ class Listing:
         self.asked: list[tuple[str, str]] = []
         self.sent = 0
 
-    def list_objects(self, bucket: str, prefix: str) -> Iterator[ListObjectsResult]:
-        """Yield the pages."""
+    def list_objects(self, bucket: str, prefix: str) -> Listing:
+        """Return what yields the pages; also takes whether to look ahead."""
         self.asked.append((bucket, prefix))
+        return self
+
+    def __iter__(self) -> Iterator[ListObjectsResult]:
         for page in self.pages:
             self.sent += 1
             yield ListObjectsResult(page, [], None)

@@ -19,6 +19,7 @@ from s3torch import (
     S3Writer,
     TransferStats,
 )
+from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.testing import LocalS3
 
@@ -37,6 +38,11 @@ def datasets() -> None:
     stream: S3IterableDataset[Tensor] = S3IterableDataset.from_objects(
         ["s3://bucket/a", "s3://bucket/b"], transform=decode, enable_sharding=True
     )
+    table: ObjectTable = tensors.objects
+    table.save("table")
+    again: S3MapDataset[Tensor] = S3MapDataset.from_table(ObjectTable.load("table"), transform=decode)
+    stream = S3IterableDataset.from_table("s3://bucket/table", transform=decode, enable_sharding=True)
+    print(len(again), table[0].key)
     for item in stream:
         tensor = item
     loader: DataLoader[Tensor] = DataLoader(tensors, batch_size=8, num_workers=2)

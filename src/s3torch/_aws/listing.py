@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from s3torch.errors import ProtocolError
 
-__all__ = ["ListObjectsResult", "ObjectInfo", "list_parameters", "parse_page"]
+__all__ = ["KeyPage", "ListObjectsResult", "ObjectInfo", "list_parameters", "parse_keys", "parse_page"]
 
 
 class ObjectInfo(NamedTuple):
@@ -49,13 +49,31 @@ class ListObjectsResult(NamedTuple):
     continuation_token: str | None
 
 
-def list_parameters(prefix: str, delimiter: str, max_keys: int, continuation_token: str | None) -> dict[str, str]:
+class KeyPage(NamedTuple):
+    """One page of a listing, of which only keys and sizes are wanted.
+
+    Attributes:
+        keys: In UTF-8, in the order in which they came.
+        sizes: Of the objects, in bytes.
+        continuation_token: Names the next page; None on the last.
+    """
+
+    keys: list[bytes]
+    sizes: list[int]
+    continuation_token: str | None
+
+
+def list_parameters(
+    prefix: str, delimiter: str, max_keys: int, continuation_token: str | None, start_after: str = ""
+) -> dict[str, str]:
     """Return the query of one page."""
     parameters = {"list-type": "2", "encoding-type": "url", "max-keys": str(max_keys), "prefix": prefix}
     if delimiter:
         parameters["delimiter"] = delimiter
     if continuation_token is not None:
         parameters["continuation-token"] = continuation_token
+    if start_after:
+        parameters["start-after"] = start_after
     return parameters
 
 
@@ -65,15 +83,77 @@ def parse_page(document: bytes) -> ListObjectsResult:
     Raises:
         ProtocolError: It is not well-formed, not a listing, contradicts itself, or has a document type.
     """
+    page = _envelope(document)
+    try:
+        return page.result()
+    except ValueError as error:
+        raise _malformed(error) from error
+
+
+def _envelope(document: bytes) -> _Page:
     root = _parse(document)
     namespace, _, name = root.tag.rpartition("}")
     if name != "ListBucketResult":
         raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
-    page = _Page(root, f"{namespace}}}" if namespace else "")
-    try:
-        return page.result()
-    except ValueError as error:
-        raise ProtocolError(f"A page of a listing holds a malformed value: {error}.") from error
+    return _Page(root, f"{namespace}}}" if namespace else "")
+
+
+def _malformed(error: ValueError) -> ProtocolError:
+    return ProtocolError(f"A page of a listing holds a malformed value: {error}.")
+
+
+def parse_keys(document: bytes) -> KeyPage:
+    """Return keys and sizes of one page, at a tenth of the cost of ``parse_page``.
+
+    The objects are found by regular expressions if they follow one another in the plain way in which all servers write
+    them, each beginning with its only key and having one size; what stands around them is parsed as XML. Any other page
+    is parsed as XML as a whole. Not checked in the first case: that the elements that are not wanted are well-formed.
+
+    Raises:
+        ProtocolError: As ``parse_page``.
+    """
+    columns = _plain_columns(document)
+    if columns is not None:
+        keys, sizes, rest = columns
+        page = _envelope(rest)
+        if page.objects == 1:
+            try:
+                return KeyPage(page.decoded(keys), list(map(int, sizes)), page.continuation_token())
+            except ValueError as error:
+                raise _malformed(error) from error
+    whole = parse_page(document)
+    return KeyPage(
+        [info.key.encode() for info in whole.object_info],
+        [info.size for info in whole.object_info],
+        whole.continuation_token,
+    )
+
+
+_BEGIN = b"<Contents><Key>"
+_END = b"</Contents>"
+_KEY_OR_SIZE = re.compile(rb"<(?:Key>([^<&\x00-\x1f]+)</Key|Size>([0-9]{1,18})</Size)>")
+
+
+def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | None:
+    """Return the keys and sizes as they are written, and the document without them; None if it is not written plainly.
+
+    In the document one empty object stands for all of them, to show that they are where objects belong. That the n
+    objects stand in one run, without white space, leaves no place between them for anything else.
+    """
+    start, stop = document.find(_BEGIN), document.rfind(_END) + len(_END)
+    if start < 0 or stop < start:
+        return None
+    run = document[start:stop]
+    if run.count(b"<Contents") != (count := run.count(_END + _BEGIN) + 1):
+        return None
+    found = _KEY_OR_SIZE.findall(run)
+    keys, sizes = [key for key, _ in found[::2]], [size for _, size in found[1::2]]
+    if len(found) != 2 * count or not all(keys) or not all(sizes):
+        return None
+    # To look for one character first is cheaper; comments and CDATA sections could hide what is not an object.
+    if (b"!" in document and b"<!" in document) or (b"?" in run and b"<?" in run):
+        return None
+    return keys, sizes, b"".join([document[:start], b"<Contents/>", document[stop:]])
 
 
 def _parse(document: bytes) -> ET.Element:
@@ -102,21 +182,42 @@ class _Page:
         self._names = {name: namespace + name for name in _NAMES}
         self._is_encoded = self._text(root, "EncodingType") == "url"
 
+    @property
+    def objects(self) -> int:
+        """The number of objects."""
+        return len(self._root.findall(self._names["Contents"]))
+
     def result(self) -> ListObjectsResult:
         """Return what the page says.
 
         Raises:
             ValueError: A value is malformed.
         """
+        return ListObjectsResult(
+            [self._object_info(element) for element in self._root.iterfind(self._names["Contents"])],
+            [self._prefix(element) for element in self._root.iterfind(self._names["CommonPrefixes"])],
+            self.continuation_token(),
+        )
+
+    def continuation_token(self) -> str | None:
+        """Return what names the next page; None if this is the last."""
         token = self._text(self._root, "NextContinuationToken") or None
         is_truncated = self._text(self._root, "IsTruncated") == "true"
         if is_truncated and token is None:
             raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
-        return ListObjectsResult(
-            [self._object_info(element) for element in self._root.iterfind(self._names["Contents"])],
-            [self._prefix(element) for element in self._root.iterfind(self._names["CommonPrefixes"])],
-            token if is_truncated else None,
-        )
+        return token if is_truncated else None
+
+    def decoded(self, keys: list[bytes]) -> list[bytes]:
+        """Return keys in UTF-8.
+
+        Raises:
+            ValueError: One is not UTF-8.
+        """
+        every = b" ".join(keys)
+        if self._is_encoded and (b"%" in every or b"+" in every):
+            return [self._decode(key.decode()).encode() if b"%" in key or b"+" in key else key for key in keys]
+        every.decode()  # refuses what is no UTF-8
+        return keys
 
     def _object_info(self, element: ET.Element) -> ObjectInfo:
         names = self._names

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.listing import list_table
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader, check_reader_config
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["GetDatasetObjects", "GivenObjects", "S3Dataset", "identity", "objects_under"]
+__all__ = ["GetDatasetObjects", "GivenObjects", "ObjectsUnder", "S3Dataset", "given_table", "identity"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -60,6 +61,12 @@ class S3Dataset(Generic[T_co]):
         """The client that reads the objects; its ``stats`` count what this process transferred."""
         return self._client
 
+    def _list_objects(self) -> ObjectTable:
+        """Return all objects, listing a prefix in parallel."""
+        source = self._get_dataset_objects
+        objects = source.table(self._client) if isinstance(source, ObjectsUnder) else source(self._client)
+        return objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+
     def _open(self, item: S3BucketKeyData) -> S3Reader:
         return self._client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
@@ -70,14 +77,26 @@ class S3Dataset(Generic[T_co]):
         return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
 
 
-def objects_under(s3_uri: str) -> GetDatasetObjects:
-    """Return what lists a prefix; it pickles, unlike a closure.
+class ObjectsUnder:
+    """What lists a prefix; callable as ``get_dataset_objects``, and pickles.
+
+    Args:
+        s3_uri: ``s3://bucket/prefix``.
 
     Raises:
-        InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/prefix``.
+        InvalidURIError: ``s3_uri`` is not of that form.
     """
-    bucket, prefix = parse_s3_uri(s3_uri)
-    return functools.partial(list_prefix, bucket=bucket, prefix=prefix)
+
+    def __init__(self, s3_uri: str) -> None:
+        self._bucket, self._prefix = parse_s3_uri(s3_uri)
+
+    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
+        """Yield the objects as their pages come."""
+        return list_prefix(client, self._bucket, self._prefix)
+
+    def table(self, client: S3Client) -> ObjectTable:
+        """Return all objects, which takes fewer round trips than to wait for page after page."""
+        return list_table(client, self._bucket, self._prefix)
 
 
 class GivenObjects:
@@ -89,3 +108,25 @@ class GivenObjects:
     def __call__(self, _client: S3Client) -> ObjectTable:
         """Return the objects."""
         return self._table
+
+
+def given_table(
+    table: ObjectTable | str | os.PathLike[str],
+    region: str | None,
+    endpoint: str | None,
+    s3client_config: S3ClientConfig | None,
+) -> GivenObjects:
+    """Return the objects of a table, which is loaded if it is the place of a saved one.
+
+    Raises:
+        ObjectTableError: What is there is no saved table.
+        S3Error: It could not be read from S3.
+        OSError: It could not be read from a file.
+    """
+    if isinstance(table, ObjectTable):
+        return GivenObjects(table)
+    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+    try:
+        return GivenObjects(ObjectTable.load(table, client=client))
+    finally:
+        client.close()

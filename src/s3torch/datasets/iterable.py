@@ -11,8 +11,8 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.base import GetDatasetObjects, GivenObjects, S3Dataset, identity, objects_under
-from s3torch.datasets.objects import table_of_uris
+from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
+from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.datasets.sharding import Position, shard
 from s3torch.readers import S3Reader
 
@@ -83,7 +83,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        objects = objects_under(s3_uri)
+        objects = ObjectsUnder(s3_uri)
         return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
 
     @classmethod
@@ -111,9 +111,41 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         objects = GivenObjects(table_of_uris(object_uris))
         return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
 
+    @classmethod
+    def from_table(
+        cls,
+        table: ObjectTable | str | os.PathLike[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,
+        reader_config: S3ReaderConfig | None = None,
+    ) -> S3IterableDataset[T]:
+        """Return a dataset of the objects of a table, in its order: nothing is listed.
+
+        Args:
+            table: Another dataset's ``objects``, or the path or S3 URI where ``ObjectTable.save`` put it. That is read
+                once, here.
+            region: As in the constructor, like the other arguments.
+
+        Raises:
+            ObjectTableError: What is there is no saved table, or damaged.
+            S3Error: The table could not be read from S3.
+            OSError: The table could not be read from a file.
+        """
+        objects = given_table(table, region, endpoint, s3client_config)
+        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+
     def __repr__(self) -> str:
         sharding = "on" if self._enable_sharding else "off"
         return f"<S3IterableDataset sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
+
+    @property
+    def objects(self) -> ObjectTable:
+        """All objects, of all ranks and workers; lists them each time. It can be saved for the next job."""
+        return self._list_objects()
 
     def __iter__(self) -> Iterator[T_co]:
         """Yield the samples of this rank and worker; lists the objects anew.

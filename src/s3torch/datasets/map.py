@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsIndex, TypeVar
 
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.base import GetDatasetObjects, GivenObjects, S3Dataset, identity, objects_under
+from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.readers import S3Reader
@@ -23,7 +24,8 @@ T = TypeVar("T")
 class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     """A map-style dataset over objects in S3: ``dataset[i]`` is ``transform`` of a reader of the i-th object.
 
-    Nothing is listed before the first ``len()`` or ``[i]``; the listing is then kept for the life of the dataset.
+    Nothing is listed before the first ``len()`` or ``[i]``; the listing is then kept for the life of the dataset, as
+    ``objects``.
     Ask for ``len(dataset)`` before DataLoader workers start (a DataLoader with a sampler does), so that they inherit
     the listing instead of each making one.
 
@@ -78,7 +80,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        return S3MapDataset(region, objects_under(s3_uri), endpoint, transform, s3client_config, reader_config)
+        return S3MapDataset(region, ObjectsUnder(s3_uri), endpoint, transform, s3client_config, reader_config)
 
     @classmethod
     def from_objects(
@@ -103,9 +105,40 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         objects = GivenObjects(table_of_uris(object_uris))
         return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
 
+    @classmethod
+    def from_table(
+        cls,
+        table: ObjectTable | str | os.PathLike[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        s3client_config: S3ClientConfig | None = None,
+        reader_config: S3ReaderConfig | None = None,
+    ) -> S3MapDataset[T]:
+        """Return a dataset of the objects of a table, in its order: nothing is listed.
+
+        Args:
+            table: Another dataset's ``objects``, or the path or S3 URI where ``ObjectTable.save`` put it. That is read
+                once, here.
+            region: As in the constructor, like the other arguments.
+
+        Raises:
+            ObjectTableError: What is there is no saved table, or damaged.
+            S3Error: The table could not be read from S3.
+            OSError: The table could not be read from a file.
+        """
+        objects = given_table(table, region, endpoint, s3client_config)
+        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+
     def __repr__(self) -> str:
         state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
         return f"<S3MapDataset {state}, reader {self._reader_config.get_reader_type_string()}>"
+
+    @property
+    def objects(self) -> ObjectTable:
+        """The objects, in order; lists them if that was not done before. It can be saved for the next job."""
+        return self._table
 
     def __len__(self) -> int:
         """Return the number of objects; lists them if that was not done before."""
@@ -149,6 +182,5 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     @property
     def _table(self) -> ObjectTable:
         if self._listed is None:
-            objects = self._get_dataset_objects(self._client)
-            self._listed = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+            self._listed = self._list_objects()
         return self._listed

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import operator
+import os
+import struct
+import sys
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, islice
+from pathlib import Path
 from typing import NamedTuple
 
 from s3torch._aws.listing import ObjectInfo
 from s3torch.client import S3Client
-from s3torch.errors import ArgumentTypeError
+from s3torch.errors import ArgumentTypeError, ObjectTableError
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["ObjectTable", "S3BucketKeyData", "list_prefix", "table_of_uris"]
+__all__ = ["KeyColumns", "ObjectTable", "S3BucketKeyData", "list_prefix", "table_of_uris"]
 
 _log = logging.getLogger(__name__)
 
 _UNKNOWN_SIZE = -1
 _PAGES_BETWEEN_MESSAGES = 100
+
+# A saved table: this head, then the buckets' names as JSON, the ends of the keys, their sizes, the numbers of their
+# buckets, and the keys, all as they are in memory, integers little-endian. The head: what it is (as for PNG, a byte
+# that is no text and a line end that conversions break), the version, the CRC-32 of all that follows the head, the
+# numbers of objects, of bytes of keys, and of bytes of JSON.
+_MAGIC = b"\x89s3torch objects\r\n"
+_VERSION = 1
+_HEAD = struct.Struct(f"<{len(_MAGIC)}sIIQQQ")
 
 
 class S3BucketKeyData(NamedTuple):
@@ -32,6 +48,20 @@ class S3BucketKeyData(NamedTuple):
     bucket: str
     key: str
     object_info: ObjectInfo | None = None
+
+
+class KeyColumns(NamedTuple):
+    """Some objects of one bucket, in the form in which a table takes many of them.
+
+    Attributes:
+        keys: One after the other, in UTF-8.
+        lengths: Of the keys, in bytes.
+        sizes: Of the objects, in bytes.
+    """
+
+    keys: bytes
+    lengths: array[int]
+    sizes: array[int]
 
 
 class ObjectTable:
@@ -60,6 +90,115 @@ class ObjectTable:
         self._keys = bytes(keys)
         self._buckets = list(numbers)
 
+    @classmethod
+    def of_columns(cls, bucket: str, columns: Iterable[KeyColumns]) -> ObjectTable:
+        """Return a table of objects of one bucket, without a Python object for each."""
+        parts = list(columns)
+        table = cls()
+        table._keys = b"".join([part.keys for part in parts])
+        table._ends = array("Q", accumulate(chain.from_iterable(part.lengths for part in parts)))
+        for part in parts:
+            table._sizes += part.sizes
+        table._bucket_of = array("I", bytes(4 * len(table._ends)))
+        table._buckets = [bucket] if parts else []
+        return table
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], *, client: S3Client | None = None) -> ObjectTable:
+        """Return a table that was saved. Nothing in the file is executed, and all of it is checked.
+
+        Args:
+            source: A path, or ``s3://bucket/key``.
+            client: Reads the object; None is ``S3Client()``.
+
+        Raises:
+            ObjectTableError: It is no saved table, is cut off or damaged, or of a newer version.
+            NotFoundError: There is no such object.
+            S3Error: The object could not be read.
+            OSError: The file could not be read.
+        """
+        content = (client or S3Client()).get_object(*uri).read() if (uri := _uri(source)) else Path(source).read_bytes()
+        return cls._from_bytes(content, str(source))
+
+    def save(self, target: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
+        """Write the table to a file or an object, which appears whole or not at all.
+
+        Args:
+            target: A path, or ``s3://bucket/key``; replaced if it exists.
+            client: Writes the object; None is ``S3Client()``.
+
+        Raises:
+            S3Error: The object could not be written.
+            OSError: The file could not be written.
+        """
+        if uri := _uri(target):
+            with (client or S3Client()).put_object(*uri) as writer:
+                for part in self._to_bytes():
+                    writer.write(part)
+            return
+        path = Path(target)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                file.writelines(self._to_bytes())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _to_bytes(self) -> list[bytes]:
+        names = json.dumps(self._buckets).encode()
+        columns = [_little_endian(column).tobytes() for column in (self._ends, self._sizes, self._bucket_of)]
+        body = [names, *columns, self._keys]
+        checksum = 0
+        for part in body:
+            checksum = zlib.crc32(part, checksum)
+        return [_HEAD.pack(_MAGIC, _VERSION, checksum, len(self), len(self._keys), len(names)), *body]
+
+    @classmethod
+    def _from_bytes(cls, content: bytes, name: str) -> ObjectTable:
+        if not content.startswith(_MAGIC):
+            raise ObjectTableError(f"{name} is no saved table of objects: it begins with {content[: len(_MAGIC)]!r}.")
+        if len(content) < _HEAD.size:
+            raise ObjectTableError(f"The table of objects in {name} is cut off: it has {len(content)} bytes.")
+        _, version, checksum, count, key_bytes, name_bytes = _HEAD.unpack_from(content)
+        if version != _VERSION:
+            raise ObjectTableError(
+                f"The table of objects in {name} has version {version}, and this s3torch reads version {_VERSION}."
+            )
+        table = cls()
+        columns = (table._ends, table._sizes, table._bucket_of)
+        due = _HEAD.size + name_bytes + key_bytes + count * sum(column.itemsize for column in columns)
+        if len(content) != due:
+            raise ObjectTableError(
+                f"The table of objects in {name} is cut off or damaged: it has {len(content)} of {due} bytes."
+            )
+        body = memoryview(content)[_HEAD.size :]
+        if zlib.crc32(body) != checksum:
+            raise ObjectTableError(f"The table of objects in {name} is damaged: its checksum is wrong.")
+        names, body = bytes(body[:name_bytes]), body[name_bytes:]
+        for column in columns:
+            size = count * column.itemsize
+            column.frombytes(body[:size])
+            if sys.byteorder == "big":
+                column.byteswap()
+            body = body[size:]
+        table._keys = bytes(body)
+        table._buckets = _bucket_names(names)
+        if not table._is_consistent():
+            raise ObjectTableError(f"The table of objects in {name} contradicts itself: it was not written by s3torch.")
+        return table
+
+    def _is_consistent(self) -> bool:
+        """Whether every index leads to a key, a size and a bucket."""
+        if not self._ends:
+            return not self._keys
+        return (
+            self._ends[-1] == len(self._keys)
+            and all(map(operator.le, self._ends, islice(self._ends, 1, None)))
+            and min(self._sizes) >= _UNKNOWN_SIZE
+            and max(self._bucket_of) < len(self._buckets)
+        )
+
     def __repr__(self) -> str:
         return f"<ObjectTable of {len(self)} objects in {len(self._buckets)} buckets>"
 
@@ -75,15 +214,39 @@ class ObjectTable:
         Raises:
             IndexError: There is no such object.
         """
+        ends = self._ends
+        count = len(ends)
         if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"list index out of range: there are {len(self)} objects")
-        start = self._ends[index - 1] if index else 0
-        key = self._keys[start : self._ends[index]].decode("utf-8", "surrogatepass")
+            index += count
+        if not 0 <= index < count:
+            raise IndexError(f"list index out of range: there are {count} objects")
+        key = self._keys[ends[index - 1] if index else 0 : ends[index]].decode("utf-8", "surrogatepass")
         size = self._sizes[index]
         info = None if size == _UNKNOWN_SIZE else ObjectInfo(key, "", size, 0)
         return S3BucketKeyData(self._buckets[self._bucket_of[index]], key, info)
+
+
+def _little_endian(column: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column
+
+
+def _bucket_names(document: bytes) -> list[str]:
+    """Return the names in a saved table; none if they are not what is written there."""
+    try:
+        names = json.loads(document)
+    except ValueError:
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _uri(place: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """Return bucket and key of an S3 URI; None for a path."""
+    if not isinstance(place, (str, os.PathLike)):
+        raise ArgumentTypeError(f"A table of objects is kept at a path or an S3 URI, got {place!r}.")
+    return parse_s3_uri(place) if isinstance(place, str) and place.startswith("s3://") else None
 
 
 def table_of_uris(object_uris: str | Iterable[str]) -> ObjectTable:

@@ -1,0 +1,205 @@
+"""A prefix listed into a table: many pages at the same time, and no Python object for each key."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
+from s3torch._aws.listing import KeyPage, list_parameters, parse_keys
+from s3torch._aws.operations import Read
+from s3torch.client import S3Client
+from s3torch.datasets.objects import KeyColumns, ObjectTable
+from s3torch.errors import RequestError, S3Error
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["ListingProgress", "list_table"]
+
+_log = logging.getLogger(__name__)
+
+# Pages that are asked for at the same time, within the client's limit of connections. Beyond this the client is the
+# limit: a page costs it about a millisecond, and S3 some dozens.
+_MAX_REQUESTS = 32
+_PAGE_SIZE = 1000
+# Names of directory buckets (S3 Express One Zone) end so. They list in no order and know no start-after
+# (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
+_DIRECTORY_BUCKET = "--x-s3"
+
+_PAGES_BETWEEN_MESSAGES = 100
+_SECONDS_BEFORE_BAR = 2.0
+
+
+def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE) -> ObjectTable:
+    """Return the objects under a prefix, in the order of their keys; see ``key_ranges`` for how.
+
+    Markers of directories (0-byte keys that end in ``/``) are left out. Where the server does not sort keys as Amazon
+    S3 does, they are listed one page after the other and come in its order.
+
+    Args:
+        client: Sends the requests.
+        bucket: To list.
+        prefix: Of the keys.
+        page_size: Keys of one page, 1 to 1,000.
+
+    Raises:
+        BucketNotFoundError: There is no such bucket.
+        S3Error: The listing failed otherwise; no request is under way any more.
+    """
+    listing = _Listing(client, bucket, prefix, page_size)
+    try:
+        if not bucket.endswith(_DIRECTORY_BUCKET):
+            try:
+                return ObjectTable.of_columns(bucket, listing.by_ranges())
+            except UnorderedKeysError:
+                _log.info("Listing s3://%s/%s again, one page after the other: it is not sorted", bucket, prefix)
+        return ObjectTable.of_columns(bucket, listing.by_pages())
+    except S3Error as error:
+        error.bucket = bucket
+        error.args = (f"Listing s3://{bucket}/{prefix} failed: {error.args[0]}",)
+        raise
+
+
+class _Listing:
+    """The requests of one listing."""
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int) -> None:
+        self._engine = client.engine()
+        self._bucket = client.bucket(bucket)
+        self._prefix = prefix
+        self._page_size = page_size
+        self._max_requests = min(_MAX_REQUESTS, client.s3client_config.connections)
+        self._where = f"s3://{bucket}/{prefix}"
+
+    def by_ranges(self) -> list[KeyColumns]:
+        """Return the objects, asked for in ranges of keys side by side.
+
+        Raises:
+            UnorderedKeysError: The server does not sort as it must for this.
+        """
+        ranges = KeyRanges(self._prefix, self._max_requests)
+        columns: dict[KeyRange, list[KeyColumns]] = {}
+        pending: dict[Read, KeyRange] = {}
+        progress = ListingProgress(self._where)
+        try:
+            self._begin(ranges.due(), pending)
+            while pending:
+                while not (done := [request for request in pending if request.is_done]):
+                    self._engine.turn()
+                for request in done:
+                    key_range = pending.pop(request)
+                    if key_range.after and isinstance(request.error, RequestError):
+                        raise UnorderedKeysError from request.error  # a server that does not know start-after
+                    page = _page_of(request)
+                    is_truncated = page.continuation_token is not None
+                    count = ranges.receive(key_range, page.keys, is_truncated=is_truncated)
+                    columns.setdefault(key_range, []).append(_columns(page.keys[:count], page.sizes[:count]))
+                    progress.add(count)
+                    self._begin(ranges.due(), pending)
+        finally:
+            self._engine.cancel(pending)
+            progress.close()
+        return [part for key_range in ranges for part in columns[key_range]]
+
+    def by_pages(self) -> Iterator[KeyColumns]:
+        """Yield the objects, asked for one page after the other."""
+        progress = ListingProgress(self._where)
+        token: str | None = None
+        try:
+            while True:
+                request = self._request(token=token)
+                self._engine.run([request])
+                page = _page_of(request)
+                yield _columns(page.keys, page.sizes)
+                progress.add(len(page.keys))
+                token = page.continuation_token
+                if token is None:
+                    return
+        finally:
+            progress.close()
+
+    def _begin(self, due: Sequence[KeyRange], pending: dict[Read, KeyRange]) -> None:
+        """Send the requests for the next pages of ranges."""
+        for key_range in due:
+            request = self._request(start_after=key_range.after)
+            pending[request] = key_range
+            self._engine.submit(request)
+        if due:
+            self._engine.nudge()
+
+    def _request(self, *, token: str | None = None, start_after: str = "") -> Read:
+        query = list_parameters(self._prefix, "", self._page_size, token, start_after)
+        return Read("ListObjectsV2", "GET", self._bucket, None, query=query)
+
+
+def _page_of(request: Read) -> KeyPage:
+    if request.error is not None:
+        raise request.error
+    return parse_keys(request.body)
+
+
+def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:
+    """Return objects in the form of the table, without the markers of directories."""
+    if 0 in sizes:
+        kept = [(key, size) for key, size in zip(keys, sizes, strict=True) if size or not key.endswith(b"/")]
+        keys, sizes = [key for key, _ in kept], [size for _, size in kept]
+    return KeyColumns(b"".join(keys), array("I", map(len, keys)), array("q", sizes))
+
+
+class ListingProgress:
+    """Tells how far a long listing is: in the log, and on a terminal by a bar.
+
+    The bar appears after two seconds, on stderr, unless ``TQDM_DISABLE`` is set. tqdm is not so much as asked before:
+    it would start a thread that watches its bars.
+
+    Args:
+        where: What is listed.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, where: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._where = where
+        self._clock = clock
+        self._begun_at = clock()
+        self._pages = 0
+        self._keys = 0
+        self._bar: tqdm[None] | None = None
+        self._wants_bar = os.environ.get("TQDM_DISABLE", "0") in ("", "0") and _is_terminal()
+
+    def add(self, keys: int) -> None:
+        """Count a page."""
+        self._pages += 1
+        self._keys += keys
+        if self._pages % _PAGES_BETWEEN_MESSAGES == 0:
+            _log.info("Listing %s: %d keys in %d pages so far", self._where, self._keys, self._pages)
+        if self._bar is not None:
+            self._bar.update(keys)
+        elif self._wants_bar and self._clock() - self._begun_at >= _SECONDS_BEFORE_BAR:
+            self._bar = self._new_bar()
+
+    def close(self) -> None:
+        """Take leave of the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _new_bar(self) -> tqdm[None]:
+        from tqdm import tqdm
+
+        class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type arguments at run time
+            monitor_interval = 0  # without its thread
+
+        bar = Bar(desc=f"Listing {self._where}", unit=" keys", unit_scale=True)
+        bar.start_t -= self._clock() - self._begun_at
+        bar.update(self._keys)
+        return bar
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
