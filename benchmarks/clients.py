@@ -385,7 +385,7 @@ def torch_import(_: Address) -> Work:
     return _interpreter("import torch")
 
 
-def _connector(address: Address) -> Any:  # noqa: ANN401: typed by a package that need not be installed
+def _connector(address: Address) -> Any:  # noqa: ANN401 - typed by a package that need not be installed
     from s3torchconnector import S3ClientConfig
     from s3torchconnector._s3client import S3Client
 
@@ -453,7 +453,7 @@ def obstore_memory(address: Address) -> Work:
     return _read_once(lambda key: len(store.get(key).bytes()))
 
 
-def _obstore(address: Address) -> Any:  # noqa: ANN401: as above
+def _obstore(address: Address) -> Any:  # noqa: ANN401 - as above
     from obstore.store import S3Store
 
     options = {"allow_http": address.authority is None}
@@ -493,7 +493,7 @@ def boto3_memory(address: Address) -> Work:
     return _read_once(lambda key: len(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()))
 
 
-def _boto3(address: Address) -> Any:  # noqa: ANN401: as above
+def _boto3(address: Address) -> Any:  # noqa: ANN401 - as above
     import boto3
     from botocore.config import Config
 

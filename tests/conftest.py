@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch.testing import LocalS3
@@ -109,6 +110,30 @@ def put(client, bucket):
             writer.write(content)
 
     return put
+
+
+@pytest.fixture
+def errors_of():
+    """Returns the errors that a DataLoader raises, one for each batch; it must raise nothing else and yield nothing.
+
+    It asks until the loader ends: workers of a loader that is dropped before take 5 s to end.
+    """
+
+    def errors_of(loader: DataLoader) -> list[Exception]:
+        found: list[Exception] = []
+        batches = iter(loader)
+        while len(found) < 100:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001  # what it is, is for the test to say
+                found.append(error)
+            else:
+                raise AssertionError(f"{batch!r} was yielded")
+        return found
+
+    return errors_of
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Tests of clients, readers and writers across threads and processes.
 
 What forks or exits is a script in a process of its own, which has no threads but its own; its server runs here. A
-script passes if it ends well and says nothing, with all warnings as errors.
+script passes if it ends well and says nothing, in development mode and with all warnings as errors.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def run(directory: Path, server: ScriptedServer, script: str) -> None:
     path = directory / "script.py"
     path.write_text(PRELUDE + textwrap.dedent(script))
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(path), server.endpoint],
+        [sys.executable, "-X", "dev", "-W", "error", str(path), server.endpoint],
         env=environment(directory),
         capture_output=True,
         text=True,
@@ -516,6 +516,28 @@ def test_silent_exit(tmp_path: Path, script: str):
 
     with ScriptedServer(handle) as server:
         run(tmp_path, server, script)
+
+
+def test_failed_read(tmp_path: Path):
+    """What a failed read leaves behind is collected without a word."""
+    with ScriptedServer(fail(403, "AccessDenied")) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            from s3torch.client import HeadObjectResult
+            from s3torch.errors import AccessDeniedError
+
+            info = HeadObjectResult('"e"', 100, 0)  # so that there is memory before there is an answer
+            try:
+                client.get_object("bucket", "key", object_info=info).read()
+            except AccessDeniedError as error:
+                cycle = [error]  # with its traceback, whose frames hold the memory
+                cycle.append(cycle)
+            del cycle
+            gc.collect()
+            """,
+        )
 
 
 def test_interrupt(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Arguments that callers hand in: memory as plain bytes, and whole numbers."""
+"""Arguments that callers hand in: memory as plain bytes, whole numbers, text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from s3torch.errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["as_index", "check_range", "readable_bytes", "writable_bytes"]
+__all__ = ["as_index", "check_range", "check_text", "readable_bytes", "writable_bytes"]
 
 
 def writable_bytes(buffer: Buffer) -> memoryview:
@@ -88,3 +88,23 @@ def check_range(start: SupportsIndex, stop: SupportsIndex | None) -> tuple[int, 
     if first < 0 or (end is not None and end < first):
         raise ArgumentError(f"The range [{start}, {stop}) cannot be read: it must be 0 <= start <= stop.")
     return first, end
+
+
+def check_text(**values: str | None) -> None:
+    """Check arguments that must be text or None.
+
+    Raises:
+        ArgumentTypeError: One is something else.
+        ArgumentError: One cannot be encoded as UTF-8.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"{name}={value!r} cannot be sent: {error.reason}. It must be valid Unicode."
+            ) from error

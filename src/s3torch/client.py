@@ -24,7 +24,7 @@ from s3torch._transfer.engine import Engine, Limits
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ProtocolError
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -90,8 +90,9 @@ class S3Client:
         user_agent_comments: Sequence[str] = (),
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
-        if region is not None and not isinstance(region, str):
-            raise ArgumentTypeError(f"region must be a str such as 'eu-west-1', or None, got {region!r}.")
+        _buffer.check_text(region=region, endpoint=endpoint)
+        if isinstance(user_agent_comments, str) or not all(isinstance(comment, str) for comment in user_agent_comments):
+            raise ArgumentTypeError(f"user_agent_comments must be a list of str, got {user_agent_comments!r}.")
         if s3client_config is not None and not isinstance(s3client_config, S3ClientConfig):
             raise ArgumentTypeError(f"s3client_config must be an S3ClientConfig, got {s3client_config!r}.")
         if endpoint is not None:
@@ -150,7 +151,10 @@ class S3Client:
             ArgumentTypeError: ``reader_config`` is no S3ReaderConfig.
             ArgumentError: The bucket is empty.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
+        _buffer.check_text(version_id=version_id)
+        if object_info is not None and not isinstance(object_info, (ObjectInfo, HeadObjectResult)):
+            raise ArgumentTypeError(f"object_info must be of a listing or of head_object, got {object_info!r}.")
         size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
         remote = RemoteObject(self, bucket, key, size=size, etag=etag, version_id=version_id)
         return open_reader(remote, reader_config)
@@ -181,7 +185,7 @@ class S3Client:
             NotFoundError: There is no such bucket or object.
             S3Error: Any other failure; ``into`` may be partly overwritten then.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
         start, stop = _buffer.check_range(start, stop)
         remote = RemoteObject(self, bucket, key)
         if into is None:
@@ -228,7 +232,7 @@ class S3Client:
             NotFoundError: There is no such bucket or object.
             S3Error: Any other failure; the memory may be partly overwritten then.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
         return RemoteObject(self, bucket, key).read_vector(ranges, into, max_gap)
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
@@ -238,7 +242,8 @@ class S3Client:
             NotFoundError: There is no such bucket or object.
             S3Error: Any other failure.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
+        _buffer.check_text(version_id=version_id)
         query = {} if version_id is None else {"versionId": version_id}
         request = Read("HeadObject", "HEAD", self.bucket(bucket), key, query=query)
         self.engine().run([request])
@@ -267,7 +272,11 @@ class S3Client:
         Raises:
             ArgumentError: ``max_keys`` is out of range.
         """
+        if prefix is None:
+            raise ArgumentTypeError("prefix must be a str, got None.")
+        _buffer.check_text(prefix=prefix, delimiter=delimiter)
         _check_names(bucket, prefix)
+        max_keys = _buffer.as_index("max_keys", max_keys)
         if not 1 <= max_keys <= 1000:
             raise ArgumentError(f"max_keys={max_keys} is out of range: a page has 1 to 1000 keys.")
         return ListObjectStream(self, bucket, prefix, delimiter, max_keys)
@@ -280,7 +289,8 @@ class S3Client:
             key: Of the object.
             storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
+        _buffer.check_text(storage_class=storage_class)
         return S3Writer(self, bucket, key, storage_class)
 
     def delete_object(self, bucket: str, key: str) -> None:
@@ -296,9 +306,16 @@ class S3Client:
             dst_bucket: To copy to.
             dst_key: To copy to; replaced if it exists.
         """
-        _check_names(src_bucket, src_key)
+        _check_object(src_bucket, src_key)
+        _check_object(dst_bucket, dst_key)
+        self.bucket(src_bucket)  # refuses a name that no bucket can have
         source = {"Bucket": src_bucket, "Key": src_key}
-        self.call_rarely("CopyObject", dst_bucket, dst_key, "copy_object", CopySource=source)
+        try:
+            self.call_rarely("CopyObject", dst_bucket, dst_key, "copy_object", CopySource=source)
+        except ObjectNotFoundError as error:
+            error.key, error.bucket = src_key, src_bucket
+            error.args = (f"s3://{src_bucket}/{src_key}, which was to be copied, does not exist.",)
+            raise
 
     def close(self) -> None:
         """Close the calling thread's connections; the client can still be used."""
@@ -335,7 +352,7 @@ class S3Client:
             method: Of the botocore client.
             parameters: Of that method, beside Bucket and Key.
         """
-        _check_names(bucket, key)
+        _check_object(bucket, key)
         if self.s3client_config.requester_pays:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
@@ -440,8 +457,15 @@ def _check_names(bucket: str, key: str) -> None:
     for name, value in (("bucket", bucket), ("key", key)):
         if not isinstance(value, str):
             raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")
+    _buffer.check_text(bucket=bucket, key=key)
     if not bucket:
         raise ArgumentError("Bucket should be specified: it is empty.")
+
+
+def _check_object(bucket: str, key: str) -> None:
+    _check_names(bucket, key)
+    if not key:
+        raise ArgumentError(f"Key should be specified: s3://{bucket} is a bucket and no object.", bucket=bucket)
 
 
 def _http_date(text: str) -> int:

@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
 from s3torch._aws.operations import PutObject, UploadPart
 from s3torch._file import S3File
 from s3torch._transfer import plan
-from s3torch.errors import ProtocolError, RequestError, S3Error
+from s3torch.errors import ArgumentTypeError, ProtocolError, RequestError, S3Error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -70,6 +70,9 @@ class S3Writer(S3File):
             f"<S3Writer s3://{self.bucket}/{self.key} {self._state.value} position={self._position} "
             f"parts={len(self._etags)}>"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(f"cannot pickle {self!r}: an upload belongs to the process that began it.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

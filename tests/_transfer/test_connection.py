@@ -560,8 +560,8 @@ def test_fork():
         if child == 0:
             code = 1
             try:
-                lab.network.close()
                 connection.abandon()
+                lab.network.close()
                 own = Network()
                 mine = own.open(lab.origin)
                 drive(own, mine)

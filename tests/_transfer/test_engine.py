@@ -785,13 +785,16 @@ def test_cancel_in_a_pause():
     assert targets(network) == [[b"/a", b"/b"]]
 
 
-def test_first_error_cancels_the_rest():
+@pytest.mark.parametrize("is_submitted", [False, True])
+def test_first_error_cancels_the_rest(is_submitted: bool):
     """When one of the exchanges fails the others are given up: nothing more of them is in flight."""
     network = FakeNetwork(serve(), serve(answer(403), delay=1.0), serve())
     engine = make(network, limits=Limits(connections=3))
     asks = [Ask(name) for name in "abcd"]
+    for ask in asks if is_submitted else []:
+        engine.submit(ask)
     with pytest.raises(AccessDeniedError) as caught:
-        engine.run(asks)
+        (engine.wait if is_submitted else engine.run)(asks)
     assert caught.value.key == "b"
     assert all(ask.is_done and ask.flight is None for ask in asks)
     assert [type(ask.error) for ask in asks] == [
@@ -973,7 +976,8 @@ def test_repr():
     assert repr(engine) == "<Engine 0 in flight, 0 queued, 0 connections, 2 requests>"
 
 
-def test_stats():
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_stats(is_tls: bool):
     """Requests, retries, connections and every byte of them are counted, those of failed attempts too."""
 
     def half(peer: Peer) -> None:
@@ -981,7 +985,7 @@ def test_stats():
         peer.close()
 
     payload = bytes(1000)
-    network = FakeNetwork(serve(answer(500), half), serve(answer(body=b"0123456789"), Peer.close), echo)
+    network = FakeNetwork(serve(answer(500), half), serve(answer(body=b"0123456789"), Peer.close), echo, is_tls=is_tls)
     engine = make(network)
     engine.run([Ask("a", payload=payload)])
     engine.run([Ask("b")])

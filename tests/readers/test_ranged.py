@@ -29,22 +29,22 @@ def open_large(client, bucket, large):
     return open_large
 
 
+def _readinto(reader: RangedS3Reader, size: int) -> bytes:
+    buffer = bytearray(size)
+    assert reader.readinto(buffer) == size
+    return bytes(buffer)
+
+
 @pytest.mark.parametrize(("start", "size"), [(0, 1), (5 * MiB - 3, 1000), (40 * MiB, 3 * MiB), (64 * MiB - 7, 7)])
 def test_a_read_is_its_range(open_large, large, traffic, start, size):
     """A read receives its bytes and no others, by one request."""
-    for call in (RangedS3Reader.read, lambda reader, size: _readinto(reader, size)):
+    for call in (RangedS3Reader.read, _readinto):
         reader = open_large()
         reader.seek(start)
         traffic.restart()
         assert call(reader, size) == large[1][start : start + size]
         assert traffic.requests == 1
         assert size < traffic.bytes_received < size + _HEAD
-
-
-def _readinto(reader: RangedS3Reader, size: int) -> bytes:
-    buffer = bytearray(size)
-    assert reader.readinto(buffer) == size
-    return bytes(buffer)
 
 
 def test_nothing_is_kept(open_large, large, traffic):

@@ -129,7 +129,7 @@ def _settings(share: int, steps: int) -> settings:
 def test_like_bytesio(client, bucket, contents, config):
     """Any sequence of calls gives what BytesIO gives, except that seeking beyond the end stays at the end."""
     open_reader = functools.partial(_open, client, bucket, config)
-    run_state_machine_as_test(lambda: ReaderMachine(open_reader, contents), settings=_settings(1, steps=40))
+    run_state_machine_as_test(lambda: ReaderMachine(open_reader, contents), settings=_settings(2, steps=40))
 
 
 @pytest.mark.parametrize("name", ["sequential", "ranged", "ranged, buffer 1000"])

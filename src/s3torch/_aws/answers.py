@@ -131,6 +131,11 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
             f"Bucket {subject.bucket!r} of {subject} does not exist at {subject.where}. "
             "Check its name, the endpoint and the account."
         )
+    if code == "NoSuchUpload":
+        return RequestError, (
+            f"The multipart upload to {subject} does not exist any more: it was aborted, by a lifecycle rule or by "
+            "somebody else. Write the object again."
+        )
     if status == 404:
         return ObjectNotFoundError, (
             f"{subject} does not exist at {subject.where}. "

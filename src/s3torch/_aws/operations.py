@@ -14,7 +14,7 @@ from s3torch._aws.bucket import Bucket
 from s3torch._transfer import http1
 from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
-from s3torch.errors import ObjectChangedError, ProtocolError, S3Error, TruncatedBodyError
+from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
 
 __all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
 
@@ -188,6 +188,9 @@ class GetObject(Operation):
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head, asking for what is still missing."""
+        is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start
+        if self._destination is not None and is_filled:
+            self._destination.rewind(0)  # only the end mark of the body is missing, and no range asks for that
         self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
         if self.etag is not None:
             self._fields["if-match"] = self.etag
@@ -217,9 +220,6 @@ class GetObject(Operation):
         except ProtocolError:
             self._destination.rewind(begin - self.start)  # bytes of a misframed body are not to be trusted
             raise
-        except TruncatedBodyError:
-            if self.filled < content_range.stop - self.start:
-                raise  # else only the framing behind the last byte is missing
         return None
 
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:

@@ -130,7 +130,13 @@ class AwsSession:
         Raises:
             S3Error: As for requests of our own.
         """
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectionError,  # noqa: A004  # botocore's own
+            HTTPClientError,
+            NoCredentialsError,
+        )
 
         try:
             with self._lock:
@@ -143,9 +149,11 @@ class AwsSession:
                 f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from error
-        except HTTPClientError as error:
+        except (HTTPClientError, ConnectionError) as error:
             raise ConnectionFailedError(
-                f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
+                f"{subject.operation} on {subject} failed at {subject.where}: {error}",
+                bucket=subject.bucket,
+                key=subject.key,
             ) from error
         except BotoCoreError as error:
             raise RequestError(

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import io
+import sys
 
 __all__ = ["BytesBuffer"]
+
+
+class _File(io.BytesIO):
+    def close(self) -> None:
+        """Close it; that slices of its memory are still referred to, as after a failed read, is nobody's concern."""
+        try:
+            super().close()
+        except BufferError:
+            pass
+
+
+# These two crash when the garbage collector meets a BytesIO whose memory is referred to (python/cpython#111049).
+_NEEDS_A_COPY = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
 
 
 class BytesBuffer:
@@ -21,10 +35,11 @@ class BytesBuffer:
     __slots__ = ("_file", "view")
 
     def __init__(self, size: int) -> None:
-        self._file = io.BytesIO(bytes(size))
-        self.view = self._file.getbuffer()
+        self._file = None if _NEEDS_A_COPY else _File(bytes(size))
+        self.view = memoryview(bytearray(size)) if self._file is None else self._file.getbuffer()
 
     def to_bytes(self) -> bytes:
         """Return the memory as bytes and give up the buffer. Slices of ``view`` must be gone, or it is copied."""
+        content = bytes(self.view) if self._file is None else None
         self.view.release()
-        return self._file.getvalue()
+        return self._file.getvalue() if self._file is not None else content or b""

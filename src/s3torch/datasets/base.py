@@ -41,6 +41,10 @@ class S3Dataset(Generic[T_co]):
         s3client_config: S3ClientConfig | None,
         reader_config: S3ReaderConfig | None,
     ) -> None:
+        if not callable(get_dataset_objects):
+            raise ArgumentTypeError(
+                f"get_dataset_objects must be callable with an S3Client, got {get_dataset_objects!r}."
+            )
         if not callable(transform):
             raise ArgumentTypeError(f"transform must be callable with an S3Reader, got {transform!r}.")
         self.region = region

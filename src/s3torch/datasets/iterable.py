@@ -14,6 +14,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.datasets.sharding import Position, shard
+from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
 __all__ = ["S3IterableDataset"]
@@ -58,6 +59,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         reader_config: S3ReaderConfig | None = None,
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
+        if not isinstance(enable_sharding, bool):
+            raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
         self._enable_sharding = enable_sharding
         self._rank, self._world_size = _rank_and_world_size((0, 1))
 

@@ -1,0 +1,354 @@
+"""S3Writer: an object that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import array
+import io
+import pickle
+import random
+import tarfile
+import zipfile
+
+import botocore.session
+import numpy as np
+import pytest
+import torch
+
+from s3torch import S3Client, S3Writer
+from s3torch.errors import ArgumentError, ArgumentTypeError, ClosedError, CredentialsError, RequestError
+
+MiB = 1024 * 1024
+_PART = 5 * MiB
+CONTENT = random.Random(1).randbytes(3 * _PART + 1)
+
+
+@pytest.fixture
+def boto(s3):
+    """A client that is not ours, to look at the server with."""
+    return botocore.session.Session().create_client("s3")
+
+
+@pytest.fixture
+def open_uploads(boto, bucket, prefix):
+    """Returns the keys of this test's uploads that were neither completed nor aborted."""
+
+    def open_uploads() -> list[str]:
+        uploads = boto.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        return [upload["Key"] for upload in uploads if upload["Key"].startswith(prefix)]
+
+    return open_uploads
+
+
+def _keys(client: S3Client, bucket: str, prefix: str) -> list[str]:
+    return [info.key for page in client.list_objects(bucket, prefix) for info in page.object_info]
+
+
+# --- Sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        (0, 0),
+        (1, 0),
+        (_PART - 1, 0),
+        (_PART, 0),
+        (_PART + 1, 2),
+        (2 * _PART, 2),
+        (3 * _PART - 1, 3),
+        (3 * _PART + 1, 4),
+    ],
+)
+@pytest.mark.parametrize("step", [3 * _PART + 1, MiB + 7])
+def test_sizes(small_parts, boto, bucket, key, open_uploads, size, parts, step):
+    """Up to a part's size an object is one PUT, beyond that as few parts as it takes, however it is written."""
+    before = small_parts.stats.requests
+    with small_parts.put_object(bucket, key) as writer:
+        for start in range(0, size, step):
+            piece = CONTENT[start : min(start + step, size)]
+            assert writer.write(piece) == len(piece)
+        assert writer.tell() == size
+    assert small_parts.stats.requests - before == max(1, parts)
+    found = boto.get_object(Bucket=bucket, Key=key)
+    assert found["Body"].read() == CONTENT[:size]
+    assert found["ETag"].strip('"').partition("-")[2] == (str(parts) if parts else "")
+    assert open_uploads() == []
+
+
+def test_nothing_is_there_before_the_end(small_parts, bucket, key, open_uploads):
+    """Parts that were sent are no object before the writer is closed."""
+    writer = small_parts.put_object(bucket, key)
+    assert repr(writer) == f"<S3Writer s3://{bucket}/{key} open position=0 parts=0>"
+    writer.write(CONTENT[: 2 * _PART + 1])
+    assert repr(writer) == f"<S3Writer s3://{bucket}/{key} open position={2 * _PART + 1} parts=2>"
+    assert open_uploads() == [key]
+    assert _keys(small_parts, bucket, key) == []
+    writer.close()
+    assert open_uploads() == []
+    assert small_parts.head_object(bucket, key).size == 2 * _PART + 1
+    assert repr(writer) == f"<S3Writer s3://{bucket}/{key} committed position={2 * _PART + 1} parts=3>"
+
+
+def test_making_a_writer_sends_nothing(client, bucket, key, traffic):
+    """A writer sends nothing before a part is full."""
+    writer = client.put_object(bucket, key)
+    writer.write(b"x" * MiB)
+    assert traffic.requests == 0
+    writer.abort()
+    assert traffic.requests == 0
+
+
+# --- What can be written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"abc",
+        b"",
+        bytearray(b"abc"),
+        memoryview(b"xxabcxx")[2:5],
+        array.array("d", [1.5, 2.5]),
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.array(2.5),
+        np.zeros((0, 4)),
+        np.zeros(5, [("a", ">i4"), ("b", "f8")]),
+        torch.arange(5.0).numpy(),
+    ],
+    ids=["bytes", "empty", "bytearray", "slice", "array", "2-D", "0-D", "no items", "struct", "tensor"],
+)
+def test_any_memory(client, bucket, key, piece):
+    """Bytes of C-contiguous memory are written, whatever the type of its items."""
+    expected = memoryview(piece).tobytes()
+    with client.put_object(bucket, key) as writer:
+        assert writer.write(piece) == len(expected)
+        assert writer.write(b"-") == 1
+        assert writer.write(piece) == len(expected)
+        assert writer.tell() == 2 * len(expected) + 1
+    assert client.get_object(bucket, key).read() == expected + b"-" + expected
+
+
+def test_memory_may_change_after_the_call(small_parts, bucket, key):
+    """What was written is taken: the caller can use the memory again, also if it is larger than a part."""
+    memory = bytearray(CONTENT[: _PART + 1000])
+    with small_parts.put_object(bucket, key) as writer:
+        for _ in range(2):
+            memory[:] = CONTENT[: len(memory)]
+            writer.write(memory)
+            memory[:] = bytes(len(memory))
+    assert small_parts.get_object(bucket, key).read() == CONTENT[: _PART + 1000] * 2
+
+
+@pytest.mark.parametrize("piece", [np.zeros((3, 4), order="F"), np.zeros(8)[::2], memoryview(b"abc")[::-1]])
+def test_memory_with_gaps(client, bucket, key, piece):
+    """Memory with gaps or in another order is refused; what was written before stays."""
+    with client.put_object(bucket, key) as writer:
+        writer.write(b"before")
+        with pytest.raises(ArgumentError, match="C-contiguous"):
+            writer.write(piece)
+        assert writer.tell() == 6
+    assert client.get_object(bucket, key).read() == b"before"
+
+
+@pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], torch.zeros(3)])
+def test_no_memory(client, bucket, key, piece):
+    """What is no memory is refused with a remedy."""
+    with client.put_object(bucket, key) as writer, pytest.raises(ArgumentTypeError, match=r"tensor\.numpy\(\)"):
+        writer.write(piece)
+
+
+def test_writelines(client, bucket, key):
+    """``writelines`` writes one after the other."""
+    with client.put_object(bucket, key) as writer:
+        writer.writelines([b"a\n", bytearray(b"b\n"), b""])
+        assert writer.tell() == 4
+    assert client.get_object(bucket, key).read() == b"a\nb\n"
+
+
+# --- The end ---------------------------------------------------------------------------------------------------------
+
+
+def test_close(client, bucket, key, traffic):
+    """A writer can be closed twice; the second time does nothing."""
+    writer = client.put_object(bucket, key)
+    assert not writer.closed
+    writer.write(b"x")
+    writer.close()
+    writer.close()
+    assert writer.closed
+    assert traffic.requests == 1
+    assert writer.tell() == 1
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("call", ["write", "writelines", "__enter__", "flush"])
+def test_use_after_the_end(client, bucket, key, end, call):
+    """A writer that was closed or aborted refuses everything, naming the object and the remedy."""
+    writer = client.put_object(bucket, key)
+    getattr(writer, end)()
+    with pytest.raises(
+        ClosedError, match=f"I/O operation on closed file: .*s3://{bucket}/{key} .*Open another"
+    ) as caught:
+        getattr(writer, call)(*{"write": [b"x"], "writelines": [[b"x"]]}.get(call, []))
+    assert (caught.value.bucket, caught.value.key) == (bucket, key)
+
+
+def test_a_writer_serves_once(client, bucket, key):
+    """A second with block on one writer is refused, so that it cannot be taken for a second object."""
+    with client.put_object(bucket, key) as writer:
+        writer.write(b"first")
+    with pytest.raises(ClosedError), writer:
+        pass
+    assert client.get_object(bucket, key).read() == b"first"
+
+
+def _write_and_fail(writer: S3Writer, content: bytes) -> None:
+    with writer:
+        writer.write(content)
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1, 3 * _PART])
+def test_an_exception_leaves_the_old_object(small_parts, bucket, key, put, open_uploads, size):
+    """An exception inside of with is passed on; the old object stays, and no parts are left behind."""
+    put(key, b"old")
+    writer = small_parts.put_object(bucket, key)
+    with pytest.raises(ZeroDivisionError):
+        _write_and_fail(writer, CONTENT[:size])
+    assert writer.closed
+    assert repr(writer).startswith(f"<S3Writer s3://{bucket}/{key} aborted position={size}")
+    assert small_parts.get_object(bucket, key).read() == b"old"
+    assert open_uploads() == []
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_abort(small_parts, bucket, key, open_uploads, size):
+    """An aborted writer leaves nothing, and stays so: closing it later publishes nothing."""
+    with small_parts.put_object(bucket, key) as writer:
+        writer.write(CONTENT[:size])
+        writer.abort()
+        writer.abort()
+    writer.close()
+    assert _keys(small_parts, bucket, key) == []
+    assert open_uploads() == []
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_a_forgotten_writer(small_parts, bucket, key, open_uploads, size):
+    """A writer that is dropped without being closed publishes nothing, leaves no parts, and warns."""
+    with pytest.warns(ResourceWarning, match=f"s3://{bucket}/{key} .* was never closed: what was written is discarded"):
+        small_parts.put_object(bucket, key).write(CONTENT[:size])
+    assert _keys(small_parts, bucket, key) == []
+    assert open_uploads() == []
+
+
+def test_a_refused_part(s3, small_parts, bucket, key, monkeypatch):
+    """A write that the service refuses raises its reason and ends the writer."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    writer = S3Client(s3client_config=small_parts.s3client_config).put_object(bucket, key)
+    with pytest.raises(CredentialsError, match=f"s3://{bucket}/{key}"):
+        writer.write(CONTENT[: 2 * _PART])
+    assert writer.closed
+    with pytest.raises(ClosedError):
+        writer.write(b"more")
+    writer.close()
+
+
+def test_an_upload_that_vanished(boto, small_parts, bucket, key):
+    """If the upload was aborted behind the writer's back, the error speaks of the upload, not of a missing object."""
+    writer = small_parts.put_object(bucket, key)
+    writer.write(CONTENT[: _PART + 1])
+    (upload,) = [one for one in boto.list_multipart_uploads(Bucket=bucket)["Uploads"] if one["Key"] == key]
+    boto.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+    with pytest.raises(RequestError, match=f"upload.*s3://{bucket}/{key}|s3://{bucket}/{key}.*upload") as caught:
+        writer.close()
+    assert caught.value.code == "NoSuchUpload"
+    assert writer.closed
+    assert _keys(small_parts, bucket, key) == []
+
+
+# --- As a file -------------------------------------------------------------------------------------------------------
+
+
+def test_abilities(client, bucket, key):
+    """It says what it can do: write, in order."""
+    with client.put_object(bucket, key) as writer:
+        assert (writer.readable(), writer.writable(), writer.seekable(), writer.isatty()) == (False, True, False, False)
+        writer.flush()
+    assert (writer.readable(), writer.writable(), writer.seekable()) == (False, False, False)
+    assert isinstance(writer, io.BufferedIOBase)
+    assert (writer.bucket, writer.key) == (bucket, key)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda writer: writer.read(),
+        lambda writer: writer.readinto(bytearray(1)),
+        lambda writer: writer.readline(),
+        lambda writer: writer.seek(0),
+        lambda writer: writer.truncate(),
+        lambda writer: writer.fileno(),
+        lambda writer: writer.detach(),
+    ],
+)
+def test_not_supported(client, bucket, key, call):
+    """What a writer cannot do is refused as io has it."""
+    with client.put_object(bucket, key) as writer, pytest.raises(io.UnsupportedOperation):
+        call(writer)
+
+
+def test_a_writer_does_not_pickle(client, bucket, key):
+    """Two processes cannot share an upload, so a writer cannot be pickled."""
+    with client.put_object(bucket, key) as writer, pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(writer)
+
+
+def test_torch_save(small_parts, bucket, prefix):
+    """Torch saves to it, more than a part and again, and loads what it saved."""
+    state = {"weight": torch.arange(3 * MiB, dtype=torch.float32), "step": 7}
+    for number in range(2):
+        with small_parts.put_object(bucket, f"{prefix}{number}") as writer:
+            torch.save(state, writer)
+        assert writer.tell() == small_parts.head_object(bucket, f"{prefix}{number}").size > 2 * _PART
+    for number in range(2):
+        loaded = torch.load(small_parts.get_object(bucket, f"{prefix}{number}"), weights_only=True)
+        assert torch.equal(loaded["weight"], state["weight"])
+        assert loaded["step"] == 7
+
+
+def _write_text(file: S3Writer) -> None:
+    with io.TextIOWrapper(file, "utf-8", newline="\n") as text:
+        text.write("héllo\n" * 3)
+
+
+def _write_zip(file: S3Writer) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a", b"aaa")
+
+
+def _write_tar(file: S3Writer) -> None:
+    with tarfile.open(fileobj=file, mode="w|") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+
+
+def _read_tar(file: io.BytesIO) -> list[str]:
+    with tarfile.open(fileobj=file) as archive:
+        return archive.getnames()
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "expected"),
+    [
+        (_write_text, lambda file: file.read(), "héllo\n".encode() * 3),
+        (_write_zip, lambda file: zipfile.ZipFile(file).read("a"), b"aaa"),
+        (_write_tar, _read_tar, ["a"]),
+        (lambda file: np.save(file, np.arange(5)), lambda file: np.load(file).tolist(), [0, 1, 2, 3, 4]),
+    ],
+    ids=["text", "zip", "tar", "numpy"],
+)
+def test_what_writes_files(client, bucket, key, write, read, expected):
+    """What writes to a file as to a stream writes to it."""
+    with client.put_object(bucket, key) as writer:
+        write(writer)
+    assert read(io.BytesIO(client.read_range(bucket, key, 0))) == expected
