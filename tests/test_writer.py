@@ -150,10 +150,10 @@ def test_memory_with_gaps(client, bucket, key, piece):
     assert client.get_object(bucket, key).read() == b"before"
 
 
-@pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], torch.zeros(3)])
+@pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], torch.zeros(3, device="meta")])
 def test_no_memory(client, bucket, key, piece):
     """What is no memory is refused with a remedy."""
-    with client.put_object(bucket, key) as writer, pytest.raises(ArgumentTypeError, match=r"tensor\.numpy\(\)"):
+    with client.put_object(bucket, key) as writer, pytest.raises(ArgumentTypeError, match="tensor must be on the CPU"):
         writer.write(piece)
 
 

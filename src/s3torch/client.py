@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, overload
 
 from s3torch import _buffer
@@ -469,6 +468,8 @@ def _check_object(bucket: str, key: str) -> None:
 
 
 def _http_date(text: str) -> int:
+    from email.utils import parsedate_to_datetime  # takes 16 ms
+
     try:
         return int(parsedate_to_datetime(text).timestamp())
     except ValueError:

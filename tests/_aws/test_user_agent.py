@@ -28,7 +28,7 @@ def machine(monkeypatch):
                 raise PackageNotFoundError(package)
             return torch
 
-        monkeypatch.setattr(user_agent_module, "version", version)
+        monkeypatch.setattr("importlib.metadata.version", version)
 
     return tell
 

@@ -117,8 +117,8 @@ def test_listed_anew(s3, bucket, prefix, put):
 
 
 def test_lazy(uri):
-    """Making a dataset sends nothing; an iteration lists, and then reads one object after the other."""
-    dataset = S3IterableDataset.from_prefix(uri, transform=decode)
+    """Making a dataset sends nothing; an iteration lists, and then reads as many objects ahead as is configured."""
+    dataset = S3IterableDataset.from_prefix(uri, transform=decode, s3client_config=S3ClientConfig(max_objects_ahead=1))
     assert dataset.client.stats.requests == 0
     samples = iter(dataset)
     assert [next(samples), next(samples)] == [0, 1]
@@ -326,7 +326,9 @@ def test_replaced_during_the_iteration(s3, bucket, prefix, put):
     """An object that was replaced after it was listed raises: no sample is cut, padded or of another version."""
     for number in range(2):
         put(f"{prefix}{number}", b"12345")
-    samples = iter(S3IterableDataset.from_prefix(f"s3://{bucket}/{prefix}", transform=decode))
+    config = S3ClientConfig(max_objects_ahead=1)  # else it is fetched before it is replaced
+    uri = f"s3://{bucket}/{prefix}"
+    samples = iter(S3IterableDataset.from_prefix(uri, transform=decode, s3client_config=config))
     assert next(samples) == 12345
     put(f"{prefix}1", b"54321")
     with pytest.raises(ObjectChangedError, match=f"s3://{bucket}/{prefix}1"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 
 from s3torch._aws import sigv4
 from s3torch._aws.endpoint import Endpoint
@@ -150,6 +149,8 @@ class Bucket:
         return True
 
     def _correct_clock(self, date: str) -> bool:
+        from email.utils import parsedate_to_datetime  # takes 16 ms
+
         try:
             theirs = parsedate_to_datetime(date).timestamp()
         except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from s3torch._version import __version__
 
@@ -32,6 +31,8 @@ def user_agent(comments: Sequence[str] = ()) -> str:
 
 def _torch_version() -> str:
     """Return torch's version without importing torch, which takes a second."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 13 ms
+
     try:
         return _token(version("torch"))
     except PackageNotFoundError:
