@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from s3torch._aws import user_agent as user_agent_module
 from s3torch._aws.user_agent import user_agent
 from s3torch._transfer.http1 import build_head
 from s3torch._version import __version__
