@@ -190,6 +190,8 @@ class FakeConnection:
         self.was_used = False
         self.idle_since = 0.0
         self.was_abandoned = False
+        self.holds_more = network.is_tls
+        self.awaited = 1
         self._network = network
         self._decrypted = bytearray()
         self._wants_writing = True
@@ -203,9 +205,14 @@ class FakeConnection:
         return self.state is ConnectionState.OPEN
 
     @property
-    def holds_more(self) -> bool:
-        """Whether a short receive may leave bytes behind."""
-        return self._network.is_tls
+    def is_drained(self) -> bool:
+        """Whether nothing is left of what was decrypted."""
+        return not self._decrypted
+
+    def expect(self, count: int) -> None:
+        """Say how many bytes are wanted."""
+        if not self.holds_more:
+            self.awaited = min(count, self._network.most_awaited)
 
     @property
     def events(self) -> int:
@@ -215,7 +222,7 @@ class FakeConnection:
         if self.state is ConnectionState.CONNECTING:
             return 0 if self.peer.state is ConnectionState.CONNECTING else WRITE
         ended = self.peer.state is ConnectionState.CLOSED
-        readable = READ if self.peer.on_its_way or ended else 0
+        readable = READ if len(self.peer.on_its_way) >= self.awaited or ended else 0
         return readable | (WRITE if self._wants_writing and (self._room or ended) else 0)
 
     def establish(self) -> bool:
@@ -288,6 +295,7 @@ class FakeNetwork:
         step: Bytes of one receive at most.
         window: Bytes that a peer takes without reading them.
         is_tls: Whether connections hand out what they have received in pieces that select does not see.
+        most_awaited: Bytes that must have arrived before select reports a connection on which as many are expected.
 
     Attributes:
         connections: All that were opened.
@@ -302,10 +310,12 @@ class FakeNetwork:
         step: int = 1 << 20,
         window: int = 1 << 30,
         is_tls: bool = False,
+        most_awaited: int = 1,
     ) -> None:
         self.step = step
         self.window = window
         self.is_tls = is_tls
+        self.most_awaited = most_awaited
         self.now = 1000.0
         self.connections: list[FakeConnection] = []
         self.peak = 0

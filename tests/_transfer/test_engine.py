@@ -746,8 +746,8 @@ def test_cancel():
     asks = [Ask("a"), Ask("b")]
     for ask in asks:
         engine.submit(ask)
-    engine.turn()
-    engine.turn()
+    for _ in range(3):
+        engine.turn()
     assert targets(network) == [[b"/a"]]
     engine.cancel(asks)
     assert [(ask.is_done, type(ask.error)) for ask in asks] == [(True, ConnectionFailedError)] * 2
@@ -968,6 +968,7 @@ def test_repr():
     for ask in asks:
         engine.submit(ask)
     assert repr(engine) == "<Engine 0 in flight, 4 queued, 0 connections, 0 requests>"
+    engine.turn()
     engine.turn()
     assert repr(engine) == "<Engine 2 in flight, 2 queued, 2 connections, 2 requests>"
     engine.turn()

@@ -319,12 +319,9 @@ def test_keeps_alive(fields: dict[str, str], http_1_0: bool, keeps_alive: bool):
 )
 def test_bad_content_length(text: str):
     """A Content-Length that is no plain number of at most 19 digits is refused, and the error shows it."""
-    head = Head(200, "", {"content-length": text})
     with pytest.raises(ProtocolError, match=r"Content-Length is .*, which is not a length") as caught:
-        _ = head.content_length
+        Head(200, "", {"content-length": text})
     assert repr(text) in str(caught.value)
-    with pytest.raises(ProtocolError):
-        _ = head.ends_with_connection
 
 
 @pytest.mark.parametrize(("text", "length"), [("0", 0), ("007", 7), ("9" * 19, 10**19 - 1)])
@@ -337,7 +334,7 @@ def test_content_length(text: str, length: int):
 def test_unknown_transfer_encoding(coding: str):
     """A Transfer-Encoding other than chunked is refused, and the error shows it."""
     with pytest.raises(ProtocolError, match=f"Transfer-Encoding is {coding!r}; only 'chunked'"):
-        _ = Head(200, "", {"transfer-encoding": coding}).is_chunked
+        Head(200, "", {"transfer-encoding": coding})
 
 
 def test_framing():

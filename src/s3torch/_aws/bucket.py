@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from s3torch._aws import sigv4
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.session import AwsSession
-from s3torch._transfer.http1 import build_head
+from s3torch._aws.sigv4 import Credentials, Signer
+from s3torch._transfer.http1 import build_head, format_fields
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
 __all__ = ["Bucket"]
@@ -18,6 +20,27 @@ _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAcce
 # S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
 _TOLERATED_SKEW = 5 * 60.0
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
+
+
+@dataclass(repr=False, eq=False, slots=True)
+class _CommonLines:
+    """The header lines that many requests share.
+
+    Attributes:
+        key: What they depend on.
+        lines: The lines; the last is the Authorization field without its signature, if there is a signer.
+        signer: None if requests are not signed.
+    """
+
+    key: tuple[object, ...]
+    lines: str
+    signer: Signer | None
+
+    def complete(self, method: str, path: str, query: str) -> str:
+        """Return the lines of one request."""
+        if self.signer is None:
+            return self.lines
+        return f"{self.lines[:-2]}{self.signer.signature(method, path, query)}\r\n"
 
 
 class Bucket:
@@ -59,6 +82,7 @@ class Bucket:
         self._requester_pays = requester_pays
         self._clock = clock
         self._clock_offset = 0.0
+        self._common: _CommonLines | None = None
         self.corrections = 0
 
     def __repr__(self) -> str:
@@ -91,28 +115,38 @@ class Bucket:
         """
         path = f"{self.endpoint.base_path}/{self._encode(key)}"
         query_string = sigv4.canonical_query(query) if query else ""
+        target = f"{path}?{query_string}" if query_string else path
+        signed = {name: value for name, value in fields.items() if name.startswith("x-amz-")}
+        others = {name: value for name, value in fields.items() if name not in signed} if signed else fields
+        common = self._lines_in_common(payload_sha256, signed)
+        return build_head(method, target, others, common.complete(method, path, query_string))
+
+    def _lines_in_common(self, payload_sha256: str, fields: Mapping[str, str]) -> _CommonLines:
+        """Return what the requests of one second share: thousands of them are signed by the same work."""
+        credentials = self._session().credentials()
+        when = sigv4.timestamp(self._clock() + self._clock_offset)
+        key = (when, credentials, payload_sha256, fields, self.region, self.endpoint)
+        if self._common is None or self._common.key != key:
+            self._common = _CommonLines(key, *self._new_lines(when, credentials, payload_sha256, fields))
+        return self._common
+
+    def _new_lines(
+        self, when: str, credentials: Credentials | None, payload_sha256: str, fields: Mapping[str, str]
+    ) -> tuple[str, Signer | None]:
         signed = {"host": self.endpoint.host, **fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
-        credentials = self._session().credentials()
-        if credentials is not None:
-            when = sigv4.timestamp(self._clock() + self._clock_offset)
-            signed["x-amz-content-sha256"] = payload_sha256
-            signed["x-amz-date"] = when
-            if credentials.session_token:
-                signed["x-amz-security-token"] = credentials.session_token
-            signed["authorization"] = sigv4.authorization(
-                method,
-                path,
-                query_string,
-                signed,
-                payload_sha256=payload_sha256,
-                credentials=credentials,
-                region=self.region,
-                when=when,
-            )
-        signed["user-agent"] = self._user_agent
-        return build_head(method, f"{path}?{query_string}" if query_string else path, signed)
+        if credentials is None:
+            return format_fields({**signed, "user-agent": self._user_agent}), None
+        signed["x-amz-content-sha256"] = payload_sha256
+        signed["x-amz-date"] = when
+        if credentials.session_token:
+            signed["x-amz-security-token"] = credentials.session_token
+        signer = Signer(
+            signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when
+        )
+        lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
+        return lines, signer
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
         """Change what the service found wrong: region, clock or credentials.

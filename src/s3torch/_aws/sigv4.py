@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ __all__ = [
     "EMPTY_SHA256",
     "UNSIGNED_PAYLOAD",
     "Credentials",
-    "authorization",
+    "Signer",
     "canonical_query",
     "canonical_request",
     "encode_path",
@@ -26,6 +27,8 @@ __all__ = [
     "string_to_sign",
     "timestamp",
 ]
+
+_NEEDS_NO_CODE = re.compile(r"[A-Za-z0-9/_.~-]*")
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -56,7 +59,7 @@ def _format_time(seconds: int) -> str:
 
 def encode_path(path: str) -> str:
     """Percent-encode a path as S3 wants it: all but unreserved characters and ``/``."""
-    return quote(path, safe="/")
+    return path if _NEEDS_NO_CODE.fullmatch(path) else quote(path, safe="/")
 
 
 def canonical_query(parameters: Mapping[str, str]) -> str:
@@ -77,18 +80,26 @@ def canonical_request(
         fields: Header fields to sign, by lower-case name.
         payload_sha256: Hex digest of the body, or ``UNSIGNED-PAYLOAD``.
     """
+    end, signed_names = _canonical_end(fields, payload_sha256)
+    return f"{method}\n{path}\n{query}\n{end}", signed_names
+
+
+def _canonical_end(fields: Mapping[str, str], payload_sha256: str) -> tuple[str, str]:
     names = sorted(fields)
     signed_names = ";".join(names)
     lines = "\n".join([f"{name}:{fields[name]}" for name in names])
     if " " in lines:  # runs of spaces count as one
         lines = "\n".join([f"{name}:{' '.join(fields[name].split())}" for name in names])
-    return f"{method}\n{path}\n{query}\n{lines}\n\n{signed_names}\n{payload_sha256}", signed_names
+    return f"{lines}\n\n{signed_names}\n{payload_sha256}", signed_names
 
 
 def string_to_sign(canonical: str, when: str, scope: str) -> str:
     """Return the string that is signed, of a canonical request."""
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    return f"AWS4-HMAC-SHA256\n{when}\n{scope}\n{digest}"
+    return _beginning_to_sign(when, scope) + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _beginning_to_sign(when: str, scope: str) -> str:
+    return f"AWS4-HMAC-SHA256\n{when}\n{scope}\n"
 
 
 def signing_key(secret_key: str, date: str, region: str) -> bytes:
@@ -99,35 +110,42 @@ def signing_key(secret_key: str, date: str, region: str) -> bytes:
     return key
 
 
-@functools.lru_cache(maxsize=64)  # a key is valid for a day, and copying its prepared HMAC halves the cost of signing
+@functools.lru_cache(maxsize=64)  # a key is valid for a day
 def _keyed_hash(secret_key: str, date: str, region: str) -> hmac.HMAC:
     return hmac.new(signing_key(secret_key, date, region), digestmod="sha256")
 
 
-def authorization(
-    method: str,
-    path: str,
-    query: str,
-    fields: Mapping[str, str],
-    *,
-    payload_sha256: str,
-    credentials: Credentials,
-    region: str,
-    when: str,
-) -> str:
-    """Return the Authorization field of a request; arguments as in ``canonical_request``.
+class Signer:
+    """Signs requests of one second, which differ by method, path and query alone.
 
     Args:
+        fields: Header fields to sign, by lower-case name: ``host`` and all ``x-amz-*``; ``x-amz-date`` is ``when``.
+        payload_sha256: Hex digest of the body, or ``UNSIGNED-PAYLOAD``.
         credentials: Whose signature; a session token must be among ``fields`` already.
         region: That signs.
-        when: From ``timestamp``; must be the ``x-amz-date`` among ``fields``.
+        when: From ``timestamp``.
+
+    Attributes:
+        preamble: The Authorization field up to the signature.
     """
-    date = when[:8]
-    scope = f"{date}/{region}/s3/aws4_request"
-    canonical, signed_names = canonical_request(method, path, query, fields, payload_sha256)
-    keyed_hash = _keyed_hash(credentials.secret_key, date, region).copy()
-    keyed_hash.update(string_to_sign(canonical, when, scope).encode())
-    return (
-        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope},"
-        f"SignedHeaders={signed_names},Signature={keyed_hash.hexdigest()}"
-    )
+
+    __slots__ = ("_canonical_end", "_keyed_hash", "preamble")
+
+    def __init__(
+        self, fields: Mapping[str, str], *, payload_sha256: str, credentials: Credentials, region: str, when: str
+    ) -> None:
+        date = when[:8]
+        scope = f"{date}/{region}/s3/aws4_request"
+        self._canonical_end, signed_names = _canonical_end(fields, payload_sha256)
+        self._keyed_hash = _keyed_hash(credentials.secret_key, date, region).copy()
+        self._keyed_hash.update(_beginning_to_sign(when, scope).encode())
+        self.preamble = (
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope},SignedHeaders={signed_names},Signature="
+        )
+
+    def signature(self, method: str, path: str, query: str) -> str:
+        """Return the signature of a request; arguments as in ``canonical_request``."""
+        canonical = f"{method}\n{path}\n{query}\n{self._canonical_end}"
+        keyed_hash = self._keyed_hash.copy()
+        keyed_hash.update(hashlib.sha256(canonical.encode()).hexdigest().encode())
+        return keyed_hash.hexdigest()

@@ -16,11 +16,11 @@ import os
 import selectors
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
@@ -34,11 +34,17 @@ WRITE = selectors.EVENT_WRITE
 # with a time to live of a few seconds; each look-up blocks the loop.
 _ADDRESS_LIFETIME = 30.0
 
+# While a body is received its connection is reported only when this much of it has arrived, in bytes: a wake-up costs
+# as much as to copy 50 kB. Below the lesser bound it is reported at once. Not tuned.
+_MOST_AWAITED = 512 * 1024
+_LEAST_AWAITED = 128 * 1024
+# Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
+_CAN_AWAIT = sys.platform == "linux"
+
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where connections go: scheme (``http`` or ``https``), host and port."""
 
     scheme: str
@@ -78,6 +84,8 @@ class Connection:
         flight: What the engine is doing with it; None while idle.
         was_used: Whether it has already carried an exchange.
         idle_since: The clock's time when it last became idle.
+        holds_more: Whether a short receive may leave bytes behind: TLS hands out one record at a time.
+        awaited: How many bytes must have arrived before the selector reports it.
     """
 
     def __init__(
@@ -93,6 +101,8 @@ class Connection:
         self.flight: object | None = None
         self.was_used = False
         self.idle_since = 0.0
+        self.holds_more = tls is not None
+        self.awaited = 1
         self._addresses = list(addresses)
         self._selector = selector
         self._tls = tls
@@ -107,11 +117,6 @@ class Connection:
     def is_open(self) -> bool:
         """Whether requests can be sent."""
         return self.state is ConnectionState.OPEN
-
-    @property
-    def holds_more(self) -> bool:
-        """Whether a short receive may leave bytes behind: TLS hands out one record at a time."""
-        return self._tls is not None
 
     def establish(self) -> bool:
         """Go on with connecting; returns whether the connection is open now.
@@ -149,6 +154,22 @@ class Connection:
             return 0
         except OSError as error:
             raise self._failure("receiving from", error) from error
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that the kernel gave was handed out: of what TLS still holds the selector knows nothing."""
+        return not isinstance(self._socket, ssl.SSLSocket) or not self._socket.pending()
+
+    def expect(self, count: int) -> None:
+        """Say how many bytes are wanted: the selector need not report every few of many.
+
+        Fewer than these may arrive and stop there: what has arrived is received all the same by ``recv_into``.
+        """
+        if self.awaited == 1 and (count < _LEAST_AWAITED or self.holds_more or not _CAN_AWAIT):
+            return
+        if count < self.awaited or self.awaited == 1:
+            self.awaited = min(count, _MOST_AWAITED) if count >= _LEAST_AWAITED else 1
+            self._opened_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self.awaited)
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""

@@ -38,6 +38,8 @@ __all__ = ["Engine", "Exchange", "Limits"]
 _SWEEP_INTERVAL = 0.25
 # Below this rate over a whole stall_timeout, in bytes per second, a transfer counts as stalled.
 _SLOWEST_RATE = 1024
+# One connection that brings bytes as fast as they are taken, as over TLS, must not keep the others waiting; in bytes.
+_RECEIVED_AT_ONCE = 1024 * 1024
 # Idle connections are dropped before servers do it (S3 after 5-20 s, nginx after 75 s): a reuse that fails costs a
 # round trip. Not tuned.
 _IDLE_LIFETIME = 15.0
@@ -169,6 +171,7 @@ class Engine:
         self._reached: set[Origin] = set()
         self._left_at = network.clock()
         self._time_away = 0.0
+        self._now = self._left_at
         self._next_sweep = 0.0
 
     def __repr__(self) -> str:
@@ -232,11 +235,9 @@ class Engine:
             raise
 
     def nudge(self) -> None:
-        """Send what is queued as far as that needs no waiting; see ``turn`` for interrupts."""
+        """Move what can be moved without waiting, and send what is queued; see ``turn`` for interrupts."""
         try:
-            self._start_queued(self._enter())
-            if self._queue:  # all connections are busy; some may have their answers already
-                self._turn(block=False)
+            self._turn(block=False)
         except BaseException:
             self.reset()
             raise
@@ -290,81 +291,87 @@ class Engine:
                 raise exchange.error
 
     def _turn(self, *, block: bool = True) -> None:
-        now = self._enter()
+        self._come_back()
         while self._given_up:
             self.cancel(self._given_up.popleft())
-        failures = self._failures
-        self._start_queued(now)
-        if not self._flights and not self._later:
-            if not self._queue and self._failures != failures:
-                return
-            raise AssertionError("waiting for an exchange that was never submitted")
-        timeout = max(0.0, self._next_sweep - now) if block else 0.0
-        if self._later:
-            timeout = min(timeout, max(0.0, self._later[0][0] - now))
-        for connection, events in self._network.select(timeout):
-            self._advance(connection, events)
-        now = self._network.clock() - self._time_away
-        if now >= self._next_sweep:
-            self._sweep(now)
-        self._left_at = now + self._time_away
+        while self._later and self._later[0][0] <= self._now:
+            self._queue.appendleft(heapq.heappop(self._later)[2])
+        events = self._network.select(self._patience() if block and not self._can_start() else 0.0)
+        self._now = self._network.clock() - self._time_away
+        busy = [event for event in events if event[0].flight is not None or self._drop_unless_quiet(event[0])]
+        self._start_queued()
+        for connection, ready in busy:
+            self._advance(connection, ready)
+        if self._now >= self._next_sweep:
+            self._sweep()
+        self._left_at = self._now + self._time_away
 
-    def _enter(self) -> float:
+    def _come_back(self) -> None:
+        """Leave the time since the last turn out of account: nobody waited."""
         clock = self._network.clock()
         self._time_away += clock - self._left_at
         self._left_at = clock
-        return clock - self._time_away
+        self._now = clock - self._time_away
 
-    def _now(self) -> float:
-        return self._network.clock() - self._time_away
+    def _patience(self) -> float:
+        """Return for how many seconds nothing needs to be done unless a connection can move."""
+        if not self._flights and not self._later and not self._queue:
+            raise AssertionError("waiting for an exchange that was never submitted")
+        moment = min(self._next_sweep, self._later[0][0]) if self._later else self._next_sweep
+        return max(0.0, moment - self._now)
 
-    def _start_queued(self, now: float) -> None:
-        while self._later and self._later[0][0] <= now:
-            self._queue.appendleft(heapq.heappop(self._later)[2])
-        while self._queue:
-            exchange = self._queue[0]
+    def _can_start(self) -> bool:
+        if not self._queue or len(self._flights) >= self._limits.connections:
+            return False
+        return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
+
+    def _start_queued(self) -> None:
+        while self._can_start():
+            exchange = self._queue.popleft()
             if exchange.is_done:  # cancelled
-                self._queue.popleft()
                 continue
-            if self._flights and self._memory_in_flight + exchange.memory > self._limits.bytes_in_flight:
-                return
             try:
                 connection = self._connection_to(exchange.origin)
             except S3Error as error:
-                self._queue.popleft()
                 exchange.attempts += 1
                 self._retry_or_fail(exchange, error)
                 continue
-            if connection is None:
-                return
-            self._queue.popleft()
-            self._take_off(exchange, connection, now)
+            self._take_off(exchange, connection)
 
-    def _connection_to(self, origin: Origin) -> Connection | None:
-        """Return an idle connection, a new one, or None when the limit is reached."""
+    def _connection_to(self, origin: Origin) -> Connection:
+        """Return an idle connection, of which select has just told that nothing has come there, or a new one."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if self._network.clock() - connection.idle_since < _IDLE_LIFETIME and _is_quiet(connection):
+            if self._now + self._time_away - connection.idle_since < _IDLE_LIFETIME:
                 return connection
             self._discard(connection)
-        if len(self._connections) >= self._limits.connections and not self._close_one_idle():
-            return None
+        if len(self._connections) >= self._limits.connections:
+            self._close_one_idle()
         connection = self._network.open(origin)
         self._connections.add(connection)
         self.stats.connections_opened += 1
         return connection
 
-    def _close_one_idle(self) -> bool:
+    def _close_one_idle(self) -> None:
         for connections in self._idle.values():
             if connections:
                 self._discard(connections.pop(0))
-                return True
+                return
+
+    def _drop_unless_quiet(self, connection: Connection) -> bool:
+        """Drop an idle connection on which its end came, or bytes that would pass for the next answer."""
+        try:
+            is_quiet = connection.recv_into(connection.inbox.view[:1]) is None
+        except S3Error:
+            is_quiet = False
+        if not is_quiet:
+            self._discard(connection)
         return False
 
-    def _take_off(self, exchange: Exchange, connection: Connection, now: float) -> None:
+    def _take_off(self, exchange: Exchange, connection: Connection) -> None:
         exchange.attempts += 1
-        flight = _Flight(exchange, connection, now)
+        flight = _Flight(exchange, connection, self._now)
         exchange.flight = flight
         connection.flight = flight
         self._flights.add(flight)
@@ -374,17 +381,15 @@ class Engine:
 
     def _advance(self, connection: Connection, events: int) -> None:
         flight = connection.flight
-        if flight is None:
-            # An idle connection that has something to say: it was closed, or it breaks the protocol.
-            self._discard(connection)
-        elif isinstance(flight, _Flight):
-            if not connection.is_open:
-                self._guarded(flight, self._establish)
-            else:
-                if events & READ:
-                    self._guarded(flight, self._receive)
-                if flight.outgoing and connection.flight is flight:
-                    self._guarded(flight, self._send)
+        if not isinstance(flight, _Flight):
+            return  # it was given up in this turn
+        if not connection.is_open:
+            self._guarded(flight, self._establish)
+            return
+        if events & READ:
+            self._guarded(flight, self._receive)
+        if flight.outgoing and connection.flight is flight:
+            self._guarded(flight, self._send)
 
     def _guarded(self, flight: _Flight, step: Callable[[_Flight], None]) -> None:
         try:
@@ -402,7 +407,7 @@ class Engine:
         flight.outgoing = list(exchange.request())
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
-        flight.mark = self._now()
+        flight.mark = self._now
         self.stats.requests += 1
         self._send(flight)
 
@@ -425,7 +430,7 @@ class Engine:
             else:
                 outgoing[0] = outgoing[0][count:]
         else:
-            flight.mark = self._now()
+            flight.mark = self._now
         connection.watch_writing(wanted=bool(outgoing))
 
     def _receive(self, flight: _Flight) -> None:
@@ -443,21 +448,25 @@ class Engine:
                 want = response.send(count)
                 if is_empty and count:  # asking again would only cost a system call
                     break
+                if received >= _RECEIVED_AT_ONCE and connection.is_drained:
+                    break
         except StopIteration as stop:
-            flight.received += received
-            self.stats.bytes_received += received
+            self._count_received(flight, received)
             self._complete(flight, stop.value)
             return
         except S3Error:
-            flight.received += received
-            self.stats.bytes_received += received
+            self._count_received(flight, received)
             raise
-        if received and not flight.received:
-            flight.mark, flight.moved_at_mark = self._now(), flight.moved
+        self._count_received(flight, received)
         flight.want = want
-        flight.received += received
-        flight.moved += received
-        self.stats.bytes_received += received
+        connection.expect(len(want))
+
+    def _count_received(self, flight: _Flight, count: int) -> None:
+        self.stats.bytes_received += count
+        if count and not flight.received:
+            flight.mark, flight.moved_at_mark = self._now, flight.moved
+        flight.received += count
+        flight.moved += count
 
     def _complete(self, flight: _Flight, error: S3Error | None) -> None:
         exchange, head = flight.exchange, flight.exchange.head
@@ -491,9 +500,10 @@ class Engine:
         connection.flight = None
         # The reader holds slices of the destination; they must be gone before its owner can take the memory back.
         flight.response = flight.want = None
-        if keep and not len(connection.inbox):
+        if keep and not len(connection.inbox) and connection.is_drained:
             connection.was_used = True
-            connection.idle_since = self._network.clock()
+            connection.idle_since = self._now + self._time_away
+            connection.expect(1)
             self._idle.setdefault(exchange.origin, []).append(connection)
         else:
             self._discard(connection)
@@ -522,7 +532,7 @@ class Engine:
             self._finish(exchange, exchange.explain(error))
         else:
             self.stats.retries += 1
-            heapq.heappush(self._later, (self._now() + pause, next(self._order), exchange))
+            heapq.heappush(self._later, (self._now + pause, next(self._order), exchange))
 
     def _finish(self, exchange: Exchange, error: S3Error | None) -> None:
         exchange.is_done = True
@@ -530,17 +540,11 @@ class Engine:
         if error is not None:
             self._failures += 1
 
-    def _sweep(self, now: float) -> None:
-        self._next_sweep = now + _SWEEP_INTERVAL
+    def _sweep(self) -> None:
+        self._next_sweep = self._now + _SWEEP_INTERVAL
         for flight in list(self._flights):
-            what = flight.overdue(now, self._limits)
+            if flight.connection.awaited > 1:  # more may have come than select has told
+                self._guarded(flight, self._receive)
+            what = flight.overdue(self._now, self._limits) if flight.exchange.flight is flight else None
             if what is not None:
                 self._break(flight, DeadlineError(f"{what}."))
-
-
-def _is_quiet(connection: Connection) -> bool:
-    """Whether nothing came on an idle connection, neither its end nor bytes that would pass for the next answer."""
-    try:
-        return connection.recv_into(connection.inbox.view[:1]) is None
-    except S3Error:
-        return False

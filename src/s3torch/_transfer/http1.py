@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from s3torch.errors import ArgumentError, ConnectionFailedError, ProtocolError, TruncatedBodyError
@@ -30,6 +31,7 @@ __all__ = [
     "Head",
     "Inbox",
     "build_head",
+    "format_fields",
     "format_range",
     "parse_content_range",
     "parse_head",
@@ -47,6 +49,7 @@ _MAX_INTERIM_HEADS = 16
 # Room of one receive while a head is read: all of a usual head, and little of the body, which has to be copied out.
 _HEAD_ROOM = 4096
 _MAX_CHUNK_LINE = 256
+_LINE_END = "\r\n"
 
 
 class Inbox:
@@ -123,46 +126,61 @@ class Destination:
             self.advance(len(room))
 
 
-class Head(NamedTuple):
-    """The status line and the fields of an answer; names of fields are lower case."""
+@dataclass(slots=True)
+class Head:
+    """The status line and the fields of an answer, and what they say of its body.
+
+    Args:
+        status: Of three digits.
+        reason: What stands behind it.
+        fields: By lower-case name.
+        http_1_0: Whether the peer speaks HTTP/1.0.
+
+    Attributes:
+        content_length: The announced length of the body in bytes, or None.
+        is_chunked: Whether the body comes in chunks (RFC 9112 7.1).
+        keeps_alive: Whether the peer will take another request on this connection.
+
+    Raises:
+        ProtocolError: The length is no number, or the body's framing is not understood or contradicts itself.
+    """
 
     status: int
     reason: str
     fields: Mapping[str, str]
     http_1_0: bool = False
+    content_length: int | None = field(init=False)
+    is_chunked: bool = field(init=False)
+    keeps_alive: bool = field(init=False)
 
-    @property
-    def content_length(self) -> int | None:
-        """The announced length of the body in bytes, or None."""
-        text = self.fields.get("content-length")
-        if text is None:
-            return None
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise ProtocolError(f"The answer's Content-Length is {text!r}, which is not a length.")
-        return int(text)
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether the body comes in chunks (RFC 9112 7.1)."""
-        coding = self.fields.get("transfer-encoding")
-        if coding is None:
-            return False
-        if coding.lower() != "chunked":
-            raise ProtocolError(f"The answer's Transfer-Encoding is {coding!r}; only 'chunked' is understood.")
-        if "content-length" in self.fields:
+    def __post_init__(self) -> None:
+        self.content_length = _content_length(self.fields.get("content-length"))
+        self.is_chunked = _is_chunked(self.fields.get("transfer-encoding"))
+        if self.is_chunked and self.content_length is not None:
             raise ProtocolError("The answer has both a Transfer-Encoding and a Content-Length (RFC 9112 6.3).")
-        return True
+        option = self.fields.get("connection", "").lower()
+        self.keeps_alive = "keep-alive" in option if self.http_1_0 else "close" not in option
 
     @property
     def ends_with_connection(self) -> bool:
         """Whether only the end of the connection ends the body."""
         return not self.is_chunked and self.content_length is None
 
-    @property
-    def keeps_alive(self) -> bool:
-        """Whether the peer will take another request on this connection."""
-        option = self.fields.get("connection", "").lower()
-        return "keep-alive" in option if self.http_1_0 else "close" not in option
+
+def _content_length(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ProtocolError(f"The answer's Content-Length is {text!r}, which is not a length.")
+    return int(text)
+
+
+def _is_chunked(coding: str | None) -> bool:
+    if coding is None:
+        return False
+    if coding.lower() != "chunked":
+        raise ProtocolError(f"The answer's Transfer-Encoding is {coding!r}; only 'chunked' is understood.")
+    return True
 
 
 class ContentRange(NamedTuple):
@@ -173,29 +191,39 @@ class ContentRange(NamedTuple):
     total: int | None
 
 
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00\r\n]*))?")
-_FIELD = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*)")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00\r\n]*))?(?=\r\n|\Z)")
+_FIELD = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*[^\x00\r\n \t]|)[ \t]*")
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
 
 
-def build_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+def build_head(method: str, target: str, fields: Mapping[str, str], more: str = "") -> bytes:
     """Return the bytes of a request's head.
 
     Args:
         method: ``GET``, ``PUT``, ...
         target: Path and query, percent-encoded.
         fields: Header fields by name.
+        more: Lines of ``format_fields``.
 
     Raises:
         ArgumentError: Something in it is not printable ASCII, a line break above all.
     """
-    lines = [f"{method} {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in fields.items()]
-    text = "".join(lines)
-    if not (text.isascii() and text.isprintable()):
-        bad = next(line for line in lines if not (line.isascii() and line.isprintable()))
-        raise ArgumentError(f"A request cannot carry the line {bad!r}: only printable ASCII can be sent.")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+    return f"{_printable(f'{method} {target} HTTP/1.1')}\r\n{format_fields(fields)}{more}\r\n".encode("ascii")
+
+
+def format_fields(fields: Mapping[str, str]) -> str:
+    """Return the lines of header fields, each with its end.
+
+    Raises:
+        ArgumentError: Something in it is not printable ASCII, a line break above all.
+    """
+    return "".join([f"{_printable(f'{name}: {value}')}\r\n" for name, value in fields.items()])
+
+
+def _printable(line: str) -> str:
+    if not (line.isascii() and line.isprintable()):
+        raise ArgumentError(f"A request cannot carry the line {line!r}: only printable ASCII can be sent.")
+    return line
 
 
 def format_range(start: int, stop: int | None) -> str:
@@ -231,17 +259,16 @@ def parse_head(head: bytes) -> Head:
         ProtocolError: It is not an HTTP/1 head, or has more than 256 fields.
     """
     text = head.decode("latin-1")
-    status_line, line_end, rest = text.partition("\r\n")
-    match = _STATUS_LINE.fullmatch(status_line)
+    match = _STATUS_LINE.match(text)
     if match is None:
-        raise ProtocolError(f"The answer does not begin like HTTP/1.1 but with {status_line[:80]!r}.")
-    pairs = _FIELD.findall(line_end + rest)
+        raise ProtocolError(f"The answer does not begin like HTTP/1.1 but with {text.partition(_LINE_END)[0][:80]!r}.")
+    pairs = _FIELD.findall(text, match.end())
     if len(pairs) > _MAX_FIELDS:
         raise ProtocolError(f"The answer's head has {len(pairs)} fields; more than {_MAX_FIELDS} are refused.")
     # A malformed line is skipped by the pattern, and a stray CR, LF or NUL ends its match: both show in the counts.
-    if not text.count("\r\n") == text.count("\r") == text.count("\n") == len(pairs) or "\0" in text:
-        raise ProtocolError(f"The answer's head has a malformed field: {rest[:200]!r}.")
-    fields = {name.lower(): value.rstrip(" \t") for name, value in pairs}
+    if not text.count(_LINE_END) == text.count("\r") == text.count("\n") == len(pairs) or "\0" in text:
+        raise ProtocolError(f"The answer's head has a malformed field: {text[match.end() + 2 :][:200]!r}.")
+    fields = {name.lower(): value for name, value in pairs}
     if len(fields) < len(pairs):
         _refuse_contradiction(pairs)
     minor, status, reason = match.groups()
@@ -250,7 +277,7 @@ def parse_head(head: bytes) -> Head:
 
 def _refuse_contradiction(pairs: list[tuple[str, str]]) -> None:
     for framing in ("content-length", "transfer-encoding"):
-        if len({value.rstrip(" \t") for name, value in pairs if name.lower() == framing}) > 1:
+        if len({value for name, value in pairs if name.lower() == framing}) > 1:
             raise ProtocolError(f"The answer's head has two different values of {framing}.")
 
 
