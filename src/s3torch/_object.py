@@ -72,10 +72,6 @@ class Fetch:
             gets, self._gets, self._memory = self._gets, [], None
         return self._remote.conclude(gets)
 
-    def nudge(self) -> None:
-        """Send what can be sent now, without waiting."""
-        self.engine.nudge()
-
     def give_up(self) -> None:
         """Let go of it; safe from any thread and from the garbage collector."""
         self.engine.give_up(self._gets)

@@ -151,7 +151,8 @@ class S3Client:
             ArgumentError: The bucket is empty.
         """
         _check_object(bucket, key)
-        _buffer.check_text(version_id=version_id)
+        if version_id is not None:
+            _buffer.check_text(version_id=version_id)
         if object_info is not None and not isinstance(object_info, (ObjectInfo, HeadObjectResult)):
             raise ArgumentTypeError(f"object_info must be of a listing or of head_object, got {object_info!r}.")
         size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
@@ -325,8 +326,9 @@ class S3Client:
     def engine(self) -> Engine:
         """Return the transfer engine of the calling thread in this process."""
         state = self._process()
-        engine: Engine | None = getattr(state.threads, "engine", None)
-        if engine is None:
+        try:
+            engine: Engine = state.threads.engine
+        except AttributeError:
             engine = state.threads.engine = self._new_engine(state)
         return engine
 
@@ -453,6 +455,8 @@ class ListObjectStream:
 
 
 def _check_names(bucket: str, key: str) -> None:
+    if type(bucket) is str and type(key) is str and bucket and bucket.isascii() and key.isascii():
+        return  # nothing can be wrong; this is asked for each sample of a dataset
     for name, value in (("bucket", bucket), ("key", key)):
         if not isinstance(value, str):
             raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")

@@ -202,7 +202,7 @@ class S3Writer(S3File):
     def _put_whole(self) -> None:
         fields = {"x-amz-storage-class": self.storage_class} if self.storage_class else {}
         bucket = self._client.bucket(self.bucket)
-        self._client.engine().run([PutObject(bucket, self.key, memoryview(self._pending), fields=fields)])
+        self._client.engine().run([PutObject(bucket, self.key, memoryview(self._pending), signed_fields=fields)])
 
     def _send_part(self, body: memoryview) -> None:
         with self._abort_on_error():

@@ -19,7 +19,7 @@ class Reader:
         self.begun = False
         self.closed = False
 
-    def prefetch(self) -> None:
+    def prefetch(self, *, send: bool) -> None:
         self.begun = True
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
     """Readers come in order, and what is begun and not consumed stays within both bounds, or is a single object."""
     readers = [Reader(footprint) for footprint in footprints]
     handed_out = []
-    for reader in LookAhead(max_objects, max_bytes).through(numbered(readers)):
+    for reader in LookAhead(max_objects, max_bytes, lambda _interval: None).through(numbered(readers)):
         assert reader.begun
         handed_out.append(reader)
         held = [other for other in readers if other.begun and other not in handed_out[:-1]]
@@ -49,14 +49,14 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
 def test_window_is_full():
     """As many objects as fit are begun before the first one is handed out."""
     readers = [Reader() for _ in range(10)]
-    next(LookAhead(4, 100).through(numbered(readers)))
+    next(LookAhead(4, 100, lambda _interval: None).through(numbered(readers)))
     assert [reader.begun for reader in readers] == [True] * 4 + [False] * 6
 
 
 def test_what_is_begun_is_kept_for_the_next_call():
     """Readers beyond the count stay begun, and the next call hands them out first."""
     readers = [Reader() for _ in range(6)]
-    ahead = LookAhead(4, 100)
+    ahead = LookAhead(4, 100, lambda _interval: None)
     assert list(ahead.through(numbered(readers), 2)) == readers[:2]
     assert ahead.indices == [2, 3, 4]
     assert list(ahead.through(numbered(readers, 5), 4)) == readers[2:]
@@ -66,7 +66,7 @@ def test_what_is_begun_is_kept_for_the_next_call():
 def test_a_reader_without_room_is_not_lost():
     """A reader that was taken in and does not fit yet is the next one of the next call."""
     readers = [Reader(60), Reader(60), Reader(60)]
-    ahead = LookAhead(4, 100)
+    ahead = LookAhead(4, 100, lambda _interval: None)
     assert list(ahead.through(numbered(readers), 1)) == readers[:1]
     assert ahead.indices == [1]
     assert list(ahead.through(numbered(readers, 2), 2)) == readers[1:]
@@ -75,7 +75,7 @@ def test_a_reader_without_room_is_not_lost():
 def test_stopping_early_cancels():
     """When the consumer stops, all that was begun for it is closed, but not the reader that it holds."""
     readers = [Reader() for _ in range(5)]
-    window = LookAhead(3, 100).through(numbered(readers))
+    window = LookAhead(3, 100, lambda _interval: None).through(numbered(readers))
     next(window)
     window.close()
     assert [reader.closed for reader in readers] == [False, True, True, False, False]
@@ -84,7 +84,7 @@ def test_stopping_early_cancels():
 def test_an_error_cancels():
     """An error of the consumer, or of a reader, closes what was begun."""
     readers = [Reader() for _ in range(5)]
-    ahead = LookAhead(3, 100)
+    ahead = LookAhead(3, 100, lambda _interval: None)
     with pytest.raises(ZeroDivisionError):
         [1 // 0 for _ in ahead.through(numbered(readers))]
     assert [reader.closed for reader in readers[:3]] == [False, True, True]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from s3torch._aws import sigv4
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.session import AwsSession
-from s3torch._aws.sigv4 import Credentials, Signer
+from s3torch._aws.sigv4 import Signer
 from s3torch._transfer.http1 import build_head, format_fields
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
@@ -19,6 +19,7 @@ __all__ = ["Bucket"]
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
 # S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
 _TOLERATED_SKEW = 5 * 60.0
+_NO_FIELDS: Mapping[str, str] = {}
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 
 
@@ -27,12 +28,12 @@ class _CommonLines:
     """The header lines that many requests share.
 
     Attributes:
-        key: What they depend on.
-        lines: The lines; the last is the Authorization field without its signature, if there is a signer.
+        key: What they depend on: the second, the body's digest, and the operation's own fields.
+        lines: The lines; with a signer they stop before the signature.
         signer: None if requests are not signed.
     """
 
-    key: tuple[object, ...]
+    key: tuple[int, str, Mapping[str, str]]
     lines: str
     signer: Signer | None
 
@@ -40,7 +41,7 @@ class _CommonLines:
         """Return the lines of one request."""
         if self.signer is None:
             return self.lines
-        return f"{self.lines[:-2]}{self.signer.signature(method, path, query)}\r\n"
+        return f"{self.lines}{self.signer.signature(method, path, query)}\r\n"
 
 
 class Bucket:
@@ -98,6 +99,7 @@ class Bucket:
         key: str | None,
         query: Mapping[str, str],
         fields: Mapping[str, str],
+        signed_fields: Mapping[str, str] = _NO_FIELDS,
         payload_sha256: str = sigv4.EMPTY_SHA256,
     ) -> bytes:
         """Return the signed head of a request.
@@ -106,7 +108,8 @@ class Bucket:
             method: ``GET``, ``PUT``, ...
             key: The object's, or None for a request about the bucket.
             query: Parameters, not encoded.
-            fields: Header fields beside those of every request, by lower-case name.
+            fields: Header fields that S3 does not want signed, by lower-case name.
+            signed_fields: Those that it does, beside those of every request: ``x-amz-*``.
             payload_sha256: Hex digest of the body, or ``UNSIGNED-PAYLOAD``.
 
         Raises:
@@ -116,37 +119,34 @@ class Bucket:
         path = f"{self.endpoint.base_path}/{self._encode(key)}"
         query_string = sigv4.canonical_query(query) if query else ""
         target = f"{path}?{query_string}" if query_string else path
-        signed = {name: value for name, value in fields.items() if name.startswith("x-amz-")}
-        others = {name: value for name, value in fields.items() if name not in signed} if signed else fields
-        common = self._lines_in_common(payload_sha256, signed)
-        return build_head(method, target, others, common.complete(method, path, query_string))
+        common = self._lines_in_common(payload_sha256, signed_fields)
+        return build_head(method, target, fields, common.complete(method, path, query_string))
 
-    def _lines_in_common(self, payload_sha256: str, fields: Mapping[str, str]) -> _CommonLines:
+    def _lines_in_common(self, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
-        credentials = self._session().credentials()
-        when = sigv4.timestamp(self._clock() + self._clock_offset)
-        key = (when, credentials, payload_sha256, fields, self.region, self.endpoint)
-        if self._common is None or self._common.key != key:
-            self._common = _CommonLines(key, *self._new_lines(when, credentials, payload_sha256, fields))
-        return self._common
+        key = (int(self._clock() + self._clock_offset), payload_sha256, signed_fields)
+        common = self._common
+        if common is None or common.key != key:
+            common = self._common = _CommonLines(key, *self._new_lines(*key))
+        return common
 
     def _new_lines(
-        self, when: str, credentials: Credentials | None, payload_sha256: str, fields: Mapping[str, str]
+        self, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
     ) -> tuple[str, Signer | None]:
-        signed = {"host": self.endpoint.host, **fields}
+        signed = {"host": self.endpoint.host, **signed_fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
+        credentials = self._session().credentials()
         if credentials is None:
             return format_fields({**signed, "user-agent": self._user_agent}), None
+        when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
         if credentials.session_token:
             signed["x-amz-security-token"] = credentials.session_token
-        signer = Signer(
-            signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when
-        )
+        signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when)
         lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
-        return lines, signer
+        return lines.removesuffix("\r\n"), signer
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
         """Change what the service found wrong: region, clock or credentials.
@@ -162,6 +162,7 @@ class Bucket:
         if not isinstance(error, (RegionError, ClockSkewError, CredentialsError)):
             return False
         if corrections == self.corrections and self._correct(error, fields):
+            self._common = None
             self.corrections += 1
         return corrections != self.corrections  # an answer before this one may have led to the correction
 

@@ -19,6 +19,7 @@ from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
 __all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
 
 _MAX_ERROR_BODY = 1024 * 1024
+_NOTHING: Mapping[str, str] = {}
 _MAX_READ_BODY = 64 * 1024 * 1024
 
 Response = Generator[memoryview, int, S3Error | None]
@@ -33,7 +34,7 @@ class Operation(Exchange):
         bucket: Makes and corrects the requests.
         key: The object's key, or None.
         query: Parameters.
-        fields: Header fields.
+        signed_fields: Header fields that are signed: ``x-amz-*``.
         memory: Bytes that the answer fills.
     """
 
@@ -45,7 +46,7 @@ class Operation(Exchange):
         key: str | None,
         *,
         query: Mapping[str, str] | None = None,
-        fields: Mapping[str, str] | None = None,
+        signed_fields: Mapping[str, str] | None = None,
         memory: int = 0,
     ) -> None:
         super().__init__(bucket.endpoint.origin, memory)
@@ -53,8 +54,9 @@ class Operation(Exchange):
         self._method = method
         self._bucket = bucket
         self._key = key
-        self._query = query or {}
-        self._fields = dict(fields or {})
+        self._query = query or _NOTHING
+        self._fields: dict[str, str] = {}
+        self._signed_fields = signed_fields or _NOTHING
         self._corrected: set[type[S3Error]] = set()
         self._corrections = bucket.corrections
 
@@ -108,7 +110,9 @@ class Operation(Exchange):
 
     def _sign(self, payload_sha256: str) -> bytes:
         self._corrections = self._bucket.corrections
-        return self._bucket.request_head(self._method, self._key, self._query, self._fields, payload_sha256)
+        return self._bucket.request_head(
+            self._method, self._key, self._query, self._fields, self._signed_fields, payload_sha256
+        )
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
@@ -170,7 +174,7 @@ class GetObject(Operation):
         etag: str | None = None,
         version_id: str | None = None,
     ) -> None:
-        query = {} if version_id is None else {"versionId": version_id}
+        query = None if version_id is None else {"versionId": version_id}
         super().__init__("GetObject", "GET", bucket, key, query=query, memory=stop - start)
         self.start = start
         self.stop = stop
@@ -244,8 +248,7 @@ class GetObject(Operation):
         answered = http1.parse_content_range(field)
         if answered.total is None:
             raise ProtocolError(f"The answer's Content-Range {field!r} does not tell the size of the object.")
-        due = ContentRange(begin, min(self.stop, answered.total), answered.total)
-        if answered != due:
+        if answered.start != begin or answered.stop != min(self.stop, answered.total):
             raise ProtocolError(
                 f"Bytes {begin}-{self.stop - 1} were asked for and {field!r} was answered. "
                 "The server does not serve ranges properly."
@@ -290,7 +293,7 @@ class PutObject(Operation):
         bucket: Of the object.
         key: Of the object.
         body: Must not change until the exchange is done.
-        fields: More header fields, such as ``x-amz-storage-class``.
+        signed_fields: More header fields, such as ``x-amz-storage-class``.
 
     Attributes:
         etag: What the server answered.
@@ -302,11 +305,11 @@ class PutObject(Operation):
         key: str,
         body: memoryview,
         *,
-        fields: Mapping[str, str] | None = None,
+        signed_fields: Mapping[str, str] | None = None,
         name: str = "PutObject",
         query: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(name, "PUT", bucket, key, query=query, fields=fields, memory=len(body))
+        super().__init__(name, "PUT", bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
         self.etag = ""
         self._body = body
         self._fields["content-length"] = str(len(body))

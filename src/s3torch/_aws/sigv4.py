@@ -49,11 +49,6 @@ def timestamp(seconds: float) -> str:
     Args:
         seconds: Since the epoch.
     """
-    return _format_time(int(seconds))
-
-
-@functools.lru_cache(maxsize=4)  # thousands of requests share a second
-def _format_time(seconds: int) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
 
 

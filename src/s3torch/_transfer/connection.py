@@ -98,7 +98,7 @@ class Connection:
         self.origin = origin
         self.state = ConnectionState.CONNECTING
         self.inbox = Inbox()
-        self.flight: object | None = None
+        self.flight: Any = None
         self.was_used = False
         self.idle_since = 0.0
         self.holds_more = tls is not None
@@ -158,7 +158,7 @@ class Connection:
     @property
     def is_drained(self) -> bool:
         """Whether all that the kernel gave was handed out: of what TLS still holds the selector knows nothing."""
-        return not isinstance(self._socket, ssl.SSLSocket) or not self._socket.pending()
+        return not self.holds_more or not isinstance(self._socket, ssl.SSLSocket) or not self._socket.pending()
 
     def expect(self, count: int) -> None:
         """Say how many bytes are wanted: the selector need not report every few of many.

@@ -234,8 +234,14 @@ class Engine:
             self.reset()
             raise
 
-    def nudge(self) -> None:
-        """Move what can be moved without waiting, and send what is queued; see ``turn`` for interrupts."""
+    def nudge(self, interval: float = 0.0) -> None:
+        """Move what can be moved without waiting, and send what is queued; see ``turn`` for interrupts.
+
+        Args:
+            interval: Do nothing if the loop was turned within so many seconds; for those who call this often.
+        """
+        if interval and self._network.clock() - self._left_at < interval:
+            return
         try:
             self._turn(block=False)
         except BaseException:
@@ -380,8 +386,8 @@ class Engine:
             self._guarded(flight, self._begin)
 
     def _advance(self, connection: Connection, events: int) -> None:
-        flight = connection.flight
-        if not isinstance(flight, _Flight):
+        flight: _Flight | None = connection.flight
+        if flight is None:
             return  # it was given up in this turn
         if not connection.is_open:
             self._guarded(flight, self._establish)
@@ -503,7 +509,8 @@ class Engine:
         if keep and not len(connection.inbox) and connection.is_drained:
             connection.was_used = True
             connection.idle_since = self._now + self._time_away
-            connection.expect(1)
+            if connection.awaited > 1:
+                connection.expect(1)
             self._idle.setdefault(exchange.origin, []).append(connection)
         else:
             self._discard(connection)

@@ -208,7 +208,9 @@ def build_head(method: str, target: str, fields: Mapping[str, str], more: str = 
     Raises:
         ArgumentError: Something in it is not printable ASCII, a line break above all.
     """
-    return f"{_printable(f'{method} {target} HTTP/1.1')}\r\n{format_fields(fields)}{more}\r\n".encode("ascii")
+    lines = [f"{method} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return f"{_checked(lines)}{more}\r\n".encode("ascii")
 
 
 def format_fields(fields: Mapping[str, str]) -> str:
@@ -217,13 +219,15 @@ def format_fields(fields: Mapping[str, str]) -> str:
     Raises:
         ArgumentError: Something in it is not printable ASCII, a line break above all.
     """
-    return "".join([f"{_printable(f'{name}: {value}')}\r\n" for name, value in fields.items()])
+    return _checked([f"{name}: {value}" for name, value in fields.items()])
 
 
-def _printable(line: str) -> str:
-    if not (line.isascii() and line.isprintable()):
-        raise ArgumentError(f"A request cannot carry the line {line!r}: only printable ASCII can be sent.")
-    return line
+def _checked(lines: list[str]) -> str:
+    text = "".join(lines)
+    if not (text.isascii() and text.isprintable()):
+        bad = next(line for line in lines if not (line.isascii() and line.isprintable()))
+        raise ArgumentError(f"A request cannot carry the line {bad!r}: only printable ASCII can be sent.")
+    return _LINE_END.join([*lines, ""])
 
 
 def format_range(start: int, stop: int | None) -> str:
@@ -288,19 +292,19 @@ def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
         ConnectionFailedError: The connection ended before the head did.
         ProtocolError: What came is not a head, or is larger than 64 KiB.
     """
-    for _ in range(_MAX_INTERIM_HEADS):
-        head = yield from _read_any_head(inbox)
-        if head.status >= 200:
-            return head
-    raise ProtocolError(f"More than {_MAX_INTERIM_HEADS} interim answers came before the answer.")
-
-
-def _read_any_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
-    searched = 0
+    searched = interim = 0
     while True:
         end = inbox.memory.find(b"\r\n\r\n", inbox.start + searched, inbox.end)
         if end >= 0:
-            break
+            head = parse_head(bytes(inbox.view[inbox.start : end]))
+            inbox.start = end + 4
+            if head.status >= 200:
+                return head
+            searched = 0
+            interim += 1
+            if interim == _MAX_INTERIM_HEADS:
+                raise ProtocolError(f"More than {_MAX_INTERIM_HEADS} interim answers came before the answer.")
+            continue
         searched = max(0, len(inbox) - 3)
         room = inbox.room()
         if not room:
@@ -311,13 +315,10 @@ def _read_any_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
                 f"The server closed the connection after {len(inbox)} bytes, before its answer's head was complete."
             )
         inbox.end += count
-    head = parse_head(bytes(inbox.view[inbox.start : end]))
-    inbox.start = end + 4
-    return head
 
 
 def read_body(inbox: Inbox, head: Head, destination: Destination, length: int) -> Response:
-    """Read the body, which must have exactly ``length`` bytes, into the destination from where it was filled to.
+    """Return what reads the body, of exactly ``length`` bytes, into the destination from where it was filled to.
 
     Raises:
         TruncatedBodyError: The connection ended first; ``destination.filled`` says how far the body came.
@@ -325,18 +326,16 @@ def read_body(inbox: Inbox, head: Head, destination: Destination, length: int) -
     """
     stop = destination.filled + length
     if head.is_chunked:
-        yield from _read_chunks(inbox, destination, stop)
-        return
-    announced = head.content_length
-    if announced is not None and announced != length:
-        raise ProtocolError(f"The answer announces a body of {announced} bytes where {length} are due.")
-    yield from _fill(inbox, destination, stop)
-    if announced is None:
-        yield from _expect_end(inbox, length)
+        return _read_chunks(inbox, destination, stop)
+    if head.content_length is None:
+        return _read_to_end(inbox, destination, stop)
+    if head.content_length != length:
+        raise ProtocolError(f"The answer announces a body of {head.content_length} bytes where {length} are due.")
+    return _fill(inbox, destination, stop)
 
 
 def _fill(inbox: Inbox, destination: Destination, stop: int) -> Response:
-    while len(inbox) and destination.filled < stop:
+    while inbox.start < inbox.end and destination.filled < stop:
         destination.advance(inbox.take_into(destination.room(stop)))
     while destination.filled < stop:
         count = yield destination.room(stop)
@@ -347,7 +346,9 @@ def _fill(inbox: Inbox, destination: Destination, stop: int) -> Response:
         destination.advance(count)
 
 
-def _expect_end(inbox: Inbox, length: int) -> Response:
+def _read_to_end(inbox: Inbox, destination: Destination, stop: int) -> Response:
+    length = stop - destination.filled
+    yield from _fill(inbox, destination, stop)
     if not len(inbox):
         count = yield inbox.room()  # room() may move the end: it must not be read before
         inbox.end += count

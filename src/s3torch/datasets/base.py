@@ -78,7 +78,10 @@ class S3Dataset(Generic[T_co]):
 
     def _new_look_ahead(self) -> LookAhead:
         config = self._client.s3client_config
-        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
+        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight, self._nudge)
+
+    def _nudge(self, interval: float) -> None:
+        self._client.engine().nudge(interval)
 
 
 class ObjectsUnder:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from s3torch.readers import S3Reader
 
 __all__ = ["LookAhead"]
+
+
+# Transfers are moved between samples this often at most, in seconds: to move a few at once costs less. Not tuned.
+_NUDGE_INTERVAL = 0.0002
 
 
 class _Started(NamedTuple):
@@ -27,11 +31,13 @@ class LookAhead:
     Args:
         max_objects: How many objects are in the window at most, the one that is being consumed included.
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
+        nudge: Moves transfers without waiting, unless that was done within the seconds that it is given.
     """
 
-    def __init__(self, max_objects: int, max_bytes: int) -> None:
+    def __init__(self, max_objects: int, max_bytes: int, nudge: Callable[[float], None]) -> None:
         self._max_objects = max_objects
         self._max_bytes = max_bytes
+        self._nudge = nudge
         self._started: deque[_Started] = deque()
         self._waiting: _Started | None = None
         self._bytes = 0
@@ -58,6 +64,7 @@ class LookAhead:
                 current = self._started.popleft()
                 yield current.reader
                 self._bytes -= current.footprint
+            self._nudge(0.0)  # whoever asked for so many will be busy with them
         except BaseException:
             self.clear()
             raise
@@ -74,11 +81,12 @@ class LookAhead:
             if self._waiting is None:
                 index, reader = next(readers, (0, None))
                 if reader is None:
-                    return
+                    break
                 self._waiting = _Started(index, reader, reader.footprint)
             if self._started and self._bytes + self._waiting.footprint > self._max_bytes:
-                return
+                break
             started, self._waiting = self._waiting, None
-            started.reader.prefetch()
+            started.reader.prefetch(send=False)
             self._started.append(started)
             self._bytes += started.footprint
+        self._nudge(_NUDGE_INTERVAL)

@@ -205,11 +205,16 @@ class S3Reader(S3File):
         """Refuse: a reader cannot write."""
         raise io.UnsupportedOperation(f"{self!r} is a reader; write by S3Client.put_object or S3Checkpoint.writer")
 
-    def prefetch(self) -> None:
+    def prefetch(self, *, send: bool = True) -> None:
         """Begin to fetch what this kind of reader would fetch anyway, without waiting; most kinds: nothing.
 
         What was begun moves on whenever the calling thread waits for any transfer.
+
+        Args:
+            send: Send the requests now. Else they are sent when the calling thread waits for any transfer, which
+                takes less time for many readers.
         """
+        del send
         self._check_open()
 
     @property

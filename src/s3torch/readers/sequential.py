@@ -42,16 +42,20 @@ class SequentialS3Reader(S3Reader):
             self._forget()
         super().close()
 
-    def prefetch(self) -> None:
+    def prefetch(self, *, send: bool = True) -> None:
         """Begin to fetch the object, as much of it as may be in flight at once, without waiting.
 
         What was begun moves on whenever the calling thread waits for any transfer. It is lost, and fetched again, if
         the reader is then used in another thread or process.
+
+        Args:
+            send: As in ``S3Reader.prefetch``.
         """
-        super().prefetch()
+        self._check_open()
         if self._complete is None and self._pending is None and not self._fetched:
             self._pending = self._begin(self.footprint)
-            self._pending.nudge()
+            if send:
+                self._pending.engine.nudge()
 
     @property
     def footprint(self) -> int:
@@ -99,20 +103,20 @@ class SequentialS3Reader(S3Reader):
 
     def _fetch_until(self, stop: int | None) -> None:
         """Have at least ``[0, stop)`` of the object, or all of it for None."""
-        if self._complete is not None or (stop is not None and stop <= self._fetched):
-            return
-        self._take(self._pending)
-        if stop is None or stop > self._fetched:
+        if self._pending is not None and not self._has(stop):
+            self._take(self._pending)
+        if not self._has(stop):
             self._take(self._begin(stop if stop is None else max(stop, self._fetched + self._next_window())))
+
+    def _has(self, stop: int | None) -> bool:
+        return self._complete is not None or (stop is not None and stop <= self._fetched)
 
     def _begin(self, stop: int | None) -> Fetch:
         return self._remote.begin(self._fetched, stop, self._room)
 
-    def _take(self, fetch: Fetch | None) -> None:
+    def _take(self, fetch: Fetch) -> None:
         """Wait for a fetch that was begun where the buffer ends."""
         self._pending = None
-        if fetch is None or self._complete is not None:
-            return
         if not self._remote.is_current(fetch):
             fetch.give_up()
             self._buffer = None  # the other thread's loop may still write there
