@@ -45,6 +45,8 @@ ORIGIN = Origin("http", "bucket.test", 80)
 T = TypeVar("T")
 Act = Generator["float | None", None, T]
 
+# Bytes that TLS decrypts at once.
+_RECORD = 16 * 1024
 # An engine that turns this often without any time passing would turn for ever, and one that has waited for so many
 # seconds would wait for ever.
 _MOST_IDLE_SELECTS = 10_000
@@ -249,9 +251,9 @@ class FakeConnection:
         """Receive up to a step of bytes."""
         self._check()
         assert len(room), "receiving into no memory looks like the end of the stream"
-        if self.holds_more:  # TLS takes a record off the kernel and hands it out in pieces
-            self._decrypted += self.peer.on_its_way
-            self.peer.on_its_way.clear()
+        if self.holds_more and not self._decrypted:  # TLS takes a record off the kernel and hands it out in pieces
+            self._decrypted += self.peer.on_its_way[:_RECORD]
+            del self.peer.on_its_way[:_RECORD]
         source = self._decrypted if self.holds_more else self.peer.on_its_way
         if not source:
             return 0 if self.peer.state is ConnectionState.CLOSED else None

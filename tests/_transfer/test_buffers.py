@@ -116,6 +116,7 @@ def test_the_view_is_given_up():
 def test_a_slice_that_is_still_there():
     """While a slice of the view is alive the bytes are a copy, which writing to the slice does not change."""
     buffer = BytesBuffer(10)
+    buffer.view[:] = bytes(10)
     piece = buffer.view[2:4]
     found = buffer.to_bytes()
     piece[:] = b"ab"

@@ -7,7 +7,9 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -219,6 +221,40 @@ def test_closed(lab: Lab, end: str):
         assert connection.state is ConnectionState.CLOSED
         peer.close()
         assert lab.network.select(0.0) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every byte is reported")
+def test_expecting_much():
+    """Of a long body select reports much at once; what lies below that can be received, and the end is reported."""
+    with contextlib.closing(SocketLab()) as lab, opened(lab) as (connection, peer):
+        room = memoryview(bytearray(1 << 20))
+        connection.expect(100)  # so little is always reported
+        assert connection.awaited == 1
+        connection.expect(300_000)
+        peer.send(bytes(100_000))
+        assert lab.network.select(0.05) == []
+        assert receive_all(connection, room, 100_000) == 100_000
+        connection.expect(200_000)
+        peer.send(bytes(200_000))
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+        assert receive_all(connection, room, 200_000) == 200_000
+        connection.expect(1)
+        peer.send(b"x")
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+        assert connection.recv_into(room) == 1
+        connection.expect(300_000)
+        peer.close()
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+        assert connection.recv_into(room) == 0
+
+
+def receive_all(connection: Connection | FakeConnection, room: memoryview, count: int) -> int:
+    """Receive so many bytes, which are there or about to come."""
+    received = 0
+    deadline = time.monotonic() + PATIENCE
+    while received < count and time.monotonic() < deadline:
+        received += connection.recv_into(room) or 0
+    return received
 
 
 def test_select_takes_its_time(lab: Lab):

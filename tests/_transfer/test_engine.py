@@ -660,6 +660,72 @@ def test_slow_but_steady():
     assert network.now == 1500.0
 
 
+@pytest.mark.parametrize("rate", [1100, 50_000, 1_000_000])
+def test_slower_than_select_reports(rate: int):
+    """Bytes below the mark at which select reports a connection count as progress, and arrive."""
+    network = FakeNetwork(drip(rate, 60), most_awaited=1 << 19)
+    ask = Ask(expected=60 * rate)
+    make(network).run([ask])
+    assert (ask.attempts, len(ask.body)) == (1, 60 * rate)
+    assert network.now <= 1060.5
+
+
+def test_end_below_the_mark():
+    """A body that breaks off where select would not have reported it is tried again."""
+    network = FakeNetwork(
+        serve(answer(body=bytes(300_000))[:200_000], Peer.close),
+        then=serve(answer(body=b"x" * 300_000)),
+        most_awaited=1 << 18,
+    )
+    ask = Ask(expected=300_000)
+    make(network).run([ask])
+    assert (ask.attempts, ask.body) == (2, b"x" * 300_000)
+
+
+def test_mark_is_taken_back():
+    """After a long body a connection reports the next answer, however short."""
+    network = FakeNetwork(serve(answer(body=bytes(300_000)), answer(body=b"ok")), most_awaited=1 << 18)
+    engine = make(network)
+    engine.run([Ask(expected=300_000)])
+    ask = Ask()
+    engine.run([ask])
+    assert ask.body == b"ok"
+    assert len(network.connections) == 1
+
+
+def test_fast_connection_shares():
+    """Over TLS a connection that brings more than it is asked for at once lets the others move."""
+    network = FakeNetwork(serve(answer(body=bytes(5_000_000))), serve(answer(body=b"short")), is_tls=True)
+    engine = make(network)
+    long, short = Ask("long", expected=5_000_000), Ask("short")
+    engine.submit(long)
+    engine.submit(short)
+    engine.wait([short])
+    assert short.body == b"short"
+    assert not long.is_done
+    engine.wait([long])
+    assert len(long.body) == 5_000_000
+
+
+def test_nudge():
+    """A nudge sends what is queued without waiting, unless the loop was turned within the interval."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    ask = Ask()
+    engine.submit(ask)
+    for _ in range(3):
+        engine.nudge()
+    assert targets(network) == [[b"/a"]]
+    engine.submit(Ask("b"))
+    engine.nudge(1.0)
+    assert len(network.connections) == 1
+    network.pass_time(1.0)
+    engine.nudge(1.0)
+    assert len(network.connections) == 1  # the first one has its answer
+    engine.wait([ask])
+    assert network.now == 1001.0
+
+
 def test_late_first_byte():
     """A stall is counted from the first byte on: an answer that begins late has all its time to go on."""
     network = FakeNetwork(drip(100, 3, first=29.0))
