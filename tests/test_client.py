@@ -215,7 +215,7 @@ def test_read_range_in_parts(client, small_parts, bucket, large, traffic):
         count = client.read_range(bucket, key, start, start + 20 * MiB, memory)
         assert count == min(20 * MiB, 64 * MiB - start)
         assert memory[:count] == content[start : start + count]
-        assert traffic.requests == -(-count // (8 * MiB))
+        assert traffic.requests == -(-count // (4 * MiB))
         assert small_parts.read_range(bucket, key, start, start + 20 * MiB) == content[start : start + 20 * MiB]
 
 

@@ -79,7 +79,8 @@ class Fetch:
     def _begin(self) -> None:
         start, size = self._start, self._remote.size
         if size is None:
-            first_stop = start + self._remote.client_config.part_size
+            length = 0 if self._stop is None else self._stop - start
+            first_stop = start + self._remote.part_size(length, self.engine.pending)
             self._submit(start, first_stop if self._stop is None else min(first_stop, self._stop), self._place_first)
         elif start < size:
             self._memory = self._place(size)
@@ -103,7 +104,10 @@ class Fetch:
         if self._memory is None or size is None:
             raise AssertionError("parts of an object of unknown size")
         end = size if self._stop is None else min(self._stop, size)
-        for left, right in plan.split(begin, end, self._remote.client_config.part_size):
+        part_size = self._remote.part_size(
+            end - begin, self.engine.pending - sum(not get.is_done for get in self._gets)
+        )
+        for left, right in plan.split(begin, end, part_size):
             self._submit(left, right, self._memory[left - self._start : right - self._start])
 
     def _submit(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> None:
@@ -232,7 +236,8 @@ class RemoteObject:
         Raises:
             ArgumentError: A range reaches beyond the object's end.
         """
-        part_size = self.client_config.part_size
+        engine = self._client.engine()
+        part_size = self.part_size(sum(stop - start for start, stop in ranges), engine.pending)
         gets = []
         for group in plan.coalesce(ranges, max_gap, part_size):
             if len(group) == 1:
@@ -243,7 +248,7 @@ class RemoteObject:
             else:
                 pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
-        self._client.engine().run(gets)
+        engine.run(gets)
         self.conclude(gets)
         for start, stop in ranges:
             if self.size is not None and stop > self.size and stop > start:
@@ -252,6 +257,11 @@ class RemoteObject:
                     bucket=self.bucket,
                     key=self.key,
                 )
+
+    def part_size(self, length: int, others: int) -> int:
+        """Return how large the parts of a read are to be, while so many other requests are under way."""
+        config = self.client_config
+        return plan.part_size_for(length, config.part_size, others, config.connections, config.max_bytes_in_flight)
 
     def is_current(self, fetch: Fetch) -> bool:
         """Whether the calling thread of this process may wait for a fetch, because it has begun it."""

@@ -35,7 +35,8 @@ class S3ClientConfig:
     Args:
         throughput_target_gbps: Gigabits per second to aim at: no more connections are opened than that takes. None
             (default): as many as ``max_connections``.
-        part_size: Bytes of one request of a large read, and of one part of a large upload (5 MiB to 5 GiB).
+        part_size: Bytes of one request of a large read, and of one part of a large upload (5 MiB to 5 GiB). A read
+            that is alone is spread over more connections, in parts from 4 MiB on.
         unsigned: Send no credentials: for public buckets.
         force_path_style: Address ``host/bucket/key`` instead of ``bucket.host/key``. Endpoints that are an IP address,
             ``localhost`` or a name without a dot are addressed so in any case.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, split, upload_part_size
+from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, part_size_for, split, upload_part_size
 
 MiB = 1024**2
 TiB = 1024**4
@@ -39,6 +39,32 @@ def test_split_covers_the_range(start: int, length: int, parts: int):
     assert lefts[1:] == rights[:-1]
     assert {right - left for left, right in ranges[:-1]} <= {part_size}
     assert 0 < rights[-1] - lefts[-1] <= part_size
+
+
+@pytest.mark.parametrize(
+    ("length", "others", "size"),
+    [
+        (0, 0, 4 * MiB),
+        (MiB, 0, 4 * MiB),
+        (64 * MiB, 0, 4 * MiB),
+        (384 * MiB, 0, 6 * MiB),
+        (512 * MiB, 0, 8 * MiB),
+        (5 * 1024**4, 0, 8 * MiB),
+        (64 * MiB, 1, 8 * MiB),
+        (64 * MiB, 63, 8 * MiB),
+        (64 * MiB, 64, 16 * MiB),
+        (64 * MiB, 1000, 16 * MiB),
+    ],
+)
+def test_part_size_for(length: int, others: int, size: int):
+    """A lone read is spread over the connections, and one beside many others is split as little as memory allows."""
+    assert part_size_for(length, 8 * MiB, others, 64, 1024 * MiB) == size
+
+
+def test_part_size_for_little_memory():
+    """Parts are never larger than usual because memory is short, and never smaller than usual but for a lone read."""
+    assert part_size_for(MiB, 5 * MiB, 64, 64, 64 * MiB) == 5 * MiB
+    assert part_size_for(100 * MiB, 5 * MiB, 0, 1, 64 * MiB) == 5 * MiB
 
 
 @pytest.mark.parametrize(

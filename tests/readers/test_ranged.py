@@ -70,7 +70,7 @@ def test_a_large_read_comes_in_parallel_parts(open_large, large, traffic):
     finally:
         tracemalloc.stop()
     assert (values.ravel() == np.arange(MiB, 6 * MiB)).all()
-    assert traffic.requests == 3
+    assert traffic.requests == 5
     assert peak < MiB
 
 

@@ -183,6 +183,11 @@ class Engine:
     def __del__(self) -> None:
         self.abandon()
 
+    @property
+    def pending(self) -> int:
+        """How many exchanges are in flight or queued."""
+        return len(self._flights) + len(self._queue) + len(self._later)
+
     def run(self, exchanges: Sequence[Exchange]) -> None:
         """Submit exchanges and wait for all of them; see ``wait``."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["coalesce", "split", "upload_part_size"]
+__all__ = ["coalesce", "part_size_for", "split", "upload_part_size"]
 
 # Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 MAX_PART_SIZE = 5 * 1024**3
@@ -12,6 +12,32 @@ MAX_PARTS = 10_000
 
 # Doubling the size every 900 parts reaches 5 TiB before part 10,000, even from the smallest part size (5 MiB).
 _PARTS_PER_DOUBLING = 900
+
+
+# Of a lone read, in bytes: a connection of S3 brings this in about 45 ms, after 20 ms of waiting for its first byte.
+# Measured at that latency and speed: 16 MiB took 90 ms in parts of 4 MiB, 134 ms in parts of 8 and 70 ms in parts of 2,
+# which are twice as many requests.
+_SMALLEST_PART = 4 * 1024**2
+
+
+def part_size_for(length: int, usual: int, others: int, connections: int, memory: int) -> int:
+    """Return how large the parts of a read are to be.
+
+    A lone read is spread over all connections. When others keep them busy, more parts win nothing: then a part is as
+    large as memory allows if each connection is to have one.
+
+    Args:
+        length: Bytes of the read.
+        usual: Bytes of a part by the configuration.
+        others: How many requests are in flight or queued.
+        connections: How many there may be.
+        memory: Bytes of answers that may be in flight.
+    """
+    if others >= connections:
+        return max(usual, memory // connections)
+    if others:
+        return usual
+    return min(usual, max(_SMALLEST_PART, -(-length // connections)))
 
 
 def split(start: int, stop: int, part_size: int) -> list[tuple[int, int]]:
