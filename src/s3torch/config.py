@@ -67,9 +67,9 @@ class S3ClientConfig:
     profile: str | None = None
     requester_pays: bool = False
     _: KW_ONLY
-    max_connections: int = 64
+    max_connections: int = 128
     max_bytes_in_flight: int = 256 * MiB
-    max_objects_ahead: int = 64
+    max_objects_ahead: int = 128
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0

@@ -597,12 +597,11 @@ def test_an_empty_inbox():
     assert 0 < len(inbox.room()) < len(inbox.memory)
 
 
-def test_an_inbox_makes_room_by_moving_what_is_unread():
-    """An inbox that is filled to its end moves the unread bytes to its front; full, it has no room."""
+def test_an_inbox_makes_room():
+    """An inbox that is filled to its end moves the unread bytes to its front, or grows if all of it is unread."""
     inbox = Inbox(8)
     inbox.room()[:8] = b"abcdefgh"
     inbox.end = 8
-    assert len(inbox.room()) == 0
     first = bytearray(6)
     assert inbox.take_into(memoryview(first)) == 6
     assert first == b"abcdef"
@@ -610,10 +609,24 @@ def test_an_inbox_makes_room_by_moving_what_is_unread():
     assert len(room) == 6
     room[:] = b"ijklmn"
     inbox.end += 6
+    room = inbox.room()
+    assert len(room) == 8
+    room[:] = b"opqrstuv"
+    inbox.end += 8
     rest = bytearray(20)
-    assert inbox.take_into(memoryview(rest)) == 8
-    assert rest[:8] == b"ghijklmn"
-    assert len(inbox.room()) == 8
+    assert inbox.take_into(memoryview(rest)) == 16
+    assert rest[:16] == b"ghijklmnopqrstuv"
+    assert len(inbox.room()) == 16
+
+
+def test_an_inbox_does_not_grow_without_end():
+    """An inbox of the size of the largest head has no room once all of it is unread."""
+    inbox = Inbox()
+    filled = 0
+    while room := inbox.room():
+        inbox.end += len(room)
+        filled += len(room)
+    assert filled == len(inbox) == 64 * 1024
 
 
 @pytest.mark.parametrize("sizes", [(4096,), (1, 4095), (997,), (5, 6, 7, 1 << 20), (1,)])

@@ -53,15 +53,16 @@ _LINE_END = "\r\n"
 
 
 class Inbox:
-    """Bytes of one connection that arrived and were not read yet."""
+    """Bytes of one connection that arrived and were not read yet; grows up to the size of the largest head.
+
+    Args:
+        size: To begin with, in bytes.
+    """
 
     __slots__ = ("end", "memory", "start", "view")
 
-    def __init__(self, size: int = _MAX_HEAD) -> None:
-        self.memory = bytearray(size)
-        self.view = memoryview(self.memory)
-        self.start = 0
-        self.end = 0
+    def __init__(self, size: int = 2 * _HEAD_ROOM) -> None:
+        self._hold(bytearray(size), 0)
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -72,9 +73,15 @@ class Inbox:
             self.start = self.end = 0
         elif self.end == len(self.memory):
             unread = self.memory[self.start : self.end]
-            self.memory[: len(unread)] = unread
-            self.start, self.end = 0, len(unread)
+            size = min(2 * len(unread), _MAX_HEAD) if len(unread) == len(self.memory) else len(self.memory)
+            self._hold(unread.ljust(size, b"\0"), len(unread))
         return self.view[self.end : self.end + _HEAD_ROOM]
+
+    def _hold(self, memory: bytearray, end: int) -> None:
+        self.memory = memory
+        self.view = memoryview(memory)
+        self.start = 0
+        self.end = end
 
     def take_into(self, room: memoryview) -> int:
         """Move as much as fits into ``room`` and return how many bytes that was."""
