@@ -62,7 +62,10 @@ class Inbox:
     __slots__ = ("end", "memory", "start", "view")
 
     def __init__(self, size: int = 2 * _HEAD_ROOM) -> None:
-        self._hold(bytearray(size), 0)
+        self.memory = bytearray(size)
+        self.view = memoryview(self.memory)
+        self.start = 0
+        self.end = 0
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -74,14 +77,10 @@ class Inbox:
         elif self.end == len(self.memory):
             unread = self.memory[self.start : self.end]
             size = min(2 * len(unread), _MAX_HEAD) if len(unread) == len(self.memory) else len(self.memory)
-            self._hold(unread.ljust(size, b"\0"), len(unread))
+            self.memory = unread.ljust(size, b"\0")
+            self.view = memoryview(self.memory)
+            self.start, self.end = 0, len(unread)
         return self.view[self.end : self.end + _HEAD_ROOM]
-
-    def _hold(self, memory: bytearray, end: int) -> None:
-        self.memory = memory
-        self.view = memoryview(memory)
-        self.start = 0
-        self.end = end
 
     def take_into(self, room: memoryview) -> int:
         """Move as much as fits into ``room`` and return how many bytes that was."""
