@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 
 from s3torch.bench.measure import measure
+from s3torch.bench.processes import INTERRUPTS
 from s3torch.bench.roster import contenders_of
 from s3torch.bench.site import Effort, Site
 
 __all__: list[str] = []
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
     job = json.load(sys.stdin)
     site, effort = Site.of_json(job["site"]), Effort(**job["effort"])
     contender = contenders_of(job["task"])[job["name"]]

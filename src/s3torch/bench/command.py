@@ -108,7 +108,8 @@ def _chosen_clients(options: argparse.Namespace) -> list[str]:
     names = [name for name in options.clients.split(",") if name]
     unknown = [name for name in names if name not in CLIENTS]
     if unknown or not names:
-        _refuse(options, f"there is no client {', '.join(unknown) or options.clients!r}; they are {', '.join(CLIENTS)}")
+        wrong = ", ".join(map(repr, unknown)) or repr(options.clients)
+        _refuse(options, f"there is no client {wrong}; they are {', '.join(CLIENTS)}")
     return names
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 
 from s3torch.bench.cases import Case
 from s3torch.bench.measure import Sample
+from s3torch.bench.processes import started
 from s3torch.bench.registry import Contender
 from s3torch.bench.results import Outcome, redact
 from s3torch.bench.roster import contenders_of
@@ -84,16 +85,13 @@ def run_case(
 
 def _measure(case: Case, contender: Contender, site: Site, effort: Effort, environment: Mapping[str, str]) -> Sample:
     job = {"task": case.task, "name": contender.name, "site": site.as_json(), "effort": asdict(effort)}
-    run = subprocess.run(
-        [sys.executable, "-m", "s3torch.bench.child"],
-        input=json.dumps(job),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=_PROCESS_SECONDS,
-        check=True,
-    )
-    return Sample(**json.loads(run.stdout.splitlines()[-1]))
+    command = [sys.executable, "-m", "s3torch.bench.child"]
+    pipe = subprocess.PIPE
+    with started(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        printed, errors = process.communicate(json.dumps(job), timeout=_PROCESS_SECONDS)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, printed, errors)
+    return Sample(**json.loads(printed.splitlines()[-1]))
 
 
 def _reason(error: Exception) -> str:

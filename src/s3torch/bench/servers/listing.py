@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
 
+from s3torch.bench.processes import started
+
 __all__ = ["BUCKET", "PREFIX", "Pages", "key_of", "serve", "tenth_of"]
 
 BUCKET = "bucket"
@@ -106,18 +108,13 @@ class _Connection(asyncio.Protocol):
 @contextmanager
 def serve(keys: int) -> Iterator[int]:
     """Run the stub in a process of its own until the block ends; gives its port on 127.0.0.1."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(keys)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
+    command = [sys.executable, "-m", __name__, str(keys)]
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         port = process.stdout.readline()
         if not port:
             raise RuntimeError("the stub of listings did not start")
         yield int(port)
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def _object(number: int) -> str:

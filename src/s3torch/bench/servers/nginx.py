@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from sysconfig import get_path
 
+from s3torch.bench.processes import started
+
 __all__ = ["LATENCY", "PACE", "Ports", "serve"]
 
 LATENCY = 0.020  # seconds to the first byte, as measured of S3 (17 to 20 ms)
@@ -107,19 +109,18 @@ def serve(home: Path, *, has_tls: bool) -> Iterator[Ports]:
             tls=_TLS.format(**common) if has_tls else "",
         )
         (home / "nginx.conf").write_text(configuration)
-        process = subprocess.Popen(
-            [command, "-p", home, "-e", home / "error.log", "-c", home / "nginx.conf"],
-            env={**os.environ, "NGINX": f"{paced.fileno()};"},
-            pass_fds=[paced.fileno()],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # says that it inherited a socket
+        process = stack.enter_context(
+            started(
+                [command, "-p", home, "-e", home / "error.log", "-c", home / "nginx.conf"],
+                has_children=True,
+                env={**os.environ, "NGINX": f"{paced.fileno()};"},
+                pass_fds=[paced.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # says that it inherited a socket
+            )
         )
-        try:
-            _wait_until_ready(process, fast, home / "error.log")
-            yield ports
-        finally:
-            process.terminate()
-            process.wait()
+        _wait_until_ready(process, fast, home / "error.log")
+        yield ports
 
 
 def _nginx() -> str:
