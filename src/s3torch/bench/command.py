@@ -150,7 +150,7 @@ def _write(folder: Path, outcomes: Sequence[Outcome]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
     _draw(folder, outcomes[-1])
     charts = {case.case.name: f"{case.case.name}.png" for case in merged if (folder / f"{case.case.name}.png").exists()}
-    command = f"s3torch bench --out {shlex.quote(str(folder))}"
+    command = f"s3torch bench --out {shlex.quote(folder.name if folder.is_absolute() else str(folder))}"
     (folder / "results.md").write_text(report(merged, command, charts))
 
 

@@ -27,7 +27,7 @@ def report(outcomes: Sequence[Outcome], command: str, charts: Mapping[str, str])
     ]
     machines = list(dict.fromkeys(_without_load(outcome.machine) for outcome in outcomes))
     lines += [f"> {machine}\n" for machine in machines]
-    lines += ["## Promises", "", *_table(_PROMISE_TITLES, _all_promises(outcomes)), "", "## Cases", ""]
+    lines += ["## Promises", "", *_table(_PROMISE_TITLES, _all_promises(outcomes), texts=2), "", "## Cases", ""]
     for outcome in outcomes:
         lines.append(case_report(outcome))
         if outcome.case.name in charts:
@@ -87,8 +87,9 @@ def _cell(spread: Spread | None, digits: int) -> str:
     return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f}-{spread.high:,.{digits}f})"
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> list[str]:
+    """Return a table whose first columns are texts, and the others numbers."""
+    lines = [titles, [*["---"] * texts, *["---:"] * (len(titles) - texts)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
