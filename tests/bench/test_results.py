@@ -48,8 +48,16 @@ def test_json_round_trip():
     measured = outcome((10, 1), (20, 2), case=large, floor="broke")
     document = json.loads(json.dumps(measured.as_json()))
     assert Outcome.of_json(document) == measured
-    assert set(document) == {"case", "title", "machine", "rounds", "failures", "columns", "promises"}
+    assert set(document) == {"case", "is_quick", "title", "machine", "rounds", "failures", "columns", "promises"}
     assert document["columns"]["CPU s/GiB"]["s3torch"].keys() == {"median", "low", "high"}
+
+
+def test_a_quick_run_stays_one():
+    """A quick run is not taken for a measurement when it is read back."""
+    large = next(case for case in CASES if case.name == "large")
+    again = Outcome.of_json(outcome((1, 1), case=large.as_quick()).as_json())
+    assert again.case == large.as_quick()
+    assert again.case.promises == ()
 
 
 def test_merge():

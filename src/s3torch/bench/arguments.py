@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_size,
         default=_size("256M"),
         metavar="N",
-        help="bytes that one client reads in one round at most, such as 64M (default: 256M)",
+        help="bytes that one client reads in one round, and once more to warm up, such as 64M (default: 256M)",
     )
     parser.set_defaults(parser=parser)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3torch.bench.promises import (
     CPU_MS_PER_PAGE,
@@ -41,6 +41,7 @@ class Case:
         charts: The columns that are drawn.
         promises: Below the table.
         without: Contenders of the task that would tell nothing here.
+        is_quick: Whether this is only to see that it works.
     """
 
     name: str
@@ -53,6 +54,12 @@ class Case:
     charts: tuple[Column, ...]
     promises: tuple[Promise, ...] = ()
     without: frozenset[str] = frozenset()
+    is_quick: bool = False
+
+    def as_quick(self) -> Case:
+        """Return the case as ``--quick`` runs it, which measures nothing."""
+        title = f"{self.title} (a quick run: smaller, and no measure)"
+        return replace(self, title=title, effort=self.quick, promises=(), is_quick=True)
 
 
 _ONE, _MANY = "s3torch, 1 connection", "s3torch"
@@ -360,7 +367,7 @@ OWN_CASES = (
         title="Your largest object within --max-bytes into memory that is used again",
         task="large",
         server="own",
-        effort=Effort(warm_up=0),
+        effort=Effort(),
         quick=_QUICK,
         columns=_LARGE_COLUMNS,
         charts=(GB_PER_S, CPU_S_PER_GIB),

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -23,6 +22,7 @@ from s3torch.bench.roster import CLIENTS
 from s3torch.bench.runner import contestants, run_case
 from s3torch.bench.servers.files import Scale
 from s3torch.bench.servers.start import Place, Servers
+from s3torch.errors import S3Error
 
 __all__ = ["run"]
 
@@ -46,9 +46,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     repeat = 1 if options.quick else options.repeat
     if options.quick:
-        cases = [
-            replace(case, title=f"{case.title} (a quick run: smaller, and no measure)", promises=()) for case in cases
-        ]
+        cases = [case.as_quick() for case in cases]
     max_bytes = options.max_bytes if options.uri else None
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         for case in cases:
             try:
                 site, environment = own or servers.place(case.server)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, S3Error) as error:
                 _say(f"{case.name} is left out: {error}")
                 failed = True
                 continue
@@ -79,7 +77,6 @@ def run(options: argparse.Namespace) -> int:
                 {**machine, "load before": describe_machine()["load before"]},
                 repeat=repeat,
                 clients=clients,
-                is_quick=options.quick,
                 max_bytes=max_bytes,
                 progress=_say,
             )
@@ -127,9 +124,10 @@ def _own_place(options: argparse.Namespace, cases: Sequence[Case], clients: Sequ
         max_bytes=options.max_bytes,
     )
     processes = repeat * sum(len(contestants(case, clients)) for case in cases)
+    each = 2 * options.max_bytes  # once to warm up
     _say(
-        f"{len(site.samples):,} objects; {processes} measurements of up to {options.max_bytes:,} bytes each are read, "
-        f"{processes * options.max_bytes / 1e9:,.1f} GB in all at most"
+        f"{len(site.samples):,} objects; {processes} measurements of up to about {each:,} bytes, "
+        f"{processes * each / 1e9:,.1f} GB in all"
     )
     return site, environment
 

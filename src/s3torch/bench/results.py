@@ -74,6 +74,7 @@ class Outcome:
         """Return all of it as plain values, for ``of_json``, with what it comes to for other readers."""
         return {
             "case": self.case.name,
+            "is_quick": self.case.is_quick,
             "title": self.case.title,
             "machine": dict(self.machine),
             "rounds": [{name: asdict(sample) for name, sample in each.items()} for each in self.rounds],
@@ -101,6 +102,7 @@ class Outcome:
             KeyError: The case is no longer there.
         """
         case = {case.name: case for case in (*CASES, *OWN_CASES)}[values["case"]]
+        case = case.as_quick() if values["is_quick"] else case
         rounds = [{name: Sample(**sample) for name, sample in each.items()} for each in values["rounds"]]
         return cls(case, values["machine"], rounds, dict(values["failures"]))
 

@@ -9,7 +9,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 
 from s3torch.bench.cases import Case
@@ -43,7 +45,6 @@ def run_case(
     *,
     repeat: int,
     clients: Sequence[str],
-    is_quick: bool,
     max_bytes: int | None,
     progress: Callable[[str], None],
 ) -> Outcome:
@@ -56,12 +57,11 @@ def run_case(
         machine: Its description.
         repeat: Rounds.
         clients: Who takes part.
-        is_quick: Whether only to see that it works.
         max_bytes: Of one round of one process; None sets no bound.
         progress: Is told what begins.
     """
     outcome = Outcome(case, machine)
-    effort = replace(case.quick if is_quick else case.effort, max_bytes=max_bytes)
+    effort = replace(case.effort, max_bytes=max_bytes)
     ready = []
     for contender in contestants(case, clients):
         if contender.needs is None or importlib.util.find_spec(contender.needs) is not None:
@@ -87,7 +87,10 @@ def _measure(case: Case, contender: Contender, site: Site, effort: Effort, envir
     job = {"task": case.task, "name": contender.name, "site": site.as_json(), "effort": asdict(effort)}
     command = [sys.executable, "-m", "s3torch.bench.child"]
     pipe = subprocess.PIPE
-    with started(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-"))
+        variables = {**environment, "TMPDIR": scratch}
+        process = stack.enter_context(started(command, env=variables, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
         printed, errors = process.communicate(json.dumps(job), timeout=_PROCESS_SECONDS)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, printed, errors)

@@ -37,7 +37,8 @@ class Site:
         path_style: Whether to address ``host/bucket/key``.
         is_ours: Whether the content is that of ``content.py``, so that it can be checked.
         access_log: Where nginx writes the size of each answer; None where nobody counts.
-        prefix: Of the samples.
+        prefix: Of the samples, or of all that is listed.
+        part_prefix: Of some of what is listed, for those who take long.
         samples: What loaders read.
         large: What is read whole, or as far as it may be.
         wide: What ranges are read of.
@@ -52,6 +53,7 @@ class Site:
     is_ours: bool = False
     access_log: str | None = None
     prefix: str = ""
+    part_prefix: str = ""
     samples: tuple[Stored, ...] = ()
     large: Stored = _NOTHING
     wide: Stored = _NOTHING

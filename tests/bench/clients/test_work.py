@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3torch.bench.clients.work import fill, load, parts, ranges_at_once, ranges_in_turn
+from s3torch.bench.clients.work import batch_size, fill, load, parts, ranges_at_once, ranges_in_turn
 from s3torch.bench.content import content
 from s3torch.bench.site import KIB, MIB, PART, Effort, Site, Stored
 
@@ -39,6 +39,12 @@ def test_wrong_ranges():
     """A client that delivers something else is not measured."""
     with pytest.raises(AssertionError, match="is not what is there"):
         ranges_in_turn(SITE, Effort(), lambda start, stop: content(start + 4096, stop + 4096))
+
+
+@pytest.mark.parametrize(("max_bytes", "size"), [(None, 64), (10_000, 64), (400, 10), (1, 1)])
+def test_batch_size(max_bytes, size):
+    """Batches are of 64 unless that is too much of what may be read."""
+    assert batch_size(SITE, Effort(max_bytes=max_bytes)) == size
 
 
 def test_load():

@@ -111,7 +111,7 @@ def listing(site: Site, _: Effort) -> Work:
     list(paginator.paginate(Bucket=site.bucket, Prefix="nothing"))
 
     def work() -> Done:
-        pages = paginator.paginate(Bucket=site.bucket, Prefix=site.large.key)
+        pages = paginator.paginate(Bucket=site.bucket, Prefix=site.part_prefix)
         return Done(items=len([(item["Key"], item["Size"]) for page in pages for item in page["Contents"]]))
 
     return work

@@ -88,7 +88,7 @@ def listing(site: Site, _: Effort) -> Work:
     list(s3.list_objects(site.bucket, prefix="nothing"))
 
     def work() -> Done:
-        found = s3.list_objects(site.bucket, prefix=site.large.key, recursive=True)
+        found = s3.list_objects(site.bucket, prefix=site.part_prefix, recursive=True)
         return Done(items=len([(item.object_name, item.size) for item in found]))
 
     return work

@@ -71,7 +71,7 @@ def listing(site: Site, _: Effort) -> Work:
     """``find`` of a tenth of the keys, keys and sizes kept."""
     fs = _file_system(site)
     fs.find(site.bucket, prefix="nothing")
-    folder, prefix = f"{site.bucket}/{site.large.key}".rsplit("/", 1)
+    folder, prefix = f"{site.bucket}/{site.part_prefix}".rsplit("/", 1)
 
     def work() -> Done:
         found = fs.find(folder, prefix=prefix, detail=True)

@@ -13,6 +13,7 @@ from s3torch.bench.clients.work import (
     BATCH,
     IN_FLIGHT,
     Ranges,
+    batch_size,
     each_sample,
     in_threads,
     interpreter,
@@ -215,7 +216,7 @@ def loader_map(site: Site, effort: Effort) -> Work:
 @enter("s3torch map + LookAheadBatchSampler", "loader")
 def loader_look_ahead(site: Site, effort: Effort) -> Work:
     """The same with the next batch in flight while this one is used."""
-    return _load(site, effort, "S3MapDataset", batch_sampler=_look_ahead)
+    return _load(site, effort, "S3MapDataset", batch_sampler=_look_ahead(batch_size(site, effort)))
 
 
 @enter("s3torch iterable", "loader")
@@ -233,7 +234,7 @@ def epoch_iterable(site: Site, effort: Effort) -> Work:
 @enter("s3torch map + LookAheadBatchSampler, decode releases the GIL", "epoch")
 def epoch_look_ahead(site: Site, effort: Effort) -> Work:
     """A map dataset whose transform reads and decodes, with the next batch in flight."""
-    return _epoch(site, effort, "S3MapDataset", releases_gil, batch_sampler=_look_ahead)
+    return _epoch(site, effort, "S3MapDataset", releases_gil, batch_sampler=_look_ahead(BATCH))
 
 
 @enter("s3torch iterable, decode in Python", "epoch")
@@ -245,7 +246,7 @@ def epoch_iterable_python(site: Site, effort: Effort) -> Work:
 @enter("s3torch map + LookAheadBatchSampler, decode in Python", "epoch")
 def epoch_look_ahead_python(site: Site, effort: Effort) -> Work:
     """As above, with work that holds the interpreter."""
-    return _epoch(site, effort, "S3MapDataset", in_python, batch_sampler=_look_ahead)
+    return _epoch(site, effort, "S3MapDataset", in_python, batch_sampler=_look_ahead(BATCH))
 
 
 def _load(site: Site, effort: Effort, kind: str, **options: Any) -> Work:  # noqa: ANN401 - a DataLoader's
@@ -281,12 +282,13 @@ def _epoch(
     return epoch(site, make, effort.items, decode, **options)
 
 
-def _look_ahead(dataset: Any) -> Any:  # noqa: ANN401 - its type needs torch
+def _look_ahead(size: int) -> Callable[[Any], Any]:
+    """Return what makes the batch sampler of a dataset."""
     from torch.utils.data import BatchSampler, SequentialSampler
 
     from s3torch.datasets import LookAheadBatchSampler
 
-    return LookAheadBatchSampler(BatchSampler(SequentialSampler(dataset), batch_size=BATCH, drop_last=False))
+    return lambda dataset: LookAheadBatchSampler(BatchSampler(SequentialSampler(dataset), size, drop_last=False))
 
 
 # --- Ranges -----------------------------------------------------------------------------------------------------------
@@ -372,7 +374,7 @@ def listing_stream(site: Site, _: Effort) -> Work:
 
     s3 = _client(site)
     _warm(s3, site)
-    return lambda: Done(items=sum(1 for _ in list_prefix(s3, site.bucket, site.large.key)))
+    return lambda: Done(items=sum(1 for _ in list_prefix(s3, site.bucket, site.part_prefix)))
 
 
 @enter("s3torch's table", "listing")
@@ -404,7 +406,7 @@ def listing_table(site: Site, _: Effort) -> Work:
 
 def _warm(s3: S3Client, site: Site) -> None:
     """Ask for one key, which imports what lists and finds credentials."""
-    next(s3.list_objects(site.bucket, site.large.key, max_keys=1))
+    next(s3.list_objects(site.bucket, site.part_prefix, max_keys=1))
 
 
 # --- What they share --------------------------------------------------------------------------------------------------

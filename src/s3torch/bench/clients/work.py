@@ -20,6 +20,7 @@ __all__ = [
     "PART_SIZE",
     "OneByOne",
     "Ranges",
+    "batch_size",
     "each_sample",
     "fill",
     "in_threads",
@@ -141,6 +142,14 @@ def _check(site: Site, ranges: Ranges, came: Sequence[Any]) -> None:
 # --- Loaders ----------------------------------------------------------------------------------------------------------
 
 
+def batch_size(site: Site, effort: Effort) -> int:
+    """Return 64, or less where that would be more than a quarter of the bytes that may be read."""
+    if effort.max_bytes is None:
+        return BATCH
+    mean = sum(sample.size for sample in site.samples) / len(site.samples)
+    return max(1, min(BATCH, int(effort.max_bytes / 4 / mean)))
+
+
 class OneByOne:
     """A map-style dataset as it is written by hand.
 
@@ -175,7 +184,8 @@ def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) ->
     """
     from torch.utils.data import DataLoader
 
-    options = {"batch_size": BATCH, **options} if "batch_sampler" not in options else options
+    if "batch_sampler" not in options:
+        options = {"batch_size": batch_size(site, effort), **options}
     start = time.perf_counter()
     dataset = make()
     options = {name: value(dataset) if callable(value) else value for name, value in options.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from s3torch.bench.servers import listing, nginx, real
 from s3torch.bench.servers.certificate import write_certificate
 from s3torch.bench.servers.files import BUCKET, SAMPLES_PREFIX, Scale, lay_out
-from s3torch.bench.site import Site, Stored
+from s3torch.bench.site import Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,7 +121,7 @@ class Servers:
             endpoint=f"http://127.0.0.1:{port}",
             path_style=True,
             prefix=listing.PREFIX,
-            large=Stored(listing.tenth_of(self._keys), 0),
+            part_prefix=listing.tenth_of(self._keys),
         )
         return site, _environment()
 
