@@ -75,6 +75,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if not sys.platform.startswith("linux"):
+        print("s3torch: the benchmarks need Linux, whose /proc tells what a process takes", file=sys.stderr)
+        return 1
     from s3torch.bench.command import run
 
     return run(options)
