@@ -14,22 +14,22 @@ BENCH_VENV := .venv-bench
 READY := .ready
 BIN := $(VENV)/bin
 
-# $(call install,FOLDER,EXTRA): the stamp goes first and comes back last, so that an environment
+# $(call install,FOLDER,EXTRA,CONSTRAINTS): the stamp goes first and comes back last, so that an environment
 # whose making failed or was interrupted is made again.
 define install
 	@echo "==> $(1): s3torch[$(2)] on $(PYTHON)"
 	@rm -f $(1)/$(READY)
 	@$(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install -q -c constraints.txt -e '.[$(2)]'
+	@$(1)/bin/python -m pip install -q -c $(3) -e '.[$(2)]'
 	@touch $(1)/$(READY)
 endef
 
 # The extra dev holds test and lint, test holds demo, demo holds local: one environment for all.
 $(VENV)/$(READY): pyproject.toml constraints.txt
-	$(call install,$(VENV),dev)
+	$(call install,$(VENV),dev,constraints.txt)
 
-$(BENCH_VENV)/$(READY): pyproject.toml constraints.txt
-	$(call install,$(BENCH_VENV),bench)
+$(BENCH_VENV)/$(READY): pyproject.toml constraints-bench.txt
+	$(call install,$(BENCH_VENV),bench,constraints-bench.txt)
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +55,7 @@ demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 	$(BIN)/s3torch demo
 
 bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
-	$(BENCH_VENV)/bin/python benchmarks/run.py $(ARGS)
+	$(BENCH_VENV)/bin/s3torch bench $(ARGS)
 
 # What a user installs is the wheel, not the source tree: is everything in it?
 WHEEL := build/wheel

@@ -26,6 +26,9 @@ TREES = {_module_name(path): ast.parse(path.read_bytes()) for path in sorted(PAC
 
 PACKAGES = {_module_name(path) for path in PACKAGE.rglob("__init__.py")}
 
+# Servers, and programs that use s3torch: what holds for the library does not hold for them.
+_BESIDE = ("s3torch.testing", "s3torch.bench")
+
 each_module = pytest.mark.parametrize("name", TREES)
 
 
@@ -169,21 +172,23 @@ def test_what_is_imported_is_seen():
 def test_sockets_are_in_one_place():
     """Only connection.py sees the operating system's sockets; the servers of the tests are started elsewhere."""
     importers = _importers("socket", "selectors", "select", "asyncio")
-    assert {name for name in importers if not name.startswith("s3torch.testing")} == {"s3torch._transfer.connection"}
+    assert {name for name in importers if not name.startswith(_BESIDE)} == {"s3torch._transfer.connection"}
 
 
 def test_tls_is_in_two_places():
     """Only connection.py speaks TLS, with the context that session.py makes."""
-    assert _importers("ssl") == {"s3torch._transfer.connection", "s3torch._aws.session"}
+    importers = {name for name in _importers("ssl") if not name.startswith("s3torch.bench")}
+    assert importers == {"s3torch._transfer.connection", "s3torch._aws.session"}
 
 
 def test_there_are_no_threads():
     """Nothing runs in the background: only locks and thread-local values are taken from threading."""
-    assert _importers("concurrent", "multiprocessing", "_thread", "queue") == set()
+    importers = _importers("concurrent", "multiprocessing", "_thread", "queue")
+    assert {name for name in importers if not name.startswith("s3torch.bench")} == set()
     started = {
         (name, node.attr)
         for name in TREES
-        if not name.startswith(("s3torch.testing", "s3torch.demo"))
+        if not name.startswith((*_BESIDE, "s3torch.demo"))
         for node in _runtime_nodes(TREES[name])
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "threading"
     }
@@ -192,13 +197,21 @@ def test_there_are_no_threads():
 
 def test_torch_is_for_datasets_and_checkpoints():
     """The client and the readers know nothing of torch."""
-    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.demo")
+    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.demo", "s3torch.bench*")
     assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
 
 
 def test_botocore_is_in_one_place():
     """Only session.py sees botocore, and the server for tests, which has a bucket made by it."""
-    assert _importers("botocore") <= {"s3torch._aws.session", "s3torch.testing.local"}
+    importers = {name for name in _importers("botocore") if not name.startswith("s3torch.bench")}
+    assert importers <= {"s3torch._aws.session", "s3torch.testing.local"}
+
+
+def test_the_benchmarks_are_imported_by_the_command_only():
+    """Nothing of s3torch imports the benchmarks, but the command, which knows their arguments."""
+    importers = {name for name in _importers("s3torch.bench") if not name.startswith("s3torch.bench")}
+    assert importers == {"s3torch.cli"}
+    assert {each for each in _imports("s3torch.bench.arguments") if each.startswith("s3torch")} == set()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +255,7 @@ def test_layers():
 def test_the_client_is_imported_from_above_only():
     """Nothing that the client stands on imports the client at run time."""
     above = {"s3torch", "s3torch.cli", "s3torch.demo", "s3torch.__main__"}
-    folders = ("s3torch.datasets", "s3torch.checkpoint", "s3torch.testing")
+    folders = ("s3torch.datasets", "s3torch.checkpoint", *_BESIDE)
     importers = {name for name in _importers("s3torch.client") if not name.startswith(folders)}
     assert importers <= above
 

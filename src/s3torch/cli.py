@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from s3torch._version import __version__
+from s3torch.bench.arguments import add_arguments
 from s3torch.errors import S3Error
 
 __all__ = ["main"]
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return _demo(options)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -43,6 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--epochs", type=_positive, default=8, help="passes over the training set (default: 8)")
     demo.add_argument("--workers", type=_positive, default=2, help="DataLoader workers (default: 2)")
+    demo.set_defaults(command=_demo)
+    bench = commands.add_parser(
+        "bench",
+        help="measure s3torch beside other clients, here or on your own bucket",
+        description="Read the same objects with s3torch and with the other clients that are installed, in turn, each "
+        "measurement in a process of its own, and print medians and spreads. Without --uri everything is read from "
+        "servers that are started on this machine.",
+    )
+    add_arguments(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -60,3 +72,12 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"s3torch: the demo needs {error.name}: pip install 's3torch[demo]'", file=sys.stderr)
         return 1
     return run(epochs=options.epochs, workers=options.workers)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if not sys.platform.startswith("linux"):
+        print("s3torch: the benchmarks need Linux, whose /proc tells what a process takes", file=sys.stderr)
+        return 1
+    from s3torch.bench.command import run
+
+    return run(options)

@@ -1,0 +1,29 @@
+"""The process of one measurement: reads its task as JSON from standard input, prints its sample as the last line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+
+from s3torch.bench.measure import measure
+from s3torch.bench.processes import INTERRUPTS
+from s3torch.bench.roster import contenders_of
+from s3torch.bench.site import Effort, Site
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+    job = json.load(sys.stdin)
+    site, effort = Site.of_json(job["site"]), Effort(**job["effort"])
+    contender = contenders_of(job["task"])[job["name"]]
+    if contender.needs is not None:
+        importlib.import_module(contender.needs)  # so that no clock of the work counts it
+    work = contender.prepare(site, effort)
+    sample = measure(work, warm_up=effort.warm_up, rounds=effort.rounds, access_log=site.access_log)
+    print("\n" + json.dumps(asdict(sample)), flush=True)
+    os._exit(0)  # the end of the interpreter is not measured, and a client with threads of its own may abort there

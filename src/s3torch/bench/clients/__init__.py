@@ -1,0 +1,1 @@
+"""What each client does in each task, one file a client."""

@@ -1,0 +1,131 @@
+"""Starts the servers that the cases need, each when it is first asked for, and stops them all in the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from s3torch.bench.servers import listing, nginx, real
+from s3torch.bench.servers.certificate import write_certificate
+from s3torch.bench.servers.files import BUCKET, SAMPLES_PREFIX, Scale, lay_out
+from s3torch.bench.site import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Servers"]
+
+_REGION = "us-east-1"
+
+# No client is to find anybody's real account, nor ask the network for one.
+_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "benchmark",
+    "AWS_SECRET_ACCESS_KEY": "benchmark",
+    "AWS_REGION": _REGION,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": "*",
+}
+
+Place = tuple[Site, Mapping[str, str]]  # what is read, and the variables of who reads it
+
+
+class Servers:
+    """All local servers.
+
+    Args:
+        scale: Of their objects.
+        has_tls: Whether a certificate is to be made.
+        keys: That the stub of listings has.
+    """
+
+    def __init__(self, scale: Scale, *, has_tls: bool, keys: int) -> None:
+        self._scale = scale
+        self._has_tls = has_tls
+        self._keys = keys
+        self._stack = ExitStack()
+        self._static: dict[str, Place] = {}
+        self._others: dict[str, Place] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def place(self, server: str) -> Place:
+        """Return what is read and the variables of who reads it; starts the server if need be.
+
+        Args:
+            server: fast, tls, latency, listing, real or none.
+
+        Raises:
+            RuntimeError: It is not installed, or did not start.
+        """
+        if server == "none":
+            return Site(bucket=BUCKET), _environment()
+        if server in {"fast", "tls", "latency"}:
+            self._static = self._static or self._start_nginx()
+            return self._static[server]
+        if server not in self._others:
+            self._others[server] = self._start_real() if server == "real" else self._start_listing()
+        return self._others[server]
+
+    def _start_nginx(self) -> dict[str, Place]:
+        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
+        home.chmod(0o755)  # nginx reads as nobody where it was started by root
+        lay_out(home / "www" / BUCKET, self._scale)
+        authority = str(write_certificate(home)) if self._has_tls else None
+        ports = self._stack.enter_context(nginx.serve(home, has_tls=self._has_tls))
+        scale = self._scale
+
+        def site(port: int, authority: str | None = None) -> Site:
+            return Site(
+                bucket=BUCKET,
+                region=_REGION,
+                endpoint=f"{'http' if authority is None else 'https'}://127.0.0.1:{port}",
+                authority=authority,
+                path_style=True,
+                is_ours=True,
+                access_log=str(home / "access.log"),
+                prefix=SAMPLES_PREFIX,
+                samples=scale.sample_objects,
+                large=scale.large_object,
+                wide=scale.wide_object,
+                mixed=scale.mixed_objects,
+            )
+
+        plain = _environment()
+        places: dict[str, Place] = {"fast": (site(ports.fast), plain), "latency": (site(ports.latency), plain)}
+        if authority is not None:
+            places["tls"] = (site(ports.tls, authority), {**plain, "SSL_CERT_FILE": authority})
+        return places
+
+    def _start_real(self) -> Place:
+        server = self._stack.enter_context(real.serve(self._scale))
+        return server.site, {**_environment(), **server.environment}
+
+    def _start_listing(self) -> Place:
+        port = self._stack.enter_context(listing.serve(self._keys))
+        site = Site(
+            bucket=listing.BUCKET,
+            region=_REGION,
+            endpoint=f"http://127.0.0.1:{port}",
+            path_style=True,
+            prefix=listing.PREFIX,
+            part_prefix=listing.tenth_of(self._keys),
+        )
+        return site, _environment()
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {**kept, **_ENVIRONMENT}
