@@ -61,9 +61,9 @@ class LookAhead:
                 self._fill(readers)
                 if not self._started:
                     return
-                current = self._started.popleft()
-                yield current.reader
-                self._bytes -= current.footprint
+                footprint = self._started[0].footprint
+                yield self._started.popleft().reader  # and keep no reference: what it holds is free once it is consumed
+                self._bytes -= footprint
             self._nudge(0.0)  # whoever asked for so many will be busy with them
         except BaseException:
             self.clear()

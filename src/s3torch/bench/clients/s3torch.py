@@ -109,6 +109,25 @@ def small_iterable(site: Site, effort: Effort) -> Work:
     return lambda: Done(items=len(samples), bytes=sum(map(len, dataset)))
 
 
+@enter("s3torch read_ranges", "small")
+def small_ranges(site: Site, effort: Effort) -> Work:
+    """``read_ranges``: as many bytes of one large object, 64 ranges at a time, into memory that is used again."""
+    s3 = _client(site, max_connections=IN_FLIGHT)
+    sizes = [sample.size for sample in each_sample(site, effort)]
+    stops = list(itertools.accumulate(sizes, lambda stop, size: stop + 1 + size))  # apart, so that none are joined
+    ranges = [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True) if stop <= site.large.size]
+    slabs = [touched(max(sizes)) for _ in range(_WINDOW)]
+
+    def work() -> Done:
+        for start in range(0, len(ranges), _WINDOW):
+            some = ranges[start : start + _WINDOW]
+            into = [memoryview(slab)[: stop - begin] for slab, (begin, stop) in zip(slabs, some, strict=False)]
+            s3.read_ranges(site.bucket, site.large.key, some, into, max_gap=0)
+        return Done(items=len(ranges), bytes=sum(stop - start for start, stop in ranges))
+
+    return work
+
+
 @enter("s3torch engine, recycled memory", "small")
 def small_recycled(site: Site, effort: Effort) -> Work:
     """The engine, as a dataset drives it: a window of GetObjects, received into memory that is used again."""
@@ -133,12 +152,14 @@ class _Target(Protocol):
     """Where one small object is received.
 
     Attributes:
-        into: What GetObject takes.
         reach: How many bytes GetObject is to ask for.
     """
 
-    into: Any
     reach: int
+
+    @property
+    def into(self) -> Any:  # noqa: ANN401 - memory, or what returns it
+        """What GetObject takes."""
 
     def collect(self) -> int:
         """Take what was received; returns its size."""
@@ -158,11 +179,9 @@ class _Slab:
 class _FreshBytes:
     """Memory that is allocated when the answer tells the size, and becomes ``bytes``."""
 
-    def __init__(self) -> None:
-        self.reach = 8 * MIB
-        self.into: Any = self._allocate
+    reach = 8 * MIB
 
-    def _allocate(self, content_range: ContentRange) -> memoryview:
+    def into(self, content_range: ContentRange) -> memoryview:
         from s3torch._transfer.buffers import BytesBuffer
 
         self._buffer = BytesBuffer(content_range.stop - content_range.start)
