@@ -339,7 +339,7 @@ def in_flight_map(site: Site, _: Effort) -> Work:
     """``__getitems__`` in batches of 16, each object read and dropped; at most 64 MiB in flight."""
     dataset = _dataset("S3MapDataset", site, site.mixed, _length, max_bytes_in_flight=_BOUND)
     batches = [range(start, min(start + 16, len(dataset))) for start in range(0, len(dataset), 16)]
-    dataset.__getitems__([0])
+    _open_connections(dataset.client, site)
 
     def work() -> Done:
         return Done(items=len(dataset), bytes=sum(sum(dataset.__getitems__(batch)) for batch in batches))
@@ -347,11 +347,17 @@ def in_flight_map(site: Site, _: Effort) -> Work:
     return work
 
 
+def _open_connections(s3: S3Client, site: Site) -> None:
+    """Open as many as the client will: they are not what is in flight."""
+    ranges = [(start, start + KIB) for start in range(0, 128 * MIB, MIB)]
+    s3.read_ranges(site.bucket, site.wide.key, ranges, max_gap=0)
+
+
 @enter("s3torch iterable", "in-flight")
 def in_flight_iterable(site: Site, _: Effort) -> Work:
     """The stream, each object read and dropped; at most 64 MiB in flight."""
     dataset = _dataset("S3IterableDataset", site, site.mixed, _length, max_bytes_in_flight=_BOUND)
-    _dataset("S3MapDataset", site, site.mixed, _length)[0]
+    _open_connections(dataset.client, site)
     return lambda: Done(items=len(site.mixed), bytes=sum(dataset))
 
 
@@ -363,7 +369,7 @@ def in_flight_ranges(site: Site, _: Effort) -> Work:
     step = site.wide.size // len(into)
     wanted = [(number * step, number * step + min(step, len(memory))) for number, memory in enumerate(into)]
     views = [memoryview(memory)[: stop - start] for memory, (start, stop) in zip(into, wanted, strict=True)]
-    s3.read_range(site.bucket, site.wide.key, 0, KIB)
+    _open_connections(s3, site)
 
     def work() -> Done:
         s3.read_ranges(site.bucket, site.wide.key, wanted, into=views)
