@@ -90,8 +90,9 @@ class Fetch:
         first = self._gets[0]
         while first.total is None and not first.is_done:
             self.engine.turn()
-        if first.error is None:
-            self._remote.observe(first.total, first.etag)
+        if first.error is not None:
+            return
+        self._remote.observe(first.total, first.etag)
         if self._memory is not None:
             self._submit_parts(first.stop)
 
@@ -211,7 +212,10 @@ class RemoteObject:
         self, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer] | None, max_gap: int
     ) -> list[bytes] | None:
         """Check ranges and memory, and read; see ``S3Client.read_ranges``."""
-        wanted = [(start, stop or 0) for start, stop in (_buffer.check_range(*pair) for pair in ranges)]
+        wanted = []
+        for start, stop in ranges:
+            first, end = _buffer.check_range(start, _buffer.as_index("stop", stop))
+            wanted.append((first, end or 0))
         if _buffer.as_index("max_gap", max_gap) < 0:
             raise ArgumentError(f"max_gap={max_gap} cannot be: it must be at least 0.")
         if into is None:
@@ -251,9 +255,10 @@ class RemoteObject:
         engine.run(gets)
         self.conclude(gets)
         for start, stop in ranges:
-            if self.size is not None and stop > self.size and stop > start:
+            if stop > start and (self.size is None or stop > self.size):  # None: all lie there, and no answer told it
+                end = "end" if self.size is None else f"{self.size} bytes"
                 raise ArgumentError(
-                    f"The range [{start}, {stop}) reaches beyond the {self.size} bytes of s3://{self.bucket}/{self.key}.",
+                    f"The range [{start}, {stop}) reaches beyond the {end} of s3://{self.bucket}/{self.key}.",
                     bucket=self.bucket,
                     key=self.key,
                 )

@@ -52,6 +52,13 @@ def test_what_was_written_is_returned(size: int):
     assert found == content
 
 
+@pytest.mark.parametrize("size", [2**63, 2**64 + 5])
+def test_more_than_memory(size: int):
+    """A size that no memory has is refused, and not cut down to what fits into a machine word."""
+    with pytest.raises((MemoryError, OverflowError)):
+        BytesBuffer(size)
+
+
 def test_buffers_do_not_share_memory():
     """Small buffers are distinct, though CPython has only one empty and few one-byte bytes objects."""
     for size in (0, 1, 2):

@@ -24,7 +24,19 @@ from s3torch.errors import (
     TruncatedBodyError,
 )
 
-from .network import ORIGIN, Act, FakeNetwork, Peer, Script, converse, never, refuse, serve, unresolvable
+from .network import (
+    ORIGIN,
+    Act,
+    FakeConnection,
+    FakeNetwork,
+    Peer,
+    Script,
+    converse,
+    never,
+    refuse,
+    serve,
+    unresolvable,
+)
 
 ERRORS = {403: AccessDeniedError, 401: CredentialsError, 500: ServerError, 503: ThrottledError}
 POLICY = RetryPolicy(max_attempts=6, base=0.25, cap=1.0)  # pauses that floats hold exactly
@@ -802,6 +814,31 @@ def test_absence_in_a_pause():
     assert network.now == 1108.0
 
 
+class LaboriousAsk(Ask):
+    """Whose request takes a second to make."""
+
+    def __init__(self, network: FakeNetwork) -> None:
+        super().__init__()
+        self._network = network
+
+    def request(self) -> Sequence[memoryview]:
+        self._network.now += 1.0
+        return super().request()
+
+
+def test_work_in_the_loop_counts():
+    """Time that the loop itself needs counts: a busy one notices deadlines, and ends pauses."""
+    network = FakeNetwork(serve(), serve(answer(500), answer()), then=echo)
+    engine = make(network, RetryPolicy(max_attempts=2, base=4.0, cap=4.0))
+    stuck, paused = Ask("stuck"), Ask("paused")
+    engine.submit(stuck)
+    engine.submit(paused)
+    while stuck.attempts < 2:
+        engine.run([LaboriousAsk(network)])
+        assert paused.is_done == (network.now >= 1006.0)
+    assert 1034.0 <= network.now <= 1035.0
+
+
 # Giving up
 
 
@@ -921,6 +958,43 @@ def test_interrupt(exception: type[BaseException]):
     again = [Ask("d", memory=1 << 30), Ask("e")]
     engine.run(again)
     assert [ask.body for ask in again] == [b"/d", b"/e"]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError])
+def test_interrupt_between_queue_and_flight(exception: type[BaseException]):
+    """An exchange that is interrupted while its connection is opened, or its error corrected, has failed as well."""
+
+    def interrupt(error: S3Error) -> bool:
+        raise exception
+
+    class InterruptedNetwork(FakeNetwork):
+        def open(self, origin: Origin) -> FakeConnection:
+            if not self._scripts:
+                raise exception
+            return super().open(origin)
+
+    network = InterruptedNetwork(serve(answer(500)))
+    engine = make(network)
+    for ask in (Ask(recover=interrupt), Ask()):
+        other = Ask("other", memory=1 << 30)
+        engine.submit(ask)
+        engine.submit(other)
+        with pytest.raises(exception):
+            engine.wait([other])
+        assert (ask.is_done, other.is_done) == (True, True)
+        with pytest.raises(ConnectionFailedError, match="cancelled"):
+            engine.wait([ask])
+
+
+def test_given_up_while_it_is_waited_for():
+    """Waiting for what another thread gives up raises that it was cancelled, and harms no other exchange."""
+    network = FakeNetwork(then=serve())
+    engine = make(network)
+    ask = Ask()
+    engine.submit(ask)
+    network.on_select = lambda: engine.give_up([ask])
+    with pytest.raises(ConnectionFailedError, match="cancelled"):
+        engine.wait([ask])
 
 
 def test_bug_in_an_exchange():

@@ -28,12 +28,12 @@ class _CommonLines:
     """The header lines that many requests share.
 
     Attributes:
-        key: What they depend on: the second, the body's digest, and the operation's own fields.
+        key: What they depend on: the corrections so far, the second, the body's digest, and the operation's own fields.
         lines: The lines; with a signer they stop before the signature.
         signer: None if requests are not signed.
     """
 
-    key: tuple[int, str, Mapping[str, str]]
+    key: tuple[int, int, str, Mapping[str, str]]
     lines: str
     signer: Signer | None
 
@@ -124,10 +124,12 @@ class Bucket:
 
     def _lines_in_common(self, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
-        key = (int(self._clock() + self._clock_offset), payload_sha256, signed_fields)
+        # The corrections come first: what another thread corrects while the lines are made is not in them.
+        corrections, second = self.corrections, int(self._clock() + self._clock_offset)
+        key = (corrections, second, payload_sha256, signed_fields)
         common = self._common
         if common is None or common.key != key:
-            common = self._common = _CommonLines(key, *self._new_lines(*key))
+            common = self._common = _CommonLines(key, *self._new_lines(second, payload_sha256, signed_fields))
         return common
 
     def _new_lines(
@@ -142,8 +144,11 @@ class Bucket:
         when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
-        if credentials.session_token:
-            signed["x-amz-security-token"] = credentials.session_token
+        token = credentials.session_token
+        if token:
+            if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
+                raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
+            signed["x-amz-security-token"] = token
         signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when)
         lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
         return lines.removesuffix("\r\n"), signer
@@ -162,7 +167,6 @@ class Bucket:
         if not isinstance(error, (RegionError, ClockSkewError, CredentialsError)):
             return False
         if corrections == self.corrections and self._correct(error, fields):
-            self._common = None
             self.corrections += 1
         return corrections != self.corrections  # an answer before this one may have led to the correction
 

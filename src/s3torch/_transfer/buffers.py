@@ -36,7 +36,14 @@ def _allocator() -> Callable[[int], bytes]:
     make = ctypes.pythonapi.PyBytes_FromStringAndSize
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t]
-    return functools.partial(make, None)
+
+    def allocate(size: int) -> bytes:
+        if not 0 <= size <= sys.maxsize:  # ctypes would cut its upper bits off
+            raise MemoryError(f"{size} bytes")
+        content: bytes = make(None, size)
+        return content
+
+    return allocate
 
 
 class BytesBuffer:

@@ -305,6 +305,7 @@ class Engine:
         self._come_back()
         while self._given_up:
             self.cancel(self._given_up.popleft())
+            block = False  # it may be what is waited for
         while self._later and self._later[0][0] <= self._now:
             self._queue.appendleft(heapq.heappop(self._later)[2])
         events = self._network.select(self._patience() if block and not self._can_start() else 0.0)
@@ -315,7 +316,7 @@ class Engine:
             self._advance(connection, ready)
         if self._now >= self._next_sweep:
             self._sweep()
-        self._left_at = self._now + self._time_away
+        self._left_at = self._network.clock()  # what a turn has to do takes its time, too
 
     def _come_back(self) -> None:
         """Leave the time since the last turn out of account: nobody waited."""
@@ -338,15 +339,18 @@ class Engine:
 
     def _start_queued(self) -> None:
         while self._can_start():
-            exchange = self._queue.popleft()
+            exchange = self._queue[0]
             if exchange.is_done:  # cancelled
+                self._queue.popleft()
                 continue
             try:
-                connection = self._connection_to(exchange.origin)
+                connection = self._connection_to(exchange.origin)  # looks names up: until then it stays in the queue
             except S3Error as error:
+                self._queue.popleft()
                 exchange.attempts += 1
                 self._retry_or_fail(exchange, error)
                 continue
+            self._queue.popleft()
             self._take_off(exchange, connection)
 
     def _connection_to(self, origin: Origin) -> Connection:
@@ -537,6 +541,9 @@ class Engine:
         except S3Error as failure:
             self._finish(exchange, exchange.explain(failure))
             return
+        except BaseException:
+            self._queue.appendleft(exchange)  # where a reset finds it
+            raise
         pause = self._policy.pause(
             error, exchange.attempts, was_reached=exchange.origin in self._reached, jitter=self._jitter()
         )

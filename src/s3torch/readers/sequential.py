@@ -132,6 +132,6 @@ class SequentialS3Reader(S3Reader):
         return self._window
 
     def _room(self, size: int) -> memoryview:
-        if self._buffer is None:
+        if self._buffer is None or not self._fetched:  # what a failed fetch has left may be of another size
             self._buffer = BytesBuffer(size)
         return self._buffer.view[self._fetched :]

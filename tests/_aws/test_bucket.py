@@ -1,0 +1,78 @@
+"""Tests of what the requests of a bucket share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from s3torch._aws.bucket import Bucket
+from s3torch._aws.endpoint import Endpoint, endpoint_of_bucket_url
+from s3torch._aws.session import AwsSession
+from s3torch._aws.sigv4 import Credentials
+from s3torch.config import S3ClientConfig
+from s3torch.errors import CredentialsError, RegionError
+
+
+class FakeSession(AwsSession):
+    """A session that asks nobody.
+
+    Attributes:
+        current: Credentials to sign with.
+        on_credentials: Called once they were looked at, as by another thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(S3ClientConfig(), "us-east-1", None)
+        self.current = Credentials("old", "secret")
+        self.on_credentials: Callable[[], object] = lambda: None
+
+    def credentials(self) -> Credentials:
+        current = self.current
+        self.on_credentials()
+        return current
+
+    def forget_credentials(self) -> None:
+        self.current = Credentials("new", "secret", "token")
+
+    def endpoint(self, bucket: str, region: str) -> Endpoint:
+        return endpoint_of_bucket_url(f"https://{bucket}.{region}.test/")
+
+
+REGION = RegionError("wrong", region="eu-west-1")
+EXPIRED = CredentialsError("expired", code="ExpiredToken")
+
+
+def head_of(bucket: Bucket) -> str:
+    return bucket.request_head("GET", "key", {}, {}).decode()
+
+
+@pytest.mark.parametrize("error", [REGION, EXPIRED])
+def test_correction_while_lines_are_made(error: RegionError | CredentialsError):
+    """What one thread corrects while another signs is in all that is signed from then on, within the same second."""
+    session = FakeSession()
+    bucket = Bucket("b", lambda: session, "agent", clock=lambda: 1e9)
+
+    def correct() -> None:
+        session.on_credentials = lambda: None
+        assert bucket.correct(error, {}, 0)
+
+    session.on_credentials = correct
+    head_of(bucket)
+    head = head_of(bucket)
+    if error is REGION:
+        assert "host: b.eu-west-1.test\r\n" in head
+        assert "/eu-west-1/s3/aws4_request" in head
+    else:
+        assert "Credential=new/" in head
+        assert "x-amz-security-token: token\r\n" in head
+
+
+@pytest.mark.parametrize("token", ["hidden\n", "\thidden", "hiddené"])
+def test_token_that_cannot_be_sent(token: str):
+    """A session token with a line break, as one that was read from a file, is an error that does not show it."""
+    session = FakeSession()
+    session.current = Credentials("key", "secret", token)
+    with pytest.raises(CredentialsError, match="session token") as caught:
+        head_of(Bucket("b", lambda: session, "agent"))
+    assert "hidden" not in str(caught.value)
