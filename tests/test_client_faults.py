@@ -29,6 +29,7 @@ from s3torch.client import HeadObjectResult, S3Client
 from s3torch.errors import (
     AccessDeniedError,
     ArgumentError,
+    ArgumentTypeError,
     BucketNotFoundError,
     ClockSkewError,
     ConfigError,
@@ -62,6 +63,7 @@ from tests.support.server import (
 
 MiB = 1024 * 1024
 PART = 5 * MiB  # the smallest that S3 takes
+PIECE = 4 * MiB  # what a read that is alone is cut into
 SMALL = random.Random(1).randbytes(100_000)
 LARGE = random.Random(2).randbytes(12 * MiB)  # three parts
 NEWER = random.Random(3).randbytes(12 * MiB)
@@ -216,7 +218,7 @@ def test_truncated_body(transport: Tls | None, count: int, end: Callable[[Wire],
     """A body that breaks off goes on from the byte that it reached, of the same version only."""
     with serving(first(1, cut(SMALL, count, end), serve_object(SMALL)), transport) as (server, client):
         assert client.read_range("bucket", "key", 0) == SMALL
-        assert ranges(server) == [f"0-{PART - 1}", f"{count}-{PART - 1}"]
+        assert ranges(server) == [f"0-{PIECE - 1}", f"{count}-{PIECE - 1}"]
         assert [request.headers.get("if-match") for request in server.requests] == [None, '"e"']
         assert client.stats.retries == 1
 
@@ -239,15 +241,15 @@ def test_truncated_twice():
 
 def test_truncated_part(transport: Tls | None):
     """Of a large object only the part that broke off goes on from where it was."""
-    handler = where(lambda request: asked(request)[0] == PART, cut(LARGE, 1000), serve_object(LARGE))
+    handler = where(lambda request: asked(request)[0] == PIECE, cut(LARGE, 1000), serve_object(LARGE))
     with serving(handler, transport) as (server, client):
         assert client.read_range("bucket", "key", 0) == LARGE
         assert sorted(ranges(server)) == sorted(
             [
-                f"0-{PART - 1}",
-                f"{PART}-{2 * PART - 1}",
-                f"{PART + 1000}-{2 * PART - 1}",
-                f"{2 * PART}-{len(LARGE) - 1}",
+                f"0-{PIECE - 1}",
+                f"{PIECE}-{2 * PIECE - 1}",
+                f"{PIECE + 1000}-{2 * PIECE - 1}",
+                f"{2 * PIECE}-{len(LARGE) - 1}",
             ]
         )
 
@@ -265,12 +267,12 @@ def test_always_truncated(transport: Tls | None, count: int):
 
 def test_reset_body(transport: Tls | None):
     """A connection that is reset within a body is made up for, from a byte that was received."""
-    handler = where(lambda request: asked(request)[0] == PART, cut(LARGE, 1 * MiB, Wire.reset), serve_object(LARGE))
+    handler = where(lambda request: asked(request)[0] == PIECE, cut(LARGE, 1 * MiB, Wire.reset), serve_object(LARGE))
     with serving(handler, transport) as (server, client):
         assert client.read_range("bucket", "key", 0) == LARGE
         assert len(server.requests) == 4
-        again = max(asked(request)[0] for request in server.requests if asked(request)[1] == 2 * PART)
-        assert PART <= again <= PART + 1 * MiB
+        again = max(asked(request)[0] for request in server.requests if asked(request)[1] == 2 * PIECE)
+        assert PIECE <= again <= PIECE + 1 * MiB
 
 
 def test_always_reset(transport: Tls | None):
@@ -402,6 +404,26 @@ def test_range_beyond_the_end():
         assert client.read_range("bucket", "key", len(SMALL), len(SMALL) + 5) == b""
         assert client.read_range("bucket", "key", len(SMALL) + PART) == b""
         assert client.read_range("bucket", "key", 5, len(SMALL) + 5) == SMALL[5:]
+
+
+@pytest.mark.parametrize("size_is_told", [True, False])
+def test_ranges_beyond_the_end(size_is_told: bool):
+    """Of several ranges none may lie beyond the end, whether the server says where that is or not."""
+    told = fail(416, "InvalidRange", headers={"Content-Range": "bytes */100"} if size_is_told else None)
+    with serving(told) as (_, client):
+        memory = [bytearray(5), bytearray(7)]
+        for into in (None, memory):
+            with pytest.raises(ArgumentError, match="reaches beyond the"):
+                client.read_ranges("bucket", "key", [(200, 205), (300, 307)], into)
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_range_without_an_end(start: int):
+    """Of several ranges each must have an end."""
+    with serving(serve_object(SMALL)) as (server, client):
+        with pytest.raises(ArgumentTypeError, match="stop"):
+            client.read_ranges("bucket", "key", [(start, None)])  # type: ignore[list-item]
+        assert server.requests == []
 
 
 def test_416_for_what_is_there():
@@ -650,7 +672,7 @@ def test_nonsense_instead_of_a_listing(body: bytes):
 
 def by_part(handlers: Mapping[int, Handler]) -> Handler:
     """Return a handler that chooses by the number of the part that is asked for."""
-    return lambda request, wire: handlers[asked(request)[0] // PART](request, wire)
+    return lambda request, wire: handlers[asked(request)[0] // PIECE](request, wire)
 
 
 @pytest.mark.parametrize(
@@ -717,6 +739,31 @@ def test_replaced_between_reads():
         assert client.get_object("bucket", "key").read() == NEWER
 
 
+@pytest.mark.parametrize("size", [20, 1000, 5000])
+def test_replaced_after_a_failure(size: int):
+    """A read that failed leaves nothing behind: an object of another size is read as it is then."""
+    content = SMALL[:size]
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.path == "/bucket/other":
+            time.sleep(0.1)
+            serve_object(SMALL)(request, wire)
+        elif len(server.requests) <= 2:
+            head, body = partial(SMALL[:1000], request, etag='"old"')
+            wire.send(head + body[:10])
+            wire.close()
+        else:
+            serve_object(content, etag='"new"')(request, wire)
+
+    with serving(handle, max_attempts=1) as (server, client):
+        reader = client.get_object("bucket", "key")
+        reader.prefetch()
+        client.read_range("bucket", "other", 0)  # meanwhile the prefetch fails
+        with pytest.raises(TruncatedBodyError):
+            reader.read()
+        assert reader.read() == content
+
+
 def test_deleted_between_parts():
     """If an object is deleted while its parts are read, that is what the error says."""
     old = serve_object(LARGE)
@@ -739,7 +786,7 @@ def test_failed_part_stops_the_others():
         with pytest.raises(AccessDeniedError):
             client.read_range("bucket", "key", 0, None, into)
         left = bytes(into)
-        assert client.read_range("bucket", "key", 0, PART) == LARGE[:PART]
+        assert client.read_range("bucket", "key", 0, PIECE) == LARGE[:PIECE]
         assert into == left
         assert re.fullmatch(r"<Engine 0 in flight, 0 queued, [1-3] connections, 4 requests>", repr(client.engine()))
 
