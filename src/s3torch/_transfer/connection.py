@@ -103,6 +103,7 @@ class Connection:
         self.idle_since = 0.0
         self.holds_more = tls is not None
         self.awaited = 1
+        self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
         self._selector = selector
         self._tls = tls
@@ -165,11 +166,14 @@ class Connection:
 
         Fewer than these may arrive and stop there: what has arrived is received all the same by ``recv_into``.
         """
-        if self.awaited == 1 and (count < _LEAST_AWAITED or self.holds_more or not _CAN_AWAIT):
-            return
-        if count < self.awaited or self.awaited == 1:
-            self.awaited = min(count, _MOST_AWAITED) if count >= _LEAST_AWAITED else 1
-            self._opened_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self.awaited)
+        mark = min(count, _MOST_AWAITED) if count >= _LEAST_AWAITED and self._can_await else 1
+        if mark < self.awaited or self.awaited == 1 != mark:
+            try:
+                self._opened_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+            except OSError:  # a sandbox may not know it; then all is reported at once
+                self._can_await = False
+            else:
+                self.awaited = mark
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""
