@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import botocore.session
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -51,6 +52,13 @@ def s3(server) -> Iterator[LocalS3]:
     """The server, which all that reads the AWS_* variables finds while the test runs."""
     with server.activated():
         yield server
+
+
+@pytest.fixture(scope="session")
+def boto(server):
+    """A client that is not ours, to look at the server with."""
+    with server.activated():
+        return botocore.session.Session().create_client("s3")
 
 
 @pytest.fixture(scope="session")
