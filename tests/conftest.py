@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 
 import botocore.session
 import numpy as np
@@ -59,6 +61,17 @@ def boto(server):
     """A client that is not ours, to look at the server with."""
     with server.activated():
         return botocore.session.Session().create_client("s3")
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """A start method whose server has imported torch once for all tests.
+
+    That server has the environment in which it is first used; who uses it needs ``s3``.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["s3torch.datasets"])
+    return context
 
 
 @pytest.fixture(scope="session")
