@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ pytest.register_assert_rewrite("tests.readers.conformance")
 MiB = 1024 * 1024
 _BUCKET = "tests"
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """Hides what was imported from the garbage collector, which would make each forked worker copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 class Traffic:
