@@ -22,6 +22,8 @@ from s3torch.errors import BucketNotFoundError, ObjectNotFoundError, ObjectTable
 from s3torch.testing import LocalS3
 from tests.support.server import Request, ScriptedServer, Wire, fail
 
+pytestmark = pytest.mark.usefixtures("botocore_loader")
+
 BUCKET = "listed"
 FOLDERS = ("train", "train-b", "val", "tést/日本")
 KEYS = [f"data/{folder}/{number:04}.bin" for folder in FOLDERS for number in range(600)]

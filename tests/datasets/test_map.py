@@ -23,6 +23,8 @@ from s3torch.errors import (
     ObjectNotFoundError,
 )
 
+pytestmark = pytest.mark.usefixtures("botocore_loader")
+
 _COUNT = 11
 READERS = {
     "default": None,
