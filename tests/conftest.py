@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 
+import botocore.loaders
+import botocore.session
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -17,6 +22,12 @@ pytest.register_assert_rewrite("tests.readers.conformance")
 MiB = 1024 * 1024
 _BUCKET = "tests"
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """Hides what was imported from the garbage collector, which would make each forked worker copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 class Traffic:
@@ -51,6 +62,33 @@ def s3(server) -> Iterator[LocalS3]:
     """The server, which all that reads the AWS_* variables finds while the test runs."""
     with server.activated():
         yield server
+
+
+@pytest.fixture(scope="module")
+def botocore_loader() -> Iterator[None]:
+    """One reader of botocore's JSON files for all clients, as reading them takes most of a client's time."""
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", lambda search_path=None: loader)
+        yield
+
+
+@pytest.fixture(scope="session")
+def boto(server):
+    """A client that is not ours, to look at the server with."""
+    with server.activated():
+        return botocore.session.Session().create_client("s3")
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """A start method whose server has imported torch once for all tests.
+
+    That server has the environment in which it is first used; who uses it needs ``s3``.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["s3torch.datasets"])
+    return context
 
 
 @pytest.fixture(scope="session")

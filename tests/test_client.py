@@ -7,7 +7,6 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-import botocore.session
 import numpy as np
 import pytest
 
@@ -59,12 +58,6 @@ ODD_KEYS = [
 
 def _listed(client: S3Client, bucket: str, *arguments: object) -> list[str]:
     return [info.key for page in client.list_objects(bucket, *arguments) for info in page.object_info]
-
-
-@pytest.fixture
-def boto(s3):
-    """A client that is not ours, to look at the server with."""
-    return botocore.session.Session().create_client("s3")
 
 
 # --- Objects ---------------------------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import botocore.loaders
-import botocore.session
 import pytest
 
 from s3torch import S3ClientConfig, S3ReaderConfig
@@ -61,6 +59,8 @@ from tests.support.server import (
     tls_contexts,
 )
 
+pytestmark = pytest.mark.usefixtures("botocore_loader")
+
 MiB = 1024 * 1024
 PART = 5 * MiB  # the smallest that S3 takes
 PIECE = 4 * MiB  # what a read that is alone is cut into
@@ -69,15 +69,6 @@ LARGE = random.Random(2).randbytes(12 * MiB)  # three parts
 NEWER = random.Random(3).randbytes(12 * MiB)
 
 Tls = tuple[ssl.SSLContext, Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def botocore_loader() -> Iterator[None]:
-    """One reader of botocore's JSON files for all clients, as reading them takes most of a client's time."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.session, "create_loader", lambda search_path=None: loader)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import random
 import tarfile
 import zipfile
 
-import botocore.session
 import numpy as np
 import pytest
 import torch
@@ -20,12 +19,6 @@ from s3torch.errors import ArgumentError, ArgumentTypeError, ClosedError, Creden
 MiB = 1024 * 1024
 _PART = 5 * MiB
 CONTENT = random.Random(1).randbytes(3 * _PART + 1)
-
-
-@pytest.fixture
-def boto(s3):
-    """A client that is not ours, to look at the server with."""
-    return botocore.session.Session().create_client("s3")
 
 
 @pytest.fixture

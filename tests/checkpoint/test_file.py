@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import botocore.session
 import pytest
 import torch
 from torch import nn
 
 from s3torch import S3Checkpoint, S3ClientConfig, S3Reader, S3ReaderConfig, S3Writer
 from s3torch.errors import ArgumentError, ArgumentTypeError, InvalidURIError, ObjectNotFoundError
+
+pytestmark = pytest.mark.usefixtures("s3")
 
 MiB = 1024 * 1024
 READERS = {
@@ -25,9 +26,9 @@ def uri(bucket, key) -> str:
     return f"s3://{bucket}/{key}"
 
 
-@pytest.fixture(params=READERS.values(), ids=READERS)
-def checkpoint(s3, request) -> S3Checkpoint:
-    """A checkpoint of small parts, with each reader."""
+@pytest.fixture(scope="module", params=READERS.values(), ids=READERS)
+def checkpoint(request) -> S3Checkpoint:
+    """A checkpoint of small parts, with each reader; it looks the server up when it is first used."""
     return S3Checkpoint(s3client_config=S3ClientConfig(part_size=5 * MiB), reader_config=request.param)
 
 
@@ -94,18 +95,18 @@ def test_replaced(checkpoint, uri):
 
 
 @pytest.mark.parametrize("size", [10, 12 * MiB])
-def test_an_exception_leaves_nothing(s3, uri, bucket, key, size):
+def test_an_exception_leaves_nothing(boto, uri, bucket, key, size):
     """An exception while saving leaves the old checkpoint, and nothing of the new one."""
     checkpoint = S3Checkpoint(s3client_config=S3ClientConfig(part_size=5 * MiB))
     _save(checkpoint, uri, {"number": 1})
     with pytest.raises(RuntimeError, match="out of luck"):
         _save_and_fail(checkpoint, uri, size)
     assert _load(checkpoint, uri) == {"number": 1}
-    uploads = botocore.session.Session().create_client("s3").list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    uploads = boto.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
     assert key not in [upload["Key"] for upload in uploads]
 
 
-def test_what_cannot_be_pickled(s3, uri):
+def test_what_cannot_be_pickled(uri):
     """An error of torch.save itself leaves nothing either."""
     checkpoint = S3Checkpoint()
     with pytest.raises(AttributeError, match=r"lambda|local"):
@@ -114,7 +115,7 @@ def test_what_cannot_be_pickled(s3, uri):
         _load(checkpoint, uri)
 
 
-def test_lazy(s3, uri):
+def test_lazy(uri):
     """Opening sends nothing: a checkpoint that does not exist is missed at the first read."""
     checkpoint = S3Checkpoint()
     reader = checkpoint.reader(uri)
@@ -129,7 +130,7 @@ def test_lazy(s3, uri):
 @pytest.mark.parametrize(
     ("reader", "name"), [(None, "SequentialS3Reader"), (S3ReaderConfig.range_based(), "RangedS3Reader")]
 )
-def test_reader_config(s3, uri, reader, name):
+def test_reader_config(uri, reader, name):
     """The configured reader is the one that loads."""
     assert type(S3Checkpoint(reader_config=reader).reader(uri)).__name__ == name
 

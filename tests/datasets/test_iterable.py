@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import os
 import pickle
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 
 import pytest
 import torch.distributed
@@ -22,6 +23,8 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
 )
+
+pytestmark = pytest.mark.usefixtures("botocore_loader")
 
 _COUNT = 23
 READERS = {
@@ -57,10 +60,16 @@ def uri(s3, bucket, stored) -> str:
     return f"s3://{bucket}/{stored}"
 
 
-def _loader(dataset: S3IterableDataset, num_workers: int, method: str = "fork", **arguments: object) -> DataLoader:
-    context = method if num_workers else None
+def _loader(
+    dataset: S3IterableDataset, num_workers: int, context: str | BaseContext = "fork", **arguments: object
+) -> DataLoader:
     return DataLoader(
-        dataset, None, num_workers=num_workers, collate_fn=as_given, multiprocessing_context=context, **arguments
+        dataset,
+        None,
+        num_workers=num_workers,
+        collate_fn=as_given,
+        multiprocessing_context=context if num_workers else None,
+        **arguments,
     )
 
 
@@ -189,10 +198,11 @@ def test_workers_share(uri, num_workers, reader):
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked(uri, method):
+def test_workers_that_are_not_forked(uri, forkserver, method):
     """A dataset is pickled to workers that are not forked, and divided among them as well."""
     dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
-    assert sorted(_loader(dataset, 2, method)) == list(range(_COUNT))
+    context = forkserver if method == "forkserver" else method
+    assert sorted(_loader(dataset, 2, context)) == list(range(_COUNT))
 
 
 def test_persistent_workers(uri):
@@ -268,6 +278,7 @@ def test_ranks_of_the_environment(uri, monkeypatch, num_workers):
 
 def _rank(rank: int, uri: str, meeting: str) -> list[list[int]]:
     """Be one of two ranks; returns its samples of two epochs, with two workers, and of one without."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # here, as the forkserver's environment is not the test's
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
@@ -276,11 +287,10 @@ def _rank(rank: int, uri: str, meeting: str) -> list[list[int]]:
         torch.distributed.destroy_process_group()
 
 
-def test_ranks_of_a_process_group(uri, tmp_path, monkeypatch):
+def test_ranks_of_a_process_group(uri, tmp_path, forkserver):
     """Over two ranks of two workers each, every object comes exactly once in every epoch."""
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     meeting = str(tmp_path / "meeting")
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, forkserver) as pool:
         ranks = [pool.submit(_rank, rank, uri, meeting) for rank in range(2)]
         found = [rank.result() for rank in ranks]
     for first, second in zip(*found, strict=True):

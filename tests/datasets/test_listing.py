@@ -19,8 +19,9 @@ from s3torch._aws.operations import PutObject
 from s3torch.datasets.listing import ListingProgress, list_table
 from s3torch.datasets.objects import ObjectTable, list_prefix
 from s3torch.errors import BucketNotFoundError, ObjectNotFoundError, ObjectTableError, S3Error
-from s3torch.testing import LocalS3
 from tests.support.server import Request, ScriptedServer, Wire, fail
+
+pytestmark = pytest.mark.usefixtures("botocore_loader")
 
 BUCKET = "listed"
 FOLDERS = ("train", "train-b", "val", "tést/日本")
@@ -29,9 +30,9 @@ KEYS += [f"other/{number}" for number in range(100)]
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[S3Client]:
-    """Return a client of a server with 2,500 objects, of which each fifth is empty."""
-    with LocalS3() as server, server.activated():
+def client(server) -> Iterator[S3Client]:
+    """Return a client of a server whose bucket has 2,500 objects, of which each fifth is empty."""
+    with server.activated():
         server.create_bucket(BUCKET)
         client = S3Client()
         where = client.bucket(BUCKET)

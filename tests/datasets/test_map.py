@@ -23,6 +23,8 @@ from s3torch.errors import (
     ObjectNotFoundError,
 )
 
+pytestmark = pytest.mark.usefixtures("botocore_loader")
+
 _COUNT = 11
 READERS = {
     "default": None,
@@ -266,9 +268,10 @@ def _fork(num_workers: int) -> str | None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked(dataset, method):
+def test_workers_that_are_not_forked(dataset, forkserver, method):
     """A dataset is pickled to workers that are not forked, and reads there."""
-    loader = DataLoader(dataset, 4, num_workers=2, collate_fn=_as_given, multiprocessing_context=method)
+    context = forkserver if method == "forkserver" else method
+    loader = DataLoader(dataset, 4, num_workers=2, collate_fn=_as_given, multiprocessing_context=context)
     assert list(itertools.chain(*loader)) == _samples()
 
 

@@ -28,7 +28,6 @@ from s3torch._object import RemoteObject
 from s3torch.errors import ObjectNotFoundError
 from s3torch.readers import AdaptiveS3Reader, S3Reader
 from s3torch.readers.budget import BUDGET, MemoryBudget
-from s3torch.testing import LocalS3
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -39,9 +38,9 @@ LARGE = np.random.default_rng(1).bytes(6 * MiB)
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[S3Client]:
-    """A client of a running server."""
-    with LocalS3() as server, server.activated():
+def client(server) -> Iterator[S3Client]:
+    """A client that makes parts of that size, with a bucket for its objects."""
+    with server.activated():
         server.create_bucket(BUCKET)
         client = S3Client(s3client_config=S3ClientConfig(part_size=PART))
         _put(client, "large", LARGE)
