@@ -78,6 +78,14 @@ def test_another_case_into_the_same_folder(quick):
     assert [case["case"] for case in cases] == ["large", "small", "import", "ranges"]
 
 
+@pytest.mark.parametrize("case", ["epoch", "in-flight", "listing", "loader"])
+def test_other_cases(case):
+    """s3torch gets through the other cases, too."""
+    done = _run(case, "--quick", "--clients", "s3torch")
+    assert done.returncode == 0, done.stderr
+    assert "Not measured" not in done.stdout
+
+
 def test_own_data(s3, put, prefix, bucket, tmp_path):
     """``--uri`` reads the user's own objects, says how much at most, and writes no credential."""
     for number in range(4):

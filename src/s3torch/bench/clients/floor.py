@@ -72,6 +72,12 @@ def import_nothing(_: Site, __: Effort) -> Work:
     return interpreter("pass")
 
 
+@enter("import torch", "import", needs="torch")
+def import_torch(_: Site, __: Effort) -> Work:
+    """What ``import torch`` adds to a program's start: no client, but most programs do it."""
+    return interpreter("import torch")
+
+
 class _SlabStream:
     """A non-blocking socket and the memory that its answers are received into."""
 

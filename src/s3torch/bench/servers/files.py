@@ -36,7 +36,7 @@ class Scale:
     @classmethod
     def quick(cls) -> Scale:
         """Return what is made in a second."""
-        return cls(large=32 * MIB, wide=64 * MIB, samples=256, mixed=(100_000, 1 * MIB, 100 * KIB, 32 * MIB) * 3)
+        return cls(large=32 * MIB, wide=128 * MIB, samples=256, mixed=(100_000, 1 * MIB, 100 * KIB, 32 * MIB) * 3)
 
     @property
     def sample_objects(self) -> tuple[Stored, ...]:
