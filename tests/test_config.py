@@ -42,6 +42,8 @@ def test_defaults():
         "connect_timeout": 10.0,
         "first_byte_timeout": 30.0,
         "stall_timeout": 20.0,
+        "call_timeout": None,
+        "hedging": True,
         "verify": True,
     }
 

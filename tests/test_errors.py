@@ -38,6 +38,7 @@ FIELDS = {
     "request_id": "R1",
     "region": "eu-west-1",
     "attempts": 3,
+    "retry_after": 2.0,
 }
 
 each_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

@@ -61,9 +61,10 @@ class Fetch:
             S3Error: It failed; no request is under way any more.
         """
         try:
+            deadline = self.engine.deadline()
             if self._began_without_size:
-                self._await_size()
-            self.engine.wait(self._gets)
+                self._await_size(deadline)
+            self.engine.wait(self._gets, deadline)
         except BaseException:
             self.engine.cancel(self._gets)
             raise
@@ -86,10 +87,10 @@ class Fetch:
             self._memory = self._place(size)
             self._submit_parts(start)
 
-    def _await_size(self) -> None:
+    def _await_size(self, deadline: float | None) -> None:
         first = self._gets[0]
         while first.total is None and not first.is_done:
-            self.engine.turn()
+            self.engine.turn(deadline)
         if first.error is not None:
             return
         self._remote.observe(first.total, first.etag)

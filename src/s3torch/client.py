@@ -386,6 +386,8 @@ class S3Client:
                 connect_timeout=config.connect_timeout,
                 first_byte_timeout=config.first_byte_timeout,
                 stall_timeout=config.stall_timeout,
+                call_timeout=config.call_timeout,
+                hedging=config.hedging,
             ),
         )
         state.engines.add(engine)

@@ -51,6 +51,11 @@ class S3ClientConfig:
         connect_timeout: Seconds to establish a connection, TLS included.
         first_byte_timeout: Seconds from the end of the request to the first byte of the answer.
         stall_timeout: Seconds within which a transfer must move at least 1 KiB per second of them.
+        call_timeout: Seconds that a call may wait for its transfers, retries included, before it raises DeadlineError:
+            a read, a page of a listing, a part of an upload. Time in which nobody waits does not count. None (default)
+            sets no limit; a fault then ends with ``max_attempts``.
+        hedging: Whether a read whose first byte is late, by what this host showed lately, is sent a second time on
+            another connection, 2 % of the requests at most. The first to answer wins.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
 
@@ -73,10 +78,12 @@ class S3ClientConfig:
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0
+    call_timeout: float | None = None
+    hedging: bool = True
     verify: bool | str | os.PathLike[str] = True
 
     def __post_init__(self) -> None:
-        for name in ("unsigned", "force_path_style", "requester_pays"):
+        for name in ("unsigned", "force_path_style", "requester_pays", "hedging"):
             _require_type(self, name, bool)
         if self.profile is not None:
             _require_type(self, "profile", str)
@@ -91,8 +98,9 @@ class S3ClientConfig:
         _require_int(self, "max_objects_ahead", 1, 100_000)
         for name in ("connect_timeout", "first_byte_timeout", "stall_timeout"):
             _require_positive(self, name)
-        if self.throughput_target_gbps is not None:
-            _require_positive(self, "throughput_target_gbps")
+        for name in ("throughput_target_gbps", "call_timeout"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
         if self.unsigned and self.requester_pays:
             raise ConfigError(
                 "S3ClientConfig(unsigned=True, requester_pays=True) cannot work: "

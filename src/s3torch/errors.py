@@ -73,6 +73,7 @@ class S3Error(Exception):
         request_id: The service's id of the request, for its support.
         region: The bucket's region, where the answer told it.
         attempts: How often the request was sent.
+        retry_after: Seconds for which the service asked to be left alone, where it did.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class S3Error(Exception):
         request_id: str | None = None,
         region: str | None = None,
         attempts: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.bucket = bucket
@@ -95,6 +97,7 @@ class S3Error(Exception):
         self.request_id = request_id
         self.region = region
         self.attempts = attempts
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         sentence = str(self.args[0])

@@ -162,6 +162,7 @@ def test_the_facts_are_kept():
         "request_id": "R1",
         "region": "eu-west-1",
         "attempts": None,
+        "retry_after": None,
     }
 
 
@@ -175,7 +176,18 @@ def test_facts_that_are_missing_are_none():
         "request_id": None,
         "region": None,
         "attempts": None,
+        "retry_after": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds"),
+    [("3", 3.0), ("0", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None), ("9" * 10, None), ("", None)],
+)
+def test_retry_after(field: str, seconds: float | None):
+    """How long the service asked to be left alone is kept, if it is a number of seconds."""
+    error = error_from_answer(OBJECT, 503, {"retry-after": field}, ErrorDocument("SlowDown"))
+    assert error.retry_after == seconds
 
 
 def test_facts_of_the_head():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable, Generator, Sequence
 
 import pytest
@@ -485,6 +486,251 @@ def test_jitter():
     shares = iter([0.5, 0.125])
     Engine(network, POLICY, LIMITS, jitter=lambda: next(shares)).run([Ask()])
     assert network.now == 1000.0 + 0.5 * 0.25 + 0.125 * 0.5
+
+
+def test_an_outage_is_not_amplified():
+    """Once a hundred retries were in vain the others wait for the longest pause instead of a short one."""
+    network = FakeNetwork(then=serve(*[answer(500)] * 1000))
+    engine = make(network, RetryPolicy(max_attempts=2, base=0.5, cap=8.0), Limits(connections=1))
+    for number in range(100):
+        with pytest.raises(ServerError):
+            engine.run([Ask()])
+        assert network.now == 1000.0 + 0.5 * (number + 1)
+    with pytest.raises(ServerError):
+        engine.run([Ask()])
+    assert network.now == 1000.0 + 50.0 + 8.0
+
+
+def test_throttled():
+    """When the service asks for fewer requests, half as many are in flight, and more again as they succeed."""
+    refusals = iter([True] * 8)
+    together: list[tuple[float, int]] = []
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            yield from peer.request()
+            yield 0.1
+            peer.send(answer(503) if next(refusals, False) else answer())
+
+    network = FakeNetwork(then=script)
+    engine = make(network, limits=Limits(connections=8))
+    asks = [Ask(str(number)) for number in range(200)]
+    network.on_select = lambda: together.append((network.now, sum(ask.flight is not None for ask in asks)))
+    engine.run(asks)
+    assert max(count for now, count in together if now < 1000.1) == 8
+    assert max(count for now, count in together if 1000.15 < now < 1000.25) == 4
+    assert max(count for now, count in together if now > 1002.0) == 8
+    assert engine.stats.retries == 8
+
+
+def slow_on(slow: dict[bytes, list[float]], usual: float = 0.02) -> Script:
+    """Return a script that answers each request with its target: after the next of its seconds, or the usual ones."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            target = (yield from peer.request()).split()[1]
+            seconds = slow.get(target)
+            yield seconds.pop(0) if seconds else usual
+            peer.send(answer(body=target))
+
+    return script
+
+
+class Look(Ask):
+    """A request that may be sent a second time beside the first."""
+
+    is_read = True
+
+
+def learnt(network: FakeNetwork, **limits: object) -> Engine:
+    """Return an engine that knows what the first byte of this network takes."""
+    engine = make(network, limits=Limits(**limits))
+    engine.run([Look(str(number)) for number in range(64)])
+    assert engine.stats.hedges == 0
+    return engine
+
+
+def test_late_first_byte_is_asked_for_again():
+    """A read whose first byte is late is sent on a new connection, and the first answer counts."""
+    network = FakeNetwork(then=slow_on({b"/late": [1.0]}))
+    engine = learnt(network, connections=8)
+    began, known = network.now, len(network.connections)
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, engine.stats.hedges) == (b"/late", 1, 1)
+    assert network.now - began == pytest.approx(0.05 + 0.02)
+    assert len(network.connections) == known + 1
+    asked = [peer for peer in network.peers if b"/late" in peer.requests[-1]]
+    assert [peer.client_left for peer in asked] == [True, False]
+    assert ask.flight is None
+    assert ask.rival is None
+    assert engine.pending == 0
+
+
+def test_late_first_byte_comes_first_after_all():
+    """The first request wins if its answer comes before that to the second."""
+    network = FakeNetwork(then=slow_on({b"/late": [0.06, 1.0]}))
+    engine = learnt(network, connections=8)
+    began = network.now
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, engine.stats.hedges) == (b"/late", 1, 1)
+    assert network.now - began == pytest.approx(0.06)
+    again = Look("again")
+    engine.run([again])
+    assert again.body == b"/again"
+
+
+@pytest.mark.parametrize("end", [Peer.close, Peer.reset])
+def test_rival_that_breaks(end: Callable[[Peer], None]):
+    """A second request that breaks takes nothing from the first, and the other way round."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            target = (yield from peer.request()).split()[1]
+            if target != b"/late":
+                yield 0.02
+            elif not seen:
+                seen.append(peer)
+                yield 0.3
+            elif len(seen) == 1:
+                seen.append(peer)
+                yield 0.01
+                end(peer)
+                return
+            peer.send(answer(body=target))
+
+    seen: list[Peer] = []
+    network = FakeNetwork(then=script)
+    engine = learnt(network, connections=8)
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, len(seen)) == (b"/late", 1, 2)
+
+
+def test_both_break():
+    """If both requests break the read is sent again as usual: its kept connection may have been closed meanwhile."""
+    breaks = iter([0.1, 0.01])
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            target = (yield from peer.request()).split()[1]
+            pause = next(breaks, None) if target == b"/late" else None
+            yield pause or 0.02
+            if pause:
+                peer.close()
+                return
+            peer.send(answer(body=target))
+
+    network = FakeNetwork(then=script)
+    engine = learnt(network, connections=8)
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, engine.stats.hedges) == (b"/late", 1, 1)
+    assert sum(b"/late" in peer.requests[-1] for peer in network.peers) == 3
+
+
+def test_second_request_is_late_as_well():
+    """If the second request is late, too, a third one is sent, and the first one is given up."""
+    network = FakeNetwork(then=slow_on({b"/late": [1.0, 1.0]}))
+    engine = learnt(network, connections=8)
+    began = network.now
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, engine.stats.hedges) == (b"/late", 1, 2)
+    assert network.now - began == pytest.approx(0.05 + 0.05 + 0.02)
+    asked = [peer for peer in network.peers if b"/late" in peer.requests[-1]]
+    assert [peer.client_left for peer in asked] == [True, True, False]
+
+
+@pytest.mark.parametrize("hedging", [True, False])
+def test_what_is_not_asked_for_again(hedging: bool):
+    """What is no read is never sent a second time beside the first, and no read is if that is not wanted."""
+    network = FakeNetwork(then=slow_on({b"/late": [1.0]}))
+    engine = learnt(network, connections=8, hedging=hedging)
+    began = network.now
+    engine.run([(Ask if hedging else Look)("late")])
+    assert engine.stats.hedges == 0
+    assert network.now - began == pytest.approx(1.0)
+
+
+def test_cancel_with_a_rival():
+    """Cancelling a read closes the connections of both its requests."""
+    network = FakeNetwork(then=slow_on({b"/late": [100.0, 100.0]}))
+    engine = learnt(network, connections=8)
+    ask = Look("late")
+    engine.submit(ask)
+    while ask.rival is None:
+        engine.turn()
+    before = network.open_connections
+    engine.cancel([ask])
+    assert network.open_connections == before - 2
+    assert (engine.pending, ask.flight, ask.rival) == (0, None, None)
+    engine.run([Look("next")])
+
+
+def test_reset_with_a_rival():
+    """A reset ends both requests of a read, once."""
+    network = FakeNetwork(then=slow_on({b"/late": [100.0, 100.0]}))
+    engine = learnt(network, connections=8)
+    ask = Look("late")
+    engine.submit(ask)
+    while ask.rival is None:
+        engine.turn()
+    engine.reset()
+    assert (ask.is_done, ask.flight, ask.rival, network.open_connections) == (True, None, None, 0)
+    engine.run([Look("next")])
+
+
+def test_hedging_pays():
+    """With one request in a hundred a second late, batches of 64 end three times sooner at the 99th percentile."""
+    times = {hedging: _batch_times(hedging=hedging) for hedging in (False, True)}
+    (without, _), (with_it, extra) = times[False], times[True]
+    assert sorted(without)[98] >= 3 * sorted(with_it)[98]
+    assert extra < 0.03
+
+
+def _batch_times(*, hedging: bool) -> tuple[list[float], float]:
+    """Return the seconds of 100 batches, and the share of second requests."""
+    chance = random.Random(1)
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            yield from peer.request()
+            yield 1.0 if chance.random() < 0.01 else 0.02 + 0.01 * chance.random()
+            peer.send(answer(body=b"x"))
+
+    network = FakeNetwork(then=script)
+    engine = make(network, limits=Limits(connections=128, hedging=hedging))
+    engine.run([Look(str(number)) for number in range(64)])
+    seconds = []
+    for _ in range(100):
+        began = network.now
+        engine.run([Look(str(number)) for number in range(64)])
+        seconds.append(network.now - began)
+    return seconds, engine.stats.hedges / engine.stats.requests
+
+
+def test_call_timeout():
+    """A call that takes longer than it may is given up, retries included; time in which nobody waits is free."""
+    network = FakeNetwork(then=serve(answer(), *[answer(500)] * 100, delay=1.0))
+    engine = make(network, RetryPolicy(max_attempts=100, base=0.25, cap=1.0), Limits(call_timeout=10.0))
+    engine.run([Ask()])
+    ask = Ask()
+    engine.submit(ask)
+    engine.nudge()
+    network.pass_time(1000.0)
+    began = network.now
+    with pytest.raises(DeadlineError, match="not done within 10 s"):
+        engine.wait([ask])
+    assert 10.0 <= network.now - began <= 11.5
+    assert ask.is_done
+    assert engine.pending == 0
 
 
 def test_others_move_during_a_pause():

@@ -118,3 +118,18 @@ def test_a_policy_is_a_value():
     assert RetryPolicy(max_attempts=3) == RetryPolicy(max_attempts=3) != RetryPolicy()
     with pytest.raises(dataclasses.FrozenInstanceError):
         RetryPolicy().cap = 1.0
+
+
+def test_out_of_budget():
+    """When retries are many beside successes each waits for its share of the longest pause."""
+    error = ServerError("It broke.")
+    assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5) == 0.05
+    assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5, is_in_budget=False) == 10.0
+    assert RetryPolicy().pause(error, 10, was_reached=True, jitter=0.5, is_in_budget=False) is None
+
+
+def test_retry_after():
+    """A retry goes out no sooner than the service asked for, up to the longest pause."""
+    for asked, pause in ((None, 0.05), (0.01, 0.05), (3.0, 3.0), (1000.0, 20.0)):
+        error = ThrottledError("Slow down.", retry_after=asked)
+        assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5) == pause

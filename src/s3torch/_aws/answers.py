@@ -102,7 +102,13 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
         code=document.code or None,
         request_id=document.request_id or fields.get("x-amz-request-id"),
         region=region,
+        retry_after=_retry_after(fields.get("retry-after", "")),
     )
+
+
+def _retry_after(text: str) -> float | None:
+    """Return the seconds of a Retry-After field (RFC 9110 10.2.3); its other form, a date, is not heeded."""
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:

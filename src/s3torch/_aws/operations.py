@@ -128,6 +128,7 @@ class Read(Operation):
         body: The answer's body; empty for HEAD.
     """
 
+    is_read = True
     body = b""
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
@@ -162,6 +163,8 @@ class GetObject(Operation):
         etag: The object's ETag, once known.
         filled: Bytes received.
     """
+
+    is_read = True
 
     def __init__(
         self,

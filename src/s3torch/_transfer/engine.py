@@ -13,7 +13,8 @@ idle shows that on its next use, by ending before a single byte of an answer: th
 connection at once, which does not count as an attempt.
 
 Every request that passes here can be sent twice without harm (GET, HEAD, PUT of the same bytes), so whether it is sent
-again is for the retry policy alone.
+again is for the retry policy alone. A read whose first byte is late is sent a second time at once, on a new connection:
+its flight gets a rival, and whichever brings the first byte goes on alone.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from dataclasses import dataclass
 
 from s3torch._transfer.connection import READ, Connection, Network, Origin
 from s3torch._transfer.http1 import Head, Inbox
+from s3torch._transfer.pacing import ConcurrencyWindow, FirstBytes, RetryBudget
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
-from s3torch.errors import ConnectionFailedError, DeadlineError, S3Error
+from s3torch.errors import ConnectionFailedError, DeadlineError, S3Error, ThrottledError
 
 __all__ = ["Engine", "Exchange", "Limits"]
 
 # Deadlines are seconds long; looking at them this often is precise enough and costs nothing.
 _SWEEP_INTERVAL = 0.25
+# How often it is looked whether a first byte is late, in seconds: as long as the least lateness.
+_HEDGE_INTERVAL = 0.05
 # Below this rate over a whole stall_timeout, in bytes per second, a transfer counts as stalled.
 _SLOWEST_RATE = 1024
 # One connection that brings bytes as fast as they are taken, as over TLS, must not keep the others waiting; in bytes.
@@ -53,11 +57,14 @@ class Exchange(ABC):
         memory: Bytes of memory that its answer fills; counts towards the limit of bytes in flight.
 
     Attributes:
-        attempts: How often it was sent.
+        is_read: Whether it changes nothing, so that a second request may go out beside it.
+        attempts: How often it was sent; second requests do not count.
         is_done: Whether it has succeeded or failed.
         error: What it failed with.
         head: The head of the last answer.
     """
+
+    is_read = False
 
     def __init__(self, origin: Origin, memory: int) -> None:
         self.origin = origin
@@ -67,6 +74,7 @@ class Exchange(ABC):
         self.error: S3Error | None = None
         self.head: Head | None = None
         self.flight: _Flight | None = None
+        self.rival: _Flight | None = None
 
     @abstractmethod
     def request(self) -> Sequence[memoryview]:
@@ -98,12 +106,26 @@ class Limits:
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0
+    call_timeout: float | None = None
+    hedging: bool = True
 
 
 class _Flight:
     """One attempt of an exchange on a connection."""
 
-    __slots__ = ("connection", "exchange", "mark", "moved", "moved_at_mark", "outgoing", "received", "response", "want")
+    __slots__ = (
+        "began",
+        "connection",
+        "exchange",
+        "is_hedged",
+        "mark",
+        "moved",
+        "moved_at_mark",
+        "outgoing",
+        "received",
+        "response",
+        "want",
+    )
 
     def __init__(self, exchange: Exchange, connection: Connection, now: float) -> None:
         self.exchange = exchange
@@ -113,6 +135,8 @@ class _Flight:
         self.outgoing: list[memoryview] = []
         self.received = 0
         self.moved = 0
+        self.began = now
+        self.is_hedged = False
         self.mark = now
         self.moved_at_mark = 0
 
@@ -173,6 +197,10 @@ class Engine:
         self._time_away = 0.0
         self._now = self._left_at
         self._next_sweep = 0.0
+        self._next_hedge = 0.0
+        self._window = ConcurrencyWindow(self._limits.connections)
+        self._retry_budget = RetryBudget()
+        self._first_bytes: dict[Origin, FirstBytes] = {}
 
     def __repr__(self) -> str:
         return (
@@ -193,7 +221,7 @@ class Engine:
         try:
             for exchange in exchanges:
                 self.submit(exchange)
-            self._wait(exchanges)
+            self._wait(exchanges, None)
         except BaseException:
             self.cancel(exchanges)
             raise
@@ -202,37 +230,56 @@ class Engine:
         """Queue an exchange; it moves when somebody waits."""
         self._queue.append(exchange)
 
-    def wait(self, exchanges: Sequence[Exchange]) -> None:
+    def deadline(self) -> float | None:
+        """Return when a call that begins now must have ended, for ``wait``; None if it may take as long as it takes."""
+        limit = self._limits.call_timeout
+        return None if limit is None else self._now + limit
+
+    def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Turn the loop until all of these are done.
 
         Whatever is raised, none of them is in flight afterwards: nothing writes into their memory any more.
+
+        Args:
+            exchanges: That were submitted.
+            deadline: Of the call that they are for; None begins one of its own.
 
         Raises:
             S3Error: The first error among them; the others are cancelled and their connections closed.
         """
         try:
-            self._wait(exchanges)
+            self._wait(exchanges, deadline)
         except BaseException:
             self.cancel(exchanges)
             raise
 
-    def _wait(self, exchanges: Sequence[Exchange]) -> None:
+    def _wait(self, exchanges: Sequence[Exchange], deadline: float | None) -> None:
         failures = self._failures
+        deadline = deadline or self.deadline()
         for exchange in exchanges:
             if exchange.error is not None:
                 self._raise_first_error(exchanges)
             while not exchange.is_done:
-                self.turn()
+                self.turn(deadline)
                 if self._failures != failures:
                     failures = self._failures
                     self._raise_first_error(exchanges)
 
-    def turn(self) -> None:
+    def turn(self, deadline: float | None = None) -> None:
         """Move everything that can move; waits for that if need be.
 
         Whatever interrupts this (Ctrl-C, a bug) leaves an engine without connections, which can be used again; all
         that was queued or in flight has failed then.
+
+        Args:
+            deadline: Of the call that turns the loop.
+
+        Raises:
+            DeadlineError: It has passed; everything goes on if the loop is turned again.
         """
+        if deadline is not None and self._now >= deadline:
+            limit = f"{self._limits.call_timeout:g} s"
+            raise DeadlineError(f"The call was not done within {limit}, as S3ClientConfig(call_timeout=...) asks.")
         try:
             self._turn()
         except BaseException:
@@ -258,7 +305,7 @@ class Engine:
         for exchange in exchanges:
             if exchange.is_done:
                 continue
-            if exchange.flight is not None:
+            while exchange.flight is not None:
                 self._land(exchange.flight, keep=False)
             self._finish(exchange, ConnectionFailedError("The transfer was cancelled."))
 
@@ -276,7 +323,7 @@ class Engine:
         for connection in list(self._connections):
             self._discard(connection)
         for flight in self._flights:
-            flight.exchange.flight = None
+            flight.exchange.flight = flight.exchange.rival = None
         self._flights.clear()
         self._memory_in_flight = 0
         for exchange in unfinished:
@@ -314,6 +361,8 @@ class Engine:
         self._start_queued()
         for connection, ready in busy:
             self._advance(connection, ready)
+        if self._now >= self._next_hedge and self._limits.hedging:
+            self._hedge_late_ones()
         if self._now >= self._next_sweep:
             self._sweep()
         self._left_at = self._network.clock()  # what a turn has to do takes its time, too
@@ -329,11 +378,13 @@ class Engine:
         """Return for how many seconds nothing needs to be done unless a connection can move."""
         if not self._flights and not self._later and not self._queue:
             raise AssertionError("waiting for an exchange that was never submitted")
-        moment = min(self._next_sweep, self._later[0][0]) if self._later else self._next_sweep
+        moment = min(self._next_sweep, self._next_hedge) if self._limits.hedging else self._next_sweep
+        if self._later:
+            moment = min(moment, self._later[0][0])
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
-        if not self._queue or len(self._flights) >= self._limits.connections:
+        if not self._queue or len(self._flights) >= int(self._window.size):
             return False
         return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
 
@@ -361,6 +412,9 @@ class Engine:
             if self._now + self._time_away - connection.idle_since < _IDLE_LIFETIME:
                 return connection
             self._discard(connection)
+        return self._open(origin)
+
+    def _open(self, origin: Origin) -> Connection:
         if len(self._connections) >= self._limits.connections:
             self._close_one_idle()
         connection = self._network.open(origin)
@@ -458,6 +512,8 @@ class Engine:
                 count = connection.recv_into(want)
                 if count is None:
                     break
+                if count and flight.exchange.rival is not None:
+                    self._let_win(flight)
                 received += count
                 is_empty = count < len(want) and not connection.holds_more
                 want = response.send(count)
@@ -479,6 +535,8 @@ class Engine:
     def _count_received(self, flight: _Flight, count: int) -> None:
         self.stats.bytes_received += count
         if count and not flight.received:
+            if flight.exchange.is_read:
+                self._first_bytes_of(flight.exchange.origin).note(self._now - flight.mark)
             flight.mark, flight.moved_at_mark = self._now, flight.moved
         flight.received += count
         flight.moved += count
@@ -490,9 +548,13 @@ class Engine:
         self._reached.add(exchange.origin)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
         if error is None:
+            self._window.note_success()
+            self._retry_budget.note_success()
             self._finish(exchange, None)
-        else:
-            self._retry_or_fail(exchange, error)
+            return
+        if isinstance(error, ThrottledError):
+            self._window.note_throttled(flight.began, self._now)
+        self._retry_or_fail(exchange, error)
 
     def _break(self, flight: _Flight, error: S3Error) -> None:
         exchange = flight.exchange
@@ -500,6 +562,8 @@ class Engine:
         if flight.received:
             self._reached.add(exchange.origin)
         self._land(flight, keep=False)
+        if exchange.flight is not None:
+            return  # its rival goes on
         if was_stale:
             exchange.attempts -= 1
             self._queue.appendleft(exchange)
@@ -507,11 +571,14 @@ class Engine:
             self._retry_or_fail(exchange, error)
 
     def _land(self, flight: _Flight, *, keep: bool) -> None:
-        """Take the exchange off its connection."""
+        """Take the exchange off its connection; a rival of the flight takes its place."""
         connection, exchange = flight.connection, flight.exchange
         self._flights.discard(flight)
-        self._memory_in_flight -= exchange.memory
-        exchange.flight = None
+        if flight is exchange.flight:
+            exchange.flight = exchange.rival
+        exchange.rival = None
+        if exchange.flight is None:
+            self._memory_in_flight -= exchange.memory
         connection.flight = None
         # The reader holds slices of the destination; they must be gone before its owner can take the memory back.
         flight.response = flight.want = None
@@ -545,12 +612,17 @@ class Engine:
             self._queue.appendleft(exchange)  # where a reset finds it
             raise
         pause = self._policy.pause(
-            error, exchange.attempts, was_reached=exchange.origin in self._reached, jitter=self._jitter()
+            error,
+            exchange.attempts,
+            was_reached=exchange.origin in self._reached,
+            is_in_budget=self._retry_budget.has_tokens,
+            jitter=self._jitter(),
         )
         if pause is None:
             self._finish(exchange, exchange.explain(error))
         else:
             self.stats.retries += 1
+            self._retry_budget.note_retry()
             heapq.heappush(self._later, (self._now + pause, next(self._order), exchange))
 
     def _finish(self, exchange: Exchange, error: S3Error | None) -> None:
@@ -564,6 +636,50 @@ class Engine:
         for flight in list(self._flights):
             if flight.connection.awaited > 1:  # more may have come than select has told
                 self._guarded(flight, self._receive)
-            what = flight.overdue(self._now, self._limits) if flight.exchange.flight is flight else None
+            what = flight.overdue(self._now, self._limits) if flight in self._flights else None
             if what is not None:
                 self._break(flight, DeadlineError(f"{what}."))
+
+    def _first_bytes_of(self, origin: Origin) -> FirstBytes:
+        known = self._first_bytes.get(origin)
+        if known is None:
+            known = self._first_bytes[origin] = FirstBytes()
+        return known
+
+    def _hedge_late_ones(self) -> None:
+        """Send a second request for each read whose first byte is late."""
+        self._next_hedge = self._now + _HEDGE_INTERVAL
+        for flight in list(self._flights):
+            exchange = flight.exchange
+            known = self._first_bytes.get(exchange.origin)
+            is_waiting = flight.connection.is_open and not flight.outgoing and not flight.received
+            if known is None or known.late_after is None or not (is_waiting and exchange.is_read):
+                continue
+            due = flight.mark + known.late_after
+            if due > self._now:
+                self._next_hedge = min(self._next_hedge, due)
+            elif not flight.is_hedged and known.may_hedge and len(self._flights) < int(self._window.size):
+                known.note_hedge()
+                self._start_rival(flight)
+
+    def _start_rival(self, flight: _Flight) -> None:
+        """Send an exchange a second time; if that is late as well, a third time, and the first one is given up."""
+        exchange = flight.exchange
+        flight.is_hedged = True
+        if exchange.flight is not flight and exchange.flight is not None:
+            self._land(exchange.flight, keep=False)
+        try:
+            connection = self._open(exchange.origin)
+        except S3Error:
+            return  # the first request may still be answered
+        self.stats.hedges += 1
+        exchange.rival = rival = _Flight(exchange, connection, self._now)
+        connection.flight = rival
+        self._flights.add(rival)
+
+    def _let_win(self, flight: _Flight) -> None:
+        """Give up the other flight of an exchange: this one has brought the first byte."""
+        exchange = flight.exchange
+        loser = exchange.flight if flight is exchange.rival else exchange.rival
+        if loser is not None:
+            self._land(loser, keep=False)

@@ -16,7 +16,7 @@ _ATTEMPTS_ON_PROTOCOL_ERROR = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter.
+    """Exponential backoff with full jitter; no sooner than the service asks for (Retry-After, up to ``cap``).
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
@@ -30,7 +30,9 @@ class RetryPolicy:
     base: float = 0.1
     cap: float = 20.0
 
-    def pause(self, error: S3Error, attempts: int, *, was_reached: bool, jitter: float) -> float | None:
+    def pause(
+        self, error: S3Error, attempts: int, *, was_reached: bool, jitter: float, is_in_budget: bool = True
+    ) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up.
 
         Args:
@@ -38,10 +40,12 @@ class RetryPolicy:
             attempts: How often the request was sent so far.
             was_reached: Whether the endpoint ever answered this engine.
             jitter: A random number in [0, 1).
+            is_in_budget: Whether retries are few beside successes. Else the pause is the longest.
         """
         if not isinstance(error, TransientError) or attempts >= self._limit(error, was_reached=was_reached):
             return None
-        return jitter * min(self.cap, self.base * 2.0 ** min(attempts - 1, 30))
+        longest = min(self.cap, self.base * 2.0 ** min(attempts - 1, 30)) if is_in_budget else self.cap
+        return max(jitter * longest, min(error.retry_after or 0.0, self.cap))
 
     def _limit(self, error: TransientError, *, was_reached: bool) -> int:
         if isinstance(error, ProtocolError):

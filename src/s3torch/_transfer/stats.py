@@ -17,6 +17,7 @@ class TransferStats:
         bytes_received: Bytes of answers, heads included.
         bytes_sent: Bytes of requests, heads included.
         connections_opened: Connections that were begun.
+        hedges: Second requests that were begun because a first byte was late.
     """
 
     requests: int = 0
@@ -24,6 +25,7 @@ class TransferStats:
     bytes_received: int = 0
     bytes_sent: int = 0
     connections_opened: int = 0
+    hedges: int = 0
 
     def __add__(self, other: TransferStats) -> TransferStats:
         return TransferStats(
@@ -32,4 +34,5 @@ class TransferStats:
             self.bytes_received + other.bytes_received,
             self.bytes_sent + other.bytes_sent,
             self.connections_opened + other.connections_opened,
+            self.hedges + other.hedges,
         )
