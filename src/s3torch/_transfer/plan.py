@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["coalesce", "part_size_for", "split", "upload_part_size"]
+__all__ = ["SMALLEST_PART", "coalesce", "part_size_for", "split", "upload_part_size"]
 
 # Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 MAX_PART_SIZE = 5 * 1024**3
@@ -17,7 +17,7 @@ _PARTS_PER_DOUBLING = 900
 # Of a lone read, in bytes: a connection of S3 brings this in about 45 ms, after 20 ms of waiting for its first byte.
 # Measured at that latency and speed: 16 MiB took 90 ms in parts of 4 MiB, 134 ms in parts of 8 and 70 ms in parts of 2,
 # which are twice as many requests.
-_SMALLEST_PART = 4 * 1024**2
+SMALLEST_PART = 4 * 1024**2
 
 
 def part_size_for(length: int, usual: int, others: int, connections: int, memory: int) -> int:
@@ -37,7 +37,7 @@ def part_size_for(length: int, usual: int, others: int, connections: int, memory
         return max(usual, memory // connections)
     if others:
         return usual
-    return min(usual, max(_SMALLEST_PART, -(-length // connections)))
+    return min(usual, max(SMALLEST_PART, -(-length // connections)))
 
 
 def split(start: int, stop: int, part_size: int) -> list[tuple[int, int]]:
