@@ -106,9 +106,10 @@ class Fetch:
         if self._memory is None or size is None:
             raise AssertionError("parts of an object of unknown size")
         end = size if self._stop is None else min(self._stop, size)
-        part_size = self._remote.part_size(
-            end - begin, self.engine.pending - sum(not get.is_done for get in self._gets)
-        )
+        part_size = plan.SMALLEST_PART  # most objects of a dataset are smaller, and not worth more thought
+        if end - begin > part_size:
+            others = self.engine.pending - sum(not get.is_done for get in self._gets)
+            part_size = self._remote.part_size(end - begin, others)
         for left, right in plan.split(begin, end, part_size):
             self._submit(left, right, self._memory[left - self._start : right - self._start])
 
