@@ -191,6 +191,8 @@ def test_refuses(server: FaultyServer):
     while time.monotonic() < deadline:
         try:
             connect(server).close()
+        except ConnectionResetError:
+            pass  # it was waiting to be accepted
         except ConnectionRefusedError:
             refused += 1
             time.sleep(0.01)
@@ -371,6 +373,18 @@ def test_everything_is_closed():
         with pytest.raises(ConnectionRefusedError):
             connect(server)
         assert len(server.requests) == len(endless)
+
+
+def test_close_connections(server: FaultyServer):
+    """What is under way ends, and its connection; the server can be used on."""
+    server.script(faults.stall_before_head)
+    with connect(server) as sock:
+        sock.sendall(b"GET /bucket/key HTTP/1.1\r\n\r\n")
+        while not server.injected:
+            time.sleep(0.001)
+        server.close_connections()
+        assert sock.recv(1) == b""
+    assert ask(server)[0] == 200
 
 
 def test_not_started():

@@ -7,6 +7,7 @@ a handler is raised at the end of the `with` block; the connection errors that a
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -95,7 +96,8 @@ class ScriptedServer:
             was_listening, self._listening = self._listening, False
         if was_listening:
             # Closing a listener does not wake the thread that accepts from it; a connection does.
-            socket.create_connection(("127.0.0.1", self.port)).close()
+            with contextlib.suppress(OSError):  # one that came before has woken it already
+                socket.create_connection(("127.0.0.1", self.port)).close()
         self._acceptor.join(_JOIN_TIMEOUT)
 
     def listen_again(self) -> None:
@@ -123,9 +125,15 @@ class ScriptedServer:
         self._exiting.wait(seconds)
 
     def close_connections(self) -> None:
-        """Shuts all connections down that are open now; for between two requests."""
-        for wire in list(self._wires):
+        """Shuts all connections down, and waits until their handlers have returned; for between two requests."""
+        self.stop_listening()  # what waits to be accepted is refused
+        wires, self._wires = self._wires, []
+        threads, self._threads = self._threads, []
+        for wire in wires:
             wire.shut_down()
+        for thread in threads:
+            thread.join(_JOIN_TIMEOUT)
+        self.listen_again()
 
     def _wrap(self, sock: socket.socket, _number: int) -> socket.socket:
         if self._tls is None:

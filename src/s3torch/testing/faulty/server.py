@@ -145,7 +145,7 @@ class FaultyServer:
             for kind in (Fault, ConnectionFault):
                 self._scripts[kind] = deque(fault for fault in made if isinstance(fault, kind))
         if self._scripts[ConnectionFault] and self._server is not None:
-            self._server.close_connections()
+            self.close_connections()
 
     def rates(self, shares: Mapping[Made, float]) -> None:
         """Lets requests meet faults by chance: the same requests for the same seed.
@@ -164,7 +164,11 @@ class FaultyServer:
         with self._lock:
             self._rates = dict(rates)
         if any(isinstance(fault, ConnectionFault) for fault in made) and self._server is not None:
-            self._server.close_connections()
+            self.close_connections()
+
+    def close_connections(self) -> None:
+        """Ends all connections and what is done on them, so that nothing is left over for the next test."""
+        self._running.close_connections()
 
     @property
     def _running(self) -> ScriptedServer:
