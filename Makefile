@@ -1,10 +1,10 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
-# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, docs
-# and bench.
+# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, docs,
+# soak and bench.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check test docs demo bench build-check clean
+.PHONY: help venv fmt check test docs soak demo bench build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
@@ -50,6 +50,9 @@ test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)
+
+soak: $(VENV)/$(READY)  ## read 100,000 objects under random faults
+	$(BIN)/python -m tests.soak $(ARGS)
 
 demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 	$(BIN)/s3torch demo

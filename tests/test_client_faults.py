@@ -45,8 +45,8 @@ from s3torch.errors import (
     TransientError,
     TruncatedBodyError,
 )
+from s3torch.testing.faulty import listener
 from s3torch.writer import S3Writer
-from tests.support import server as server_module
 from tests.support.server import (
     Handler,
     Request,
@@ -1438,7 +1438,7 @@ def test_early_refusal_of_an_upload(monkeypatch: pytest.MonkeyPatch, transport: 
             self.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
             is_understood.wait(10.0)
 
-    monkeypatch.setattr(server_module, "Wire", HastyWire)
+    monkeypatch.setattr(listener, "Wire", HastyWire)
     with serving(Uploads(), transport, part_size=64 * MiB) as (server, client):
         writer = client.put_object("bucket", "key")
         writer.write(bytes(64 * MiB))  # more than the kernel's buffers take

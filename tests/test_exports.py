@@ -177,7 +177,7 @@ def test_sockets_are_in_one_place():
 
 def test_tls_is_in_two_places():
     """Only connection.py speaks TLS, with the context that session.py makes."""
-    importers = {name for name in _importers("ssl") if not name.startswith("s3torch.bench")}
+    importers = {name for name in _importers("ssl") if not name.startswith(_BESIDE)}
     assert importers == {"s3torch._transfer.connection", "s3torch._aws.session"}
 
 

@@ -21,7 +21,7 @@ from s3torch import (
 )
 from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
-from s3torch.testing import LocalS3
+from s3torch.testing import FaultyServer, LocalS3, faults
 
 
 def decode(reader: S3Reader) -> Tensor:
@@ -89,3 +89,13 @@ def servers() -> None:
         server.create_bucket("bucket")
         endpoint: str = server.endpoint
         print(endpoint)
+
+
+def servers_that_fail() -> None:
+    with FaultyServer({"key": b"content"}, bucket="bucket", seed=1, tls=True) as server:
+        client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+        server.script(faults.reset_after(3), faults.truncate, faults.on("GetObject", fault=faults.status(503)))
+        server.rates({faults.reset_mid_body: 0.01, faults.stall(1.0): 0.001, faults.wrong_host: 0.01})
+        content: bytes = client.read_range("bucket", "key", 0)
+        server.objects["other"] = content
+        print(server.requests[0].method, server.injected["truncate"], server.authority, server.connections)

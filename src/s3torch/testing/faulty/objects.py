@@ -1,0 +1,271 @@
+"""One bucket in memory, and how S3 answers requests about it.
+
+Known are GetObject and HeadObject with Range and If-Match, PutObject, multipart uploads, CopyObject, DeleteObject and
+ListObjectsV2. Signatures are not looked at. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from s3torch.testing.faulty.wire import Request
+
+__all__ = ["OPERATIONS", "Answer", "Objects", "operation_of", "parse_range", "s3_error"]
+
+OPERATIONS = frozenset(
+    {
+        "AbortMultipartUpload",
+        "CompleteMultipartUpload",
+        "CopyObject",
+        "CreateMultipartUpload",
+        "DeleteObject",
+        "GetObject",
+        "HeadObject",
+        "ListObjectsV2",
+        "PutObject",
+        "UploadPart",
+    }
+)
+_MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+_MODIFIED_IN_XML = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+_XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
+_MOST_KEYS = 1000  # of one page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is to be sent to a request.
+
+    Args:
+        status: The HTTP status.
+        fields: Header fields; `Content-Length` follows from the body where it is not given.
+        body: To HEAD it is not sent.
+    """
+
+    status: int
+    fields: Mapping[str, str | None] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def s3_error(code: str, message: str = "") -> bytes:
+    """Returns the XML body of an S3 error response, as `SlowDown`.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+    """
+    return (
+        f"{_XML}<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message>"
+        "<RequestId>REQUEST</RequestId><HostId>HOST</HostId></Error>"
+    ).encode()
+
+
+def parse_range(value: str, size: int) -> tuple[int, int] | None:
+    """Returns the half-open range that a Range field asks for, empty if unsatisfiable, or None if it asks for none."""
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", value)
+    if match is None or match[0] == "bytes=-":
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size
+    start = int(match[1])
+    if not match[2]:
+        return start, size
+    last = int(match[2])
+    return None if last < start else (start, min(last + 1, size))
+
+
+def operation_of(request: Request) -> str:
+    """Returns the S3 API's name of what is asked for, or the method if S3 knows nothing like it."""
+    query = _query_of(request)
+    is_of_object = "/" in request.path.lstrip("/").rstrip("/")
+    if request.method == "GET":
+        return "GetObject" if is_of_object else "ListObjectsV2"
+    if request.method == "PUT" and "x-amz-copy-source" in request.headers:
+        return "CopyObject"
+    names = {
+        "HEAD": "HeadObject",
+        "PUT": "UploadPart" if "partNumber" in query else "PutObject",
+        "POST": "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload",
+        "DELETE": "AbortMultipartUpload" if "uploadId" in query else "DeleteObject",
+    }
+    return names.get(request.method, request.method)
+
+
+class Objects(MutableMapping[str, bytes]):
+    """The objects of one bucket by key: a mapping for the test, and an S3 for the client. May be shared by threads.
+
+    Args:
+        bucket: Its name; any other does not exist.
+        contents: What is in it at first.
+    """
+
+    def __init__(self, bucket: str, contents: Mapping[str, bytes] | None = None) -> None:
+        self.bucket = bucket
+        self._stored: dict[str, tuple[bytes, str]] = {}  # content and ETag
+        self._uploads: dict[str, dict[int, bytes]] = {}
+        self._uploads_begun = 0
+        self._lock = threading.RLock()
+        self.update(contents or {})
+
+    def __repr__(self) -> str:
+        return f"<Objects of {self.bucket!r}: {len(self._stored)} objects, {len(self._uploads)} uploads>"
+
+    def __getitem__(self, key: str) -> bytes:
+        return self._stored[key][0]
+
+    def __setitem__(self, key: str, content: bytes) -> None:
+        content = bytes(content)
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        with self._lock:
+            self._stored[key] = content, f'"{digest}"'
+
+    def __delitem__(self, key: str) -> None:
+        with self._lock:
+            del self._stored[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._stored))
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def uploads(self) -> list[str]:
+        """The ids of multipart uploads that were neither completed nor aborted."""
+        return list(self._uploads)
+
+    def key_of(self, request: Request) -> str:
+        """Returns the key that a request is about; empty if it is about the bucket."""
+        return unquote(request.path).removeprefix(f"/{self.bucket}").removeprefix("/")
+
+    def answer(self, request: Request) -> Answer:
+        """Does what a request asks for, and returns what S3 answers."""
+        if unquote(request.path).split("/")[1] != self.bucket:
+            return _error(404, "NoSuchBucket")
+        key, query = self.key_of(request), _query_of(request)
+        operation = operation_of(request)
+        with self._lock:
+            if operation == "ListObjectsV2":
+                return self._page(query)
+            if operation in {"GetObject", "HeadObject"}:
+                return self._read(request, key)
+            if operation == "PutObject":
+                self[key] = request.body
+                return Answer(status=200, fields={"ETag": self._stored[key][1]})
+            if operation == "DeleteObject":
+                self._stored.pop(key, None)
+                return Answer(status=204)
+            if operation == "CopyObject":
+                return self._copy(request, key)
+            if operation == "CreateMultipartUpload":
+                return self._begin(key)
+            return self._go_on(operation, request, key, query)
+
+    def _read(self, request: Request, key: str) -> Answer:
+        if key not in self._stored:
+            return _error(404, "NoSuchKey")
+        content, etag = self._stored[key]
+        size = len(content)
+        if request.headers.get("if-match", etag) not in {etag, "*"}:
+            return _error(412, "PreconditionFailed")
+        fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST", **_MODIFIED}
+        extent = parse_range(request.headers.get("range", ""), size)
+        if extent is None:
+            return Answer(status=200, fields=fields, body=content)
+        start, stop = extent
+        if start >= stop:
+            return _error(416, "InvalidRange", {"Content-Range": f"bytes */{size}"})
+        fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        return Answer(status=206, fields=fields, body=content[start:stop])
+
+    def _copy(self, request: Request, key: str) -> Answer:
+        bucket, _, source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
+        if bucket != self.bucket or source not in self._stored:
+            return _error(404, "NoSuchKey")
+        self[key] = self[source]
+        etag = escape(self._stored[key][1])
+        return _document(f"<CopyObjectResult><ETag>{etag}</ETag>{_MODIFIED_IN_XML}</CopyObjectResult>")
+
+    def _begin(self, key: str) -> Answer:
+        self._uploads_begun += 1
+        upload_id = f"upload-{self._uploads_begun}"
+        self._uploads[upload_id] = {}
+        return _document(
+            f"<InitiateMultipartUploadResult><Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key>"
+            f"<UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"
+        )
+
+    def _go_on(self, operation: str, request: Request, key: str, query: Mapping[str, str]) -> Answer:
+        parts = self._uploads.get(query.get("uploadId", ""))
+        if operation not in OPERATIONS:
+            return _error(405, "MethodNotAllowed")
+        if parts is None:
+            return _error(404, "NoSuchUpload")
+        if operation == "UploadPart":
+            parts[int(query["partNumber"])] = request.body
+            digest = hashlib.md5(request.body, usedforsecurity=False).hexdigest()
+            return Answer(status=200, fields={"ETag": f'"{digest}"'})
+        if operation == "AbortMultipartUpload":
+            del self._uploads[query["uploadId"]]
+            return Answer(status=204)
+        numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", request.body)]
+        if not numbers or not set(numbers) <= parts.keys():
+            return _error(400, "InvalidPart")
+        del self._uploads[query["uploadId"]]
+        self[key] = b"".join(parts[number] for number in numbers)
+        return _document(
+            f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
+            "</CompleteMultipartUploadResult>"
+        )
+
+    def _page(self, query: Mapping[str, str]) -> Answer:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        after = query.get("continuation-token") or query.get("start-after", "")
+        most = min(int(query.get("max-keys", _MOST_KEYS)), _MOST_KEYS)
+        encode = quote if query.get("encoding-type") == "url" else escape
+        entries: dict[str, str] = {}  # key or common prefix: its XML
+        is_truncated = False
+        for key in sorted(self._stored, key=str.encode):
+            if not key.startswith(prefix):
+                continue
+            group, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+            name = prefix + group + found if found else key
+            if name.encode() <= after.encode() or name in entries:
+                continue
+            if len(entries) == most:
+                is_truncated = True
+                break
+            if found:
+                entries[name] = f"<CommonPrefixes><Prefix>{encode(name)}</Prefix></CommonPrefixes>"
+            else:
+                content, etag = self._stored[key]
+                entries[name] = (
+                    f"<Contents><Key>{encode(key)}</Key>{_MODIFIED_IN_XML}<ETag>{escape(etag)}</ETag>"
+                    f"<Size>{len(content)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+                )
+        last = next(reversed(entries), after)
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if is_truncated else ""
+        encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
+        return _document(
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{self.bucket}</Name><Prefix>{encode(prefix)}</Prefix>{token}<KeyCount>{len(entries)}</KeyCount>"
+            f"<MaxKeys>{most}</MaxKeys>{encoding}<IsTruncated>{str(is_truncated).lower()}</IsTruncated>"
+            f"{''.join(entries.values())}</ListBucketResult>"
+        )
+
+
+def _query_of(request: Request) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
+
+
+def _error(status: int, code: str, fields: Mapping[str, str] | None = None) -> Answer:
+    more = {"Content-Type": "application/xml", "x-amz-request-id": "REQUEST", **(fields or {})}
+    return Answer(status=status, fields=more, body=s3_error(code))
+
+
+def _document(root: str) -> Answer:
+    return Answer(status=200, fields={"Content-Type": "application/xml"}, body=f"{_XML}{root}".encode())
