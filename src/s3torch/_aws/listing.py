@@ -154,6 +154,8 @@ def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | 
     keys, sizes = [key for key, _ in found[::2]], [size for _, size in found[1::2]]
     if len(found) != 2 * count or not all(keys) or not all(sizes):
         return None
+    if run.count(b"<Key") != count or run.count(b"<Size") != count:  # one inside another
+        return None
     # To look for one character first is cheaper; comments and CDATA sections could hide what is not an object.
     if (b"!" in document and b"<!" in document) or (b"?" in run and b"<?" in run):
         return None
