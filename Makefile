@@ -1,10 +1,10 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
-# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, docs,
-# soak and bench.
+# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
+# docs, soak and bench.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check test docs soak demo bench build-check clean
+.PHONY: help venv fmt check test fuzz docs soak demo bench build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
@@ -47,6 +47,9 @@ check: $(VENV)/$(READY)  ## formatting, lint and types; changes nothing
 
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or ARGS="--seconds 600 --seed 1"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)

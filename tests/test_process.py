@@ -27,6 +27,7 @@ from tests.support.server import Request, ScriptedServer, Wire, fail, serve_obje
 
 PATIENCE = 60.0  # seconds that a script has
 THREADS = 16
+FORKS = int(os.environ.get("S3TORCH_TEST_FORKS", "200"))
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "ACCESS", "AWS_SECRET_ACCESS_KEY": "SECRET", "AWS_SESSION_TOKEN": "TOKEN"}
 
@@ -93,16 +94,16 @@ def environment(directory: Path) -> dict[str, str]:
     return {**kept, **CREDENTIALS, **files, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
-def run(directory: Path, server: ScriptedServer, script: str) -> None:
+def run(directory: Path, server: ScriptedServer, script: str, *arguments: str, patience: float = PATIENCE) -> None:
     """Run a script, which must end well and say nothing."""
     path = directory / "script.py"
     path.write_text(PRELUDE + textwrap.dedent(script))
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", str(path), server.endpoint],
+        [sys.executable, "-X", "dev", "-W", "error", str(path), server.endpoint, *arguments],
         env=environment(directory),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=patience,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -166,6 +167,34 @@ def test_threads():
         assert client.stats.requests == len(server.requests) == 5 * THREADS
     assert len(used) == THREADS
     assert len(set().union(*used.values())) == sum(len(numbers) for numbers in used.values()) == THREADS
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize(
+    "config", [S3ReaderConfig.sequential(), S3ReaderConfig.range_based(1000), S3ReaderConfig.adaptive()]
+)
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_reader_of_another_thread(config: S3ReaderConfig, is_closed: bool):
+    """A reader that was made and read in one thread reads on in another, and back, whether its connections live on."""
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        reader = client.get_object("bucket", "key", reader_config=config)
+        got = [reader.read(10)]
+
+        def read_there() -> None:
+            got.append(reader.read(5000))
+            if is_closed:
+                client.close()
+
+        if is_closed:
+            client.close()
+        thread = threading.Thread(target=read_there)
+        thread.start()
+        thread.join(PATIENCE)
+        got.append(reader.read())
+        assert b"".join(got) == content("key")
+        reader.close()
+        client.close()
 
 
 @pytest.mark.usefixtures("credentials")
@@ -373,6 +402,88 @@ def test_fork_with_a_writer(tmp_path: Path):
     assert log == ["Create", "Part", "Part", "Complete"]
 
 
+@needs_fork
+@needs_proc
+@pytest.mark.parametrize("from_threads", [False, True], ids=["main thread", "threads"])
+def test_many_forks(tmp_path: Path, from_threads: bool):
+    """Forks at any moment, nested and from threads, neither hang nor share a connection nor leak a descriptor."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            import random, warnings
+
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+            THREADS, FORKS = int(sys.argv[2]), int(sys.argv[3])
+
+            def child(name, chance, depth):
+                check(f"{name}.a")
+                # What another thread was just opening belongs to nobody yet, and lasts as long as the child.
+                assert sockets() == 1 or THREADS > 1, list(links())
+                assert len(client.engine()._connections) == 1
+                if depth and chance.random() < 0.3:
+                    fork_once(name, chance, depth - 1)
+                    check(f"{name}.b")
+
+            def fork_once(name, chance, depth):
+                keys = [f"{name}.{number}" for number in range(3)]
+                memories = [bytearray(len(content(key))) for key in keys]
+                gets = [
+                    GetObject(client.bucket("bucket"), key, 0, len(memory), memoryview(memory))
+                    for key, memory in zip(keys, memories)
+                ]
+                engine = client.engine()
+                for get in gets:
+                    engine.submit(get)
+                for _ in range(chance.randrange(8)):
+                    if engine.pending:
+                        engine.turn()
+                pid = in_child(lambda: child(f"{name}~", chance, depth))
+                if chance.random() < 0.5:
+                    join(pid)
+                    pid = None
+                engine.wait(gets)
+                assert [bytes(memory) for memory in memories] == [content(key) for key in keys]
+                if pid is not None:
+                    join(pid)
+
+            def work(number):
+                try:
+                    chance = random.Random(number)
+                    for turn in range(FORKS // THREADS):
+                        fork_once(f"t{number}x{turn}", chance, 2)
+                    client.close()
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+                    os._exit(1)
+
+            before = len(os.listdir("/proc/self/fd"))
+            client.bucket("bucket")
+            if THREADS == 1:
+                work(0)
+            else:
+                threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            gc.collect()
+            assert sockets() == 0, list(links())
+            assert len(os.listdir("/proc/self/fd")) <= before + 1, list(links())  # the selector of this thread's engine
+            """,
+            "4" if from_threads else "1",
+            str(FORKS),
+            patience=PATIENCE + FORKS / 2,
+        )
+        users: dict[int, set[str]] = {}
+        for request in server.requests:
+            process = re.sub(r"x\d+$", "", request.path.rpartition("/")[2].partition(".")[0])
+            users.setdefault(request.connection, set()).add(process)
+    assert max(len(names) for names in users.values()) == 1
+    assert len(server.requests) >= 4 * FORKS
+
+
 @pytest.mark.usefixtures("credentials")
 def test_threads_of_a_child_drop_what_it_inherited():
     """If another thread has dropped what a child inherited just before, that is fine."""
@@ -493,6 +604,33 @@ def test_pickled_client_is_the_same():
             client.engine().turn()
         """,
         """
+        import atexit
+
+        client.bucket("bucket")
+        begun = threading.Barrier(9)
+
+        def read(key):
+            begun.wait()
+            while True:
+                client.read_range("bucket", key, 0)
+
+        for number in range(8):
+            threading.Thread(target=read, args=("stall" if number % 2 else "key",), daemon=True).start()
+        atexit.register(check, "key")
+        begun.wait()
+        check("key")
+        """,
+        """
+        import atexit
+
+        reader = client.get_object("bucket", "key")
+        writer = client.put_object("bucket", "key")
+        atexit.register(writer.abort)
+        atexit.register(lambda: check("key"))
+        atexit.register(lambda: reader.read())
+        atexit.register(client.close)
+        """,
+        """
         get = GetObject(client.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
         engine = client.engine()
         engine.submit(get)
@@ -503,7 +641,7 @@ def test_pickled_client_is_the_same():
         gc.collect()
         """,
     ],
-    ids=["idle", "in flight", "in flight in a cycle"],
+    ids=["idle", "in flight", "daemon threads", "atexit", "in flight in a cycle"],
 )
 def test_silent_exit(tmp_path: Path, script: str):
     """A process may end whatever its client is doing, without closing anything and without a word."""
@@ -567,3 +705,52 @@ def test_interrupt(tmp_path: Path):
             """,
         )
         assert connections(server) == {"stall": {1}, "key": {2}}
+
+
+class Interrupting:
+    """Interrupts the n-th select of an engine, before or after the selector was asked."""
+
+    def __init__(self, client: S3Client, nth: int, *, is_after: bool) -> None:
+        self.network = client.engine()._network
+        self.select = self.network.select
+        self.nth = nth
+        self.is_after = is_after
+        self.calls = 0
+
+    def __call__(self, timeout: float) -> object:
+        self.calls += 1
+        events = self.select(timeout) if self.is_after or self.calls != self.nth else []
+        if self.calls == self.nth:
+            raise KeyboardInterrupt
+        return events
+
+
+def read_many(client: S3Client) -> None:
+    """Read ranges concurrently, in small pieces and as a file."""
+    got = client.read_ranges("bucket", "key", [(start, start + 100) for start in range(0, 20_000, 2_000)], max_gap=0)
+    assert got == [content("key")[start : start + 100] for start in range(0, 20_000, 2_000)]
+    with client.get_object("bucket", "other") as reader:
+        assert reader.read() == content("other")
+    assert client.head_object("bucket", "key").size == len(content("key"))
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+def test_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch, is_after: bool):
+    """Ctrl-C at any wait leaves a client that has nothing under way and can be used on."""
+    with ScriptedServer(serve) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint)
+        for nth in itertools.count(1):
+            select = Interrupting(client, nth, is_after=is_after)
+            with monkeypatch.context() as patch:
+                patch.setattr(select.network, "select", select)
+                try:
+                    read_many(client)
+                except KeyboardInterrupt:
+                    assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued, 0 connections")
+                else:
+                    break
+            read_many(client)
+        client.close()
+    assert 5 < nth < 500
+    assert client.stats.requests >= nth * 12

@@ -20,6 +20,7 @@ from s3torch._aws.user_agent import user_agent
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.connection import Network
 from s3torch._transfer.engine import Engine, Limits
+from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
@@ -288,9 +289,14 @@ class S3Client:
             bucket: Of the object.
             key: Of the object.
             storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
+
+        Raises:
+            ArgumentError: A name is empty, or ``storage_class`` cannot stand in a header field.
         """
         _check_object(bucket, key)
         _buffer.check_text(storage_class=storage_class)
+        if storage_class is not None:
+            format_fields({"x-amz-storage-class": storage_class})
         return S3Writer(self, bucket, key, storage_class)
 
     def delete_object(self, bucket: str, key: str) -> None:
@@ -478,5 +484,5 @@ def _http_date(text: str) -> int:
 
     try:
         return int(parsedate_to_datetime(text).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0

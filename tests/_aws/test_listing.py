@@ -386,6 +386,15 @@ def test_keys_and_sizes_of_what_is_no_page(document: bytes):
         parse_keys(document)
 
 
+@pytest.mark.parametrize("inner", ["<Key>z</Key>", "<Size>3</Size>"])
+@pytest.mark.parametrize("outer", ["<Key>a{}b</Key><Size>1</Size>", "<Key>a</Key><Size>1{}</Size>"])
+def test_one_value_inside_another(outer: str, inner: str):
+    """An element inside a key or a size is not taken for the key or the size."""
+    document = _page(f"<Contents>{outer.format(inner)}</Contents>")
+    page = parse_page(document)
+    assert parse_keys(document)[:2] == ([info.key.encode() for info in page.object_info], [1])
+
+
 # --- What is no page -------------------------------------------------------------------------------------------------
 
 # Each entity is ten of the one before: the last would be 300 GB.

@@ -192,7 +192,7 @@ class Bucket:
 
         try:
             theirs = parsedate_to_datetime(date).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
         offset = theirs - self._clock()
         if abs(offset - self._clock_offset) < _TOLERATED_SKEW:

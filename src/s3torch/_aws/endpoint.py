@@ -33,13 +33,21 @@ def check_endpoint_url(url: str) -> str:
     """Return the URL of an endpoint if it can be used.
 
     Raises:
-        ConfigError: It has no http or https scheme, no host, a bad port, or a query.
+        ConfigError: It has no http or https scheme, no host, a bad port, a query, a password, or what is no
+            printable ASCII.
     """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"The endpoint {url!r} is not a URL: {error}.") from error
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"The endpoint at {parts.hostname!r} cannot be used: its URL holds a user name or a password. S3 signs "
+            "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        raise ConfigError(f"The endpoint {url!r} cannot be used: only printable ASCII without spaces can be sent.")
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.query or parts.fragment or port == 0:
         raise ConfigError(f"The endpoint {url!r} cannot be used: write it like 'https://s3.example.com:9000'.")
     return url

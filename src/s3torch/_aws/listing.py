@@ -63,6 +63,10 @@ class KeyPage(NamedTuple):
     continuation_token: str | None
 
 
+# Each element costs a hundred bytes of memory, and may be four bytes long. A page of 1,000 objects has some 25,000.
+_MAX_TAGS = 400_000
+
+
 def list_parameters(
     prefix: str, delimiter: str, max_keys: int, continuation_token: str | None, start_after: str = ""
 ) -> dict[str, str]:
@@ -150,6 +154,8 @@ def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | 
     keys, sizes = [key for key, _ in found[::2]], [size for _, size in found[1::2]]
     if len(found) != 2 * count or not all(keys) or not all(sizes):
         return None
+    if run.count(b"<Key") != count or run.count(b"<Size") != count:  # one inside another
+        return None
     # To look for one character first is cheaper; comments and CDATA sections could hide what is not an object.
     if (b"!" in document and b"<!" in document) or (b"?" in run and b"<?" in run):
         return None
@@ -166,6 +172,8 @@ def _parse(document: bytes) -> ET.Element:
         text = document.decode("utf-8")
         if "<!DOCTYPE" in text:
             raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
+        if text.count("<") > _MAX_TAGS:
+            raise ProtocolError(f"A page of a listing has more than {_MAX_TAGS} tags; S3 sends 1,000 objects at most.")
         return ET.fromstring(text)  # noqa: S314  # entities were refused just above
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A page of a listing is not well-formed XML in UTF-8: {error}.") from error

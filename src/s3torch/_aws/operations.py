@@ -20,7 +20,8 @@ __all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadP
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
-_MAX_READ_BODY = 64 * 1024 * 1024
+# A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
+_MAX_READ_BODY = 16 * 1024 * 1024
 
 Response = Generator[memoryview, int, S3Error | None]
 

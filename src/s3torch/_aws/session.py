@@ -6,10 +6,12 @@ forked child makes its own, since a lock inside botocore may have been held at t
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,36 @@ BotocoreClient = Any  # made at run time, from a description of the service
 
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
+
+# What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
+_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
+
+
+class _Discretion(logging.Filter):
+    """Keeps secrets out of the log while botocore works for us; what others do with botocore is logged as ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.local()
+        for name in _TALKATIVE:
+            logging.getLogger(name).addFilter(self)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the calling thread's secrets inside the block."""
+        before = getattr(self._thread, "is_kept", False)
+        self._thread.is_kept = True
+        try:
+            yield
+        finally:
+            self._thread.is_kept = before
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        return record.levelno > logging.DEBUG or not getattr(self._thread, "is_kept", False)
+
+
+_discretion = _Discretion()
 
 
 class AwsSession:
@@ -60,7 +92,8 @@ class AwsSession:
         if self._config.unsigned:
             return None
         try:
-            frozen = (self._source or self._find_credentials()).get_frozen_credentials()
+            with _discretion.kept():
+                frozen = (self._source or self._find_credentials()).get_frozen_credentials()
         except _botocore_errors() as error:
             raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
         current = self._credentials
@@ -69,7 +102,9 @@ class AwsSession:
             current.secret_key,
             current.session_token,
         ):
-            current = self._credentials = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            _check_text_of(current)
+            self._credentials = current
         return current
 
     def forget_credentials(self) -> None:
@@ -139,9 +174,11 @@ class AwsSession:
         )
 
         try:
+            self.credentials()  # refused here if they cannot be sent: botocore would show them
             with self._lock:
                 client = self._cold_client(region)
-            answer: dict[str, Any] = getattr(client, method)(**parameters)
+            with _discretion.kept():
+                answer: dict[str, Any] = getattr(client, method)(**parameters)
         except ClientError as error:
             raise _from_client_error(subject, error.response) from error
         except NoCredentialsError as error:
@@ -200,6 +237,7 @@ class AwsSession:
             style = self._addressing_style(self._placeholder_client(region, "auto").meta.endpoint_url)
             signature = UNSIGNED if self._config.unsigned else "s3v4"
             client = self._new_client(region, style, signature, {"verify": self._verify()})
+            client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
             self._cold_clients[region] = client
         return client
 
@@ -272,6 +310,30 @@ def _bundled_authorities() -> str:
     import botocore
 
     return str(Path(botocore.__file__).with_name("cacert.pem"))
+
+
+def _refuse_head_bucket(**_: object) -> None:
+    """Refuse what botocore asks when a redirect does not tell the region: it does so again for that answer, for ever.
+
+    Raises:
+        ClientError: Always; botocore then gives up with the first answer's error.
+    """
+    from botocore.exceptions import ClientError
+
+    raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")  # type: ignore[typeddict-item]  # all that is read
+
+
+def _check_text_of(credentials: Credentials) -> None:
+    """Check, showing nothing of them, that credentials can be sent and signed with.
+
+    Raises:
+        CredentialsError: They cannot.
+    """
+    for name, value in (("access key", credentials.access_key), ("session token", credentials.session_token or "")):
+        if not (value.isascii() and value.isprintable()):
+            raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
+    if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
+        raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:

@@ -213,6 +213,7 @@ class ObjectTable:
 
         Raises:
             IndexError: There is no such object.
+            ObjectTableError: The table was loaded from a file that s3torch did not write, and the key is no text.
         """
         ends = self._ends
         count = len(ends)
@@ -220,7 +221,11 @@ class ObjectTable:
             index += count
         if not 0 <= index < count:
             raise IndexError(f"list index out of range: there are {count} objects")
-        key = self._keys[ends[index - 1] if index else 0 : ends[index]].decode("utf-8", "surrogatepass")
+        name = self._keys[ends[index - 1] if index else 0 : ends[index]]
+        try:
+            key = name.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ObjectTableError(f"Object {index} of the table has the key {name!r}, which is no UTF-8.") from error
         size = self._sizes[index]
         info = None if size == _UNKNOWN_SIZE else ObjectInfo(key, "", size, 0)
         return S3BucketKeyData(self._buckets[self._bucket_of[index]], key, info)
@@ -237,7 +242,7 @@ def _bucket_names(document: bytes) -> list[str]:
     """Return the names in a saved table; none if they are not what is written there."""
     try:
         names = json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -1,0 +1,349 @@
+"""What is fuzzed: parsers of what comes from elsewhere, each with valid inputs and what must hold for any other.
+
+A target takes bytes and a source of chance. It returns if the input was taken, or refused in the documented way; what
+else it raises is a finding.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials as BotocoreCredentials
+
+from s3torch._aws.answers import Subject, error_from_answer, parse_error_document
+from s3torch._aws.listing import parse_keys, parse_page
+from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
+from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
+from s3torch.client import _http_date
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.errors import ConnectionFailedError, InvalidURIError, ObjectTableError, ProtocolError, TruncatedBodyError
+from s3torch.uri import parse_s3_uri
+
+__all__ = ["TARGETS", "Target", "mutate"]
+
+HOST = "bucket.s3.test"
+_LIMIT = 4096  # of a small body, in bytes
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that is fuzzed.
+
+    Attributes:
+        run: Takes an input; raises if what must hold does not.
+        seeds: Valid inputs.
+        tokens: Pieces that mean something in such inputs.
+        weight: How many inputs it gets in a round.
+    """
+
+    run: Callable[[bytes, Random], None]
+    seeds: tuple[bytes, ...]
+    tokens: tuple[bytes, ...]
+    weight: int = 1
+
+
+def mutate(data: bytes, target: Target, chance: Random) -> bytes:
+    """Return an input with one to four damages."""
+    draw = chance.random
+    for _ in range(1 + int(draw() * 4)):
+        size = len(data)
+        start = int(draw() * (size + 1))
+        kind = draw()
+        if kind < 0.25:
+            data = data[:start] + data[start + 1 + int(draw() * 8) :]
+        elif kind < 0.5:
+            token = target.tokens[int(draw() * len(target.tokens))]
+            data = data[:start] + token + data[start + int(draw() * 4) :]
+        elif kind < 0.7:
+            data = data[:start] + bytes((int(draw() * 256),)) + data[start + 1 :]
+        elif kind < 0.8:
+            data = data[:start] + data[int(draw() * (size + 1)) :]  # a piece is lost, or repeated
+        elif kind < 0.9:
+            stop = start + int(draw() * 20)
+            data = data[:stop] + data[start:stop] * (1 + int(draw() * 3)) + data[stop:]
+        else:
+            other = target.seeds[int(draw() * len(target.seeds))]
+            data = data[:start] + other[int(draw() * len(other)) :]
+    return data
+
+
+def _feed(reader: Generator[memoryview, int, Any], data: bytes, chance: Random) -> Any:
+    """Run a reader of an answer on bytes that arrive in random cuts, and then the end of the stream."""
+    sent = turns = 0
+    largest = 1 + int(chance.random() ** 4 * 2 * len(data))
+    try:
+        room = next(reader)
+        while True:
+            size = len(room)
+            assert size, "a receive into no memory"
+            turns += 1
+            assert turns <= 2 * len(data) + 100, "the reader does not end"
+            piece = data[sent : sent + (min(largest, size))]
+            room[: len(piece)] = piece
+            sent += len(piece)
+            room = reader.send(len(piece))
+    except StopIteration as stop:
+        return stop.value
+
+
+def _answer(data: bytes, chance: Random) -> None:
+    inbox = Inbox()
+    memory = bytearray(16)
+    destination = Destination(memoryview(memory)[:3], memoryview(memory)[3:])
+    is_small = chance.random() < 0.5
+
+    def read() -> Generator[memoryview, int, bytes | None]:
+        head = yield from read_head(inbox)
+        assert 200 <= head.status <= 599
+        if is_small:
+            return (yield from read_small_body(inbox, head, _LIMIT))
+        yield from read_body(inbox, head, destination, len(memory))
+        return None
+
+    try:
+        body = _feed(read(), data, chance)
+    except (ProtocolError, ConnectionFailedError, TruncatedBodyError):
+        body = b""
+    else:
+        assert is_small or destination.filled == len(memory)
+    assert body is None or len(body) <= _LIMIT
+    assert len(inbox.memory) <= 64 * 1024
+    assert 0 <= destination.filled <= len(memory)
+
+
+def _content_range(data: bytes, chance: Random) -> None:
+    try:
+        found = parse_content_range(data.decode("latin-1"))
+    except ProtocolError:
+        return
+    assert 0 <= found.start <= found.stop
+    assert found.total is None or found.stop <= found.total
+
+
+def _listing(data: bytes, chance: Random) -> None:
+    try:
+        keys = parse_keys(data)
+    except ProtocolError:
+        keys = None
+    try:
+        page = parse_page(data)
+    except ProtocolError:
+        return  # parse_keys does not look at what it does not want
+    assert keys is not None, "parse_keys refuses what parse_page takes"
+    assert keys.keys == [info.key.encode() for info in page.object_info]
+    assert keys.sizes == [info.size for info in page.object_info]
+    assert keys.continuation_token == page.continuation_token
+
+
+_SUBJECT = Subject("GetObject", "bucket", "key", "http://127.0.0.1:9")
+
+
+def _error(data: bytes, chance: Random) -> None:
+    document = parse_error_document(data)
+    status = 300 + int(chance.random() * 300)
+    error = error_from_answer(_SUBJECT, status, {"retry-after": data[:9].decode("latin-1")}, document)
+    assert len(str(error)) < 10_000
+    assert error.status == status
+
+
+def _uri(data: bytes, chance: Random) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        bucket, key = parse_s3_uri(text)
+    except InvalidURIError:
+        return
+    assert bucket
+    assert "/" not in bucket
+    assert text in (f"s3://{bucket}/{key}", f"s3://{bucket}")
+
+
+def _date(data: bytes, chance: Random) -> None:
+    assert isinstance(_http_date(data.decode("latin-1")), int)
+
+
+def _encoding(data: bytes, chance: Random) -> None:
+    text = data.decode("utf-8", "replace")
+    path = encode_path(text)
+    assert unquote(path) == text
+    assert path.isascii()
+    assert path.isprintable()
+    assert " " not in path
+    cut = int(chance.random() * (len(text) + 1))
+    parameters = {text[:cut]: text[cut:], "b": text}
+    query = canonical_query(parameters)
+    assert dict(parse_qsl(query, keep_blank_values=True)) == parameters
+    assert query.isascii()
+
+
+_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
+
+
+class _RecordingAuth(S3SigV4Auth):
+    canonical = ""
+
+    def canonical_request(self, request: AWSRequest) -> str:
+        self.canonical = super().canonical_request(request)
+        return self.canonical
+
+
+_AUTH = _RecordingAuth(BotocoreCredentials(*_KEYS), "s3", "us-east-1")
+_SIGNATURE = re.compile(r"Signature=([0-9a-f]{64})")
+
+
+def _signature(data: bytes, chance: Random) -> None:
+    key, _, rest = data.decode("utf-8", "replace").partition("?")
+    name, _, value = rest.partition("=")
+    parameters: Mapping[str, str] = {name: value} if name else {}
+    path, query = f"/{encode_path(key)}", canonical_query(parameters)
+    request = AWSRequest("GET", f"https://{HOST}{path}?{query}")
+    _AUTH.add_auth(request)
+    when = request.context["timestamp"]
+    fields = {"host": HOST, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": when}
+    assert canonical_request("GET", path, query, fields, EMPTY_SHA256)[0] == _AUTH.canonical
+    signer = Signer(fields, payload_sha256=EMPTY_SHA256, credentials=Credentials(*_KEYS), region="us-east-1", when=when)
+    theirs = _SIGNATURE.search(request.headers["Authorization"])
+    assert theirs is not None
+    assert signer.signature("GET", path, query) == theirs[1]
+
+
+_CHECKSUM_AT = 18 + 4
+
+
+def _table(data: bytes, chance: Random) -> None:
+    if chance.random() < 0.7:  # a checksum that fits, as somebody would write it who means harm
+        end = _CHECKSUM_AT + 4
+        body = data[end + 24 :]
+        data = data[:_CHECKSUM_AT] + zlib.crc32(body).to_bytes(4, "little") + data[end:]
+    try:
+        table = ObjectTable._from_bytes(data, "fuzz")
+        rows = list(table)
+    except ObjectTableError:
+        return
+    assert len(rows) == len(table)
+
+
+def _saved(*objects: tuple[str, str]) -> bytes:
+    return b"".join(ObjectTable(S3BucketKeyData(bucket, key) for bucket, key in objects)._to_bytes())
+
+
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_OBJECT = (
+    b"<Contents><Key>a+b%2F%C3%A9</Key><LastModified>2024-02-29T23:59:59.000Z</LastModified>"
+    b"<ETag>&quot;e&quot;</ETag><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>"
+)
+_PAGE = b"<ListBucketResult xmlns='u'><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+_PLAIN = b"<ListBucketResult>"
+
+TARGETS: dict[str, Target] = {
+    "answer": Target(
+        _answer,
+        (
+            b'HTTP/1.1 206 Partial Content\r\nContent-Length: 16\r\nETag: "e"\r\n\r\n0123456789abcdef',
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\nConnection: close\r\n\r\n0123456789abcdef",
+            _CHUNKED + b"5\r\n01234\r\nb;x=y\r\n56789abcdef\r\n0\r\nA: b\r\n\r\n",
+            _CHUNKED + b"10\r\n0123456789abcdef\r\n0\r\n\r\n",
+        ),
+        (
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b"\x00",
+            b":",
+            b": ",
+            b" ",
+            b"0",
+            b"ffffffffffffff",
+            b"HTTP/1.1 ",
+            b"100",
+            b"\r\n\r\n",
+            b"Content-Length: 1\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b";",
+            b"-1",
+            b"\xff",
+            b"99999999999999999999",
+        ),
+        weight=10,
+    ),
+    "content range": Target(
+        _content_range,
+        (b"bytes 0-9/10", b"bytes */10", b"bytes 5-5/*", b"bytes 9223372036854775807-9223372036854775808/*"),
+        (b"-", b"/", b"*", b"0", b"bytes ", b" ", b"9" * 20, b"\xb2", b"\n"),
+        weight=4,
+    ),
+    "listing": Target(
+        _listing,
+        (
+            _PAGE + b"<NextContinuationToken>t</NextContinuationToken>" + _OBJECT * 2 + b"</ListBucketResult>",
+            _PLAIN + b"<Contents><Key>k</Key><Size>1</Size></Contents></ListBucketResult>",
+            _PLAIN + b"<Contents><Key>k</Key><Size>1</Size></Contents>" * 2 + b"</ListBucketResult>",
+            _PLAIN + b"<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes></ListBucketResult>",
+        ),
+        (
+            b"<Contents>",
+            b"</Contents>",
+            b"<Key>",
+            b"</Key>",
+            b"<Size>",
+            b"</Size>",
+            b"&amp;",
+            b"&#0;",
+            b"%FF",
+            b"<!--",
+            b"-->",
+            b"<![CDATA[",
+            b"]]>",
+            b"<?p ?>",
+            b"<!DOCTYPE",
+            b"+",
+            b" ",
+            b"<Contents/>",
+            b"</Contents><Contents><Key>",
+            b"<x>",
+            b"</x>",
+            b"&lt;",
+            b"<Key>z</Key>",
+            b"<Size>3</Size>",
+            b"xmlns=''",
+            b"\x85",
+        ),
+        weight=6,
+    ),
+    "error document": Target(
+        _error,
+        (b"<Error><Code>NoSuchKey</Code><Message>m &amp; n</Message><RequestId>R</RequestId></Error>",),
+        (b"<Code>", b"</Code>", b"<Message>", b"&#99999999999;", b"&#xD800;", b"&", b"\xff", b"SlowDown", b"9"),
+        weight=4,
+    ),
+    "uri": Target(
+        _uri, (b"s3://bucket/a/b?c#d", b"s3://b", b"s3://b/"), (b"s3://", b"/", b"//", b"\0", b"\xff", b"%2F"), weight=4
+    ),
+    "date": Target(
+        _date,
+        (b"Thu, 01 Jan 2026 00:00:00 GMT", b"Thu, 29 Feb 2024 23:59:59 -0000"),
+        (b" ", b":", b",", b"-", b"+", b"9" * 12, b"9", b"GMT", b"Jan", b"(", b".", b"\0"),
+        weight=2,
+    ),
+    "encoding": Target(
+        _encoding,
+        (b"a/b c+d", "é/日/🦜".encode(), b"a?b=c&d"),
+        (b"%", b"/", b"//", b"..", b"\r\n", b"\0", b"~", b"\xff"),
+    ),
+    "signature": Target(
+        _signature, (b"a/b c?prefix=x y", "é?versionId=ü".encode(), b"a"), (b"%", b"/", b"+", b"\r\n", b"?", b"=", b"~")
+    ),
+    "table": Target(
+        _table,
+        (_saved(("bucket", "a"), ("bucket", "é/b"), ("other", "c")), _saved(), _saved(("b", "k" * 40))),
+        (b"\0", b"\xff", b"\1", b"\xff" * 8, b"[", b'["a"]', b"\0" * 8, b"\xed\xa0\x80"),
+        weight=2,
+    ),
+}
