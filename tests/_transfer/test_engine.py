@@ -609,6 +609,7 @@ def test_rival_that_breaks(end: Callable[[Peer], None]):
     ask = Look("late")
     engine.run([ask])
     assert (ask.body, ask.attempts, len(seen)) == (b"/late", 1, 2)
+    assert (engine.stats.retries, engine.pending) == (0, 0)
 
 
 def test_both_break():

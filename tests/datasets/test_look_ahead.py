@@ -53,6 +53,18 @@ def test_window_is_full():
     assert [reader.begun for reader in readers] == [True] * 4 + [False] * 6
 
 
+def test_transfers_are_moved():
+    """Transfers are moved a little after each start, and in any case before the consumer of a batch is busy with it."""
+    nudges: list[tuple[float, int]] = []
+    readers = [Reader() for _ in range(6)]
+    handed_out: list[Reader] = []
+    ahead = LookAhead(4, 100, lambda interval: nudges.append((interval, len(handed_out))))
+    for reader in ahead.through(numbered(readers), 2):
+        handed_out.append(reader)
+    assert [count for interval, count in nudges if interval > 0] == [0, 1]
+    assert [count for interval, count in nudges if interval == 0] == [2]
+
+
 def test_what_is_begun_is_kept_for_the_next_call():
     """Readers beyond the count stay begun, and the next call hands them out first."""
     readers = [Reader() for _ in range(6)]
