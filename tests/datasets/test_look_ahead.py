@@ -59,8 +59,7 @@ def test_transfers_are_moved():
     readers = [Reader() for _ in range(6)]
     handed_out: list[Reader] = []
     ahead = LookAhead(4, 100, lambda interval: nudges.append((interval, len(handed_out))))
-    for reader in ahead.through(numbered(readers), 2):
-        handed_out.append(reader)
+    handed_out.extend(ahead.through(numbered(readers), 2))
     assert [count for interval, count in nudges if interval > 0] == [0, 1]
     assert [count for interval, count in nudges if interval == 0] == [2]
 
