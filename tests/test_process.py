@@ -12,17 +12,24 @@ import os
 import pickle
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import botocore.credentials
 import pytest
+from botocore.session import Session
 
+from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
-from s3torch.config import S3ReaderConfig
+from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.testing import FaultyServer
 from tests.support.server import Request, ScriptedServer, Wire, fail, serve_object
 
 PATIENCE = 60.0  # seconds that a script has
@@ -403,6 +410,117 @@ def test_fork_with_a_writer(tmp_path: Path):
 
 
 @needs_fork
+def test_a_fork_waits_for_other_threads(tmp_path: Path):
+    """A child never inherits a half-finished import or set-up of another thread; it can do the same itself."""
+    with ScriptedServer(serve) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            import time, warnings
+            from s3torch._forks import NO_FORK
+
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+            begun, is_whole = threading.Event(), False
+
+            def work():
+                global is_whole
+                with NO_FORK:
+                    begun.set()
+                    time.sleep(0.3)
+                    is_whole = True
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            begun.wait()
+
+            def child():
+                assert is_whole
+                other = threading.Thread(target=lambda: NO_FORK.acquire())
+                other.start()
+                other.join()
+
+            join(in_child(child))
+            thread.join()
+            """,
+        )
+
+
+def test_a_fork_waits_for_imports(tmp_path: Path):
+    """Nothing is imported while another thread could fork: the child would wait for the module's lock for ever."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.method == "GET" and "list-type" in request.target:
+            wire.respond(200, {}, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+        elif request.method in ("GET", "HEAD"):
+            serve(request, wire)
+        else:
+            wire.respond(200, {"ETag": '"e"'})
+
+    with ScriptedServer(handle) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            from s3torch._forks import NO_FORK
+
+            class Watch:
+                unguarded = []
+
+                def find_spec(self, name, path=None, target=None):
+                    if pool.submit(NO_FORK.acquire, blocking=False).result():
+                        pool.submit(NO_FORK.release).result()
+                        self.unguarded.append(name)
+
+            with ThreadPoolExecutor(1) as pool:
+                sys.meta_path.insert(0, Watch())
+                check("key")
+                client.head_object("bucket", "key")
+                list(client.list_objects("bucket"))
+                client.get_object("bucket", "key").read()
+                with client.put_object("bucket", "key") as writer:
+                    writer.write(b"bytes")
+                client.delete_object("bucket", "key")
+                sys.meta_path.pop(0)
+            assert "botocore.session" in sys.modules
+            assert not Watch.unguarded, Watch.unguarded
+            """,
+        )
+
+
+def test_a_fork_waits_for_tls(monkeypatch: pytest.MonkeyPatch, credentials: None):
+    """OpenSSL's locks are held while a context is made, or hands are shaken, or botocore makes a client."""
+    seen: dict[str, bool] = {}
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any, **keywords: Any) -> object:
+            is_server = "server_side" in keywords or getattr(arguments[0] if arguments else None, "server_side", False)
+            if not is_server:
+                acquired = pool.submit(NO_FORK.acquire, blocking=False).result()
+                if acquired:
+                    pool.submit(NO_FORK.release).result()
+                seen[name] = seen.get(name, True) and not acquired
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    with FaultyServer({"key": b"bytes"}, tls=True) as server, ThreadPoolExecutor(1) as pool:
+        watch(Session, "create_client")
+        watch(botocore.credentials.Credentials, "get_frozen_credentials")
+        watch(ssl, "create_default_context")
+        watch(ssl.SSLContext, "wrap_socket")
+        watch(ssl.SSLSocket, "do_handshake")
+        config = S3ClientConfig(verify=server.authority)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        assert client.read_range("bucket", "key", 0) == b"bytes"
+    held = ("create_client", "get_frozen_credentials", "create_default_context", "wrap_socket", "do_handshake")
+    assert {name: seen[name] for name in held} == dict.fromkeys(held, True)
+
+
+@needs_fork
 @needs_proc
 @pytest.mark.parametrize("from_threads", [False, True], ids=["main thread", "threads"])
 def test_many_forks(tmp_path: Path, from_threads: bool):
@@ -447,6 +565,10 @@ def test_many_forks(tmp_path: Path, from_threads: bool):
                 assert [bytes(memory) for memory in memories] == [content(key) for key in keys]
                 if pid is not None:
                     join(pid)
+                if chance.random() < 0.1:  # others fork while this is set up
+                    fresh = S3Client("us-east-1", endpoint=sys.argv[1])
+                    assert fresh.read_range("bucket", "fresh", 0) == content("fresh")
+                    fresh.close()
 
             def work(number):
                 try:

@@ -1,7 +1,8 @@
 """What botocore does for us: credentials, region, addresses, and the calls that are made rarely.
 
 botocore is imported when it is first needed: it takes a quarter of a second. A session belongs to one process; a
-forked child makes its own, since a lock inside botocore may have been held at the fork.
+forked child makes its own, since a lock inside botocore may have been held at the fork. ``NO_FORK`` serves as the
+session's lock, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
+from s3torch._forks import NO_FORK
 from s3torch.errors import ArgumentError, ConfigError, ConnectionFailedError, CredentialsError, RequestError, S3Error
 
 if TYPE_CHECKING:
@@ -73,10 +75,12 @@ class AwsSession:
     """
 
     def __init__(self, config: S3ClientConfig, region: str | None, endpoint: str | None) -> None:
+        with NO_FORK:
+            import botocore.config
+            import botocore.session  # noqa: F401  # the imports below only name what these have imported
         self._config = config
         self._region = region
         self._endpoint = endpoint
-        self._lock = threading.RLock()
         self._session: Session | None = None
         self._source: Any = None  # a botocore credentials object, which refreshes itself
         self._credentials = Credentials("", "")
@@ -92,7 +96,7 @@ class AwsSession:
         if self._config.unsigned:
             return None
         try:
-            with _discretion.kept():
+            with NO_FORK, _discretion.kept():
                 frozen = (self._source or self._find_credentials()).get_frozen_credentials()
         except _botocore_errors() as error:
             raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
@@ -109,7 +113,7 @@ class AwsSession:
 
     def forget_credentials(self) -> None:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
-        with self._lock:
+        with NO_FORK:
             self._source = None
             self._session = None
             self._cold_clients.clear()
@@ -128,18 +132,18 @@ class AwsSession:
         """
         from botocore.exceptions import BotoCoreError
 
-        with self._lock:
+        with NO_FORK:
             client = self._placeholder_client(region, "auto")
             style = self._addressing_style(client.meta.endpoint_url)
             if style != "auto":
                 client = self._placeholder_client(region, style)
-        try:
-            # The host of a presigned URL is the documented way to learn it; nothing is sent.
-            url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
-        except (BotoCoreError, ValueError) as error:
-            raise ArgumentError(
-                f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
-            ) from error
+            try:
+                # The host of a presigned URL is the documented way to learn it; nothing is sent.
+                url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+            except (BotoCoreError, ValueError) as error:
+                raise ArgumentError(
+                    f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
+                ) from error
         return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
 
     def tls(self) -> ssl.SSLContext:
@@ -148,7 +152,7 @@ class AwsSession:
         Raises:
             ConfigError: The file of authorities cannot be read.
         """
-        with self._lock:
+        with NO_FORK:
             if self._tls is None:
                 self._tls = self._new_tls()
             return self._tls
@@ -175,7 +179,7 @@ class AwsSession:
 
         try:
             self.credentials()  # refused here if they cannot be sent: botocore would show them
-            with self._lock:
+            with NO_FORK:
                 client = self._cold_client(region)
             with _discretion.kept():
                 answer: dict[str, Any] = getattr(client, method)(**parameters)
@@ -199,7 +203,7 @@ class AwsSession:
         return answer
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
-        with self._lock:
+        with NO_FORK:
             self._source = self._botocore().get_credentials()
         if self._source is None:
             raise CredentialsError(
@@ -212,7 +216,7 @@ class AwsSession:
         from botocore.exceptions import ProfileNotFound
         from botocore.session import Session
 
-        with self._lock:
+        with NO_FORK:
             if self._session is None:
                 session = Session(profile=self._config.profile)
                 try:

@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Sequence
 
+from s3torch._forks import NO_FORK
 from s3torch._version import __version__
 
 __all__ = ["user_agent"]
@@ -31,7 +32,8 @@ def user_agent(comments: Sequence[str] = ()) -> str:
 
 def _torch_version() -> str:
     """Return torch's version without importing torch, which takes a second."""
-    from importlib.metadata import PackageNotFoundError, version  # takes 13 ms
+    with NO_FORK:
+        from importlib.metadata import PackageNotFoundError, version  # takes 13 ms
 
     try:
         return _token(version("torch"))

@@ -7,6 +7,8 @@ import io
 import sys
 from collections.abc import Callable
 
+from s3torch._forks import NO_FORK
+
 __all__ = ["BytesBuffer"]
 
 
@@ -31,7 +33,8 @@ def _allocator() -> Callable[[int], bytes]:
     """
     if sys.implementation.name != "cpython":
         return bytes
-    import ctypes  # takes 5 ms
+    with NO_FORK:
+        import ctypes  # takes 5 ms
 
     make = ctypes.pythonapi.PyBytes_FromStringAndSize
     make.restype = ctypes.py_object

@@ -11,6 +11,7 @@ the selector's own descriptor and unregisters nothing.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
 import errno
 import os
 import selectors
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from s3torch._forks import NO_FORK
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
@@ -131,9 +133,11 @@ class Connection:
             if failure:
                 self._connect_to_next_address(OSError(failure, os.strerror(failure)))
                 return False
-            self._begin_tls()
+            with NO_FORK:
+                self._begin_tls()
         if self.state is ConnectionState.HANDSHAKING:
-            self._shake_hands()
+            with NO_FORK:
+                self._shake_hands()
         return self.is_open
 
     def send(self, data: memoryview) -> int:
