@@ -7,11 +7,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from s3torch import _buffer
-from s3torch._aws.operations import GetObject, PlaceRange
+from s3torch._aws import checksums
+from s3torch._aws.checksums import Checksum
+from s3torch._aws.operations import GetObject, PlaceRange, Read, damaged
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch._transfer.http1 import ContentRange
-from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError
+from s3torch.errors import ArgumentError, IntegrityError, ObjectChangedError, ProtocolError, UnverifiedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,6 +30,8 @@ Place = Callable[[int], memoryview]
 DEFAULT_MAX_GAP = 128 * 1024
 # Bytes of the memory that gaps between ranges are received into, again and again.
 _SCRATCH = 64 * 1024
+# How often an object is fetched whose parts together do not have its checksum; as for a single request.
+_ATTEMPTS_WHEN_DAMAGED = 3
 
 
 class Fetch:
@@ -62,16 +66,43 @@ class Fetch:
         """
         try:
             deadline = self.engine.deadline()
-            if self._began_without_size:
-                self._await_size(deadline)
-            self.engine.wait(self._gets, deadline)
+            count = self._receive(deadline)
+            attempts = 1
+            while not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
+                attempts += 1
+                self._gets, self._began_without_size = [], False
+                self._begin()
+                count = self._receive(deadline)
         except BaseException:
             self.engine.cancel(self._gets)
             raise
         finally:
             # Slices of the destination must be gone before its owner can take the memory back.
-            gets, self._gets, self._memory = self._gets, [], None
-        return self._remote.conclude(gets)
+            self._gets, self._memory = [], None
+        return count
+
+    def _receive(self, deadline: float | None) -> int:
+        if self._began_without_size:
+            self._await_size(deadline)
+        self.engine.wait(self._gets, deadline)
+        return self._remote.conclude(self._gets)
+
+    def _is_proven(self, count: int, *, is_last: bool) -> bool:
+        """Verify an object that was read whole, if that is required and no request has done so.
+
+        Args:
+            count: How many bytes arrived.
+            is_last: Raise, rather than return False, if they are damaged.
+        """
+        is_verified = len(self._gets) == 1 and self._gets[0].is_verified
+        if self._remote.is_strict and not self._start and not is_verified and self._memory is not None:
+            try:
+                self._remote.verify_if_whole(self._memory[:count])
+            except IntegrityError:
+                if is_last:
+                    raise
+                return False
+        return True
 
     def give_up(self) -> None:
         """Let go of it; safe from any thread and from the garbage collector."""
@@ -154,6 +185,7 @@ class RemoteObject:
         self.size = size or None
         self.etag = etag
         self._told_size = size
+        self._checksum: Checksum | None = None
         self.version_id = version_id
         self._client = client
 
@@ -256,6 +288,10 @@ class RemoteObject:
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
         engine.run(gets)
         self.conclude(gets)
+        if self.is_strict:
+            for (start, _), view in zip(ranges, views, strict=True):
+                if not start:
+                    self.verify_if_whole(view)
         for start, stop in ranges:
             if stop > start and (self.size is None or stop > self.size):  # None: all lie there, and no answer told it
                 end = "end" if self.size is None else f"{self.size} bytes"
@@ -282,7 +318,68 @@ class RemoteObject:
     def get(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> GetObject:
         """Return the request for one part."""
         bucket = self._client.bucket(self.bucket)
-        return GetObject(bucket, self.key, start, stop, into, etag=self.etag, version_id=self.version_id)
+        return GetObject(
+            bucket,
+            self.key,
+            start,
+            stop,
+            into,
+            etag=self.etag,
+            version_id=self.version_id,
+            is_whole=bucket.has_checksums and not start and stop == self.size,
+        )
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether what is read whole must be verified."""
+        return self.client_config.checksums == "strict"
+
+    def verify_if_whole(self, content: memoryview) -> None:
+        """Compare the first bytes of the object with its checksum, if they are all of it.
+
+        The checksum is asked for by a HEAD of the version that was read.
+
+        Raises:
+            IntegrityError: They have another checksum.
+            UnverifiedError: The object has none that can be compared, or its algorithm is not installed.
+        """
+        if not len(content) or len(content) != self.size:
+            return
+        stored = self._checksum = self._checksum or self._ask_for_checksum()
+        if not checksums.is_available(stored.algorithm):
+            raise self._unverified(
+                f"its {stored.algorithm.name} cannot be computed here. pip install 's3torch[checksums]', or"
+            )
+        arrived = checksums.compute(stored.algorithm, [content])
+        if arrived != stored:
+            raise damaged(stored, arrived, self.bucket, self.key)
+
+    def _ask_for_checksum(self) -> Checksum:
+        request = Read(
+            "HeadObject",
+            "HEAD",
+            self._client.bucket(self.bucket),
+            self.key,
+            query={} if self.version_id is None else {"versionId": self.version_id},
+            signed_fields=checksums.MODE_FIELDS,
+            etag=self.etag,
+        )
+        self._client.engine().run([request])
+        fields = request.head.fields if request.head is not None else {}
+        stored = checksums.checksum_of_object(fields, is_range=False)
+        if stored is None:
+            raise self._unverified(
+                "the server tells no checksum of all its bytes (one of type COMPOSITE is none). "
+                "Store it again, by S3Client.put_object for one, or"
+            )
+        return stored
+
+    def _unverified(self, why: str) -> UnverifiedError:
+        return UnverifiedError(
+            f"s3://{self.bucket}/{self.key} was read but cannot be verified: {why} use S3ClientConfig(checksums='on').",
+            bucket=self.bucket,
+            key=self.key,
+        )
 
     def conclude(self, gets: list[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""

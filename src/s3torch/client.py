@@ -342,8 +342,13 @@ class S3Client:
         """Return where a bucket is and how requests for it are signed."""
         bucket = self._buckets.get(name)
         if bucket is None:
+            config = self.s3client_config
             bucket = self._buckets[name] = Bucket(
-                name, self._session, self.user_agent, requester_pays=self.s3client_config.requester_pays
+                name,
+                self._session,
+                self.user_agent,
+                requester_pays=config.requester_pays,
+                has_checksums=config.checksums != "off",
             )
         return bucket
 

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
+from typing import Literal
 
 from s3torch.errors import ArgumentTypeError, ConfigError
 
@@ -19,6 +20,8 @@ GiB = 1024 * MiB
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 _MIN_PART_SIZE = 5 * MiB
 _MAX_PART_SIZE = 5 * GiB
+
+_CHECKSUMS = ("on", "off", "strict")
 
 # The adaptive reader's smallest fetch, and what it reads ahead at most unless told otherwise: eight parts. Not tuned.
 _MIN_WINDOW = 16 * 1024
@@ -56,6 +59,12 @@ class S3ClientConfig:
             sets no limit; a fault then ends with ``max_attempts``.
         hedging: Whether a read whose first byte is late, by what this host showed lately, is sent a second time on
             another connection, 2 % of the requests at most. The first to answer wins.
+        checksums: What is done against damaged bytes. ``on`` (default): uploads carry a CRC32, which the server
+            verifies and stores; an object that one request reads whole is compared with the checksum that it is stored
+            with, if the answer has one and its algorithm is installed (CRC32, SHA-1, SHA-256; with the extra
+            ``checksums`` CRC32C and CRC64NVME). ``strict``: whatever is read whole is verified, large objects in
+            parallel parts too, by a HEAD request more where no answer had the checksum; without one it is an
+            UnverifiedError. A read of a part of an object cannot be verified. ``off``: nothing is asked for or sent.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
 
@@ -80,6 +89,7 @@ class S3ClientConfig:
     stall_timeout: float = 20.0
     call_timeout: float | None = None
     hedging: bool = True
+    checksums: Literal["on", "off", "strict"] = "on"
     verify: bool | str | os.PathLike[str] = True
 
     def __post_init__(self) -> None:
@@ -91,6 +101,9 @@ class S3ClientConfig:
             raise ArgumentTypeError(
                 f"S3ClientConfig(verify=...) must be a bool or the path of a PEM file, got {self.verify!r}."
             )
+        _require_type(self, "checksums", str)
+        if self.checksums not in _CHECKSUMS:
+            raise ConfigError(f"S3ClientConfig(checksums={self.checksums!r}) must be one of {', '.join(_CHECKSUMS)}.")
         _require_int(self, "part_size", _MIN_PART_SIZE, _MAX_PART_SIZE)
         _require_int(self, "max_attempts", 1, 1000)
         _require_int(self, "max_connections", 1, 10_000)

@@ -18,12 +18,14 @@ Each class is named by what the caller can do about it::
     ├── RegionError                           use the bucket's region
     ├── ClockSkewError                        set this machine's clock
     ├── ObjectChangedError                    the object was replaced while it was read: begin again
+    ├── UnverifiedError                       nothing proves what was read: store a checksum, or ask for no proof
     ├── RequestError                          the service refused the request for good
     └── TransientError                        worth another attempt; s3torch has made its own already
         ├── ConnectionFailedError (ConnectionError)
         ├── DeadlineError (TimeoutError)      no connection, no first byte or no progress in time
         ├── TruncatedBodyError                the connection ended before the body did
         ├── ProtocolError                     the answer is not HTTP or not what was asked
+        ├── IntegrityError                    a checksum does not fit: bytes were damaged on their way
         ├── ServerError                       a 5xx status
         └── ThrottledError                    503 SlowDown, 429: send fewer requests
 
@@ -45,6 +47,7 @@ __all__ = [
     "ConnectionFailedError",
     "CredentialsError",
     "DeadlineError",
+    "IntegrityError",
     "InvalidURIError",
     "NotFoundError",
     "ObjectChangedError",
@@ -58,6 +61,7 @@ __all__ = [
     "ThrottledError",
     "TransientError",
     "TruncatedBodyError",
+    "UnverifiedError",
 ]
 
 
@@ -174,6 +178,10 @@ class ObjectChangedError(S3Error):
     """The object was replaced, or its size changed, while it was being read."""
 
 
+class UnverifiedError(S3Error):
+    """``checksums="strict"`` was asked for, and the object has no checksum that can be compared with its bytes."""
+
+
 class RequestError(S3Error):
     """The service refused the request and would refuse it again."""
 
@@ -196,6 +204,10 @@ class TruncatedBodyError(TransientError):
 
 class ProtocolError(TransientError):
     """What arrived is not HTTP/1.1, or does not answer the request that was sent."""
+
+
+class IntegrityError(TransientError):
+    """What was read or sent has another checksum at the other end: bytes were damaged on their way."""
 
 
 class ServerError(TransientError):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
+from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.operations import PutObject, UploadPart
 from s3torch._file import S3File
 from s3torch._transfer import plan
@@ -64,6 +65,7 @@ class S3Writer(S3File):
         self._pending = bytearray()
         self._upload_id: str | None = None
         self._etags: list[str] = []
+        self._checksums = UploadChecksums(is_wanted=client.s3client_config.checksums != "off")
 
     def __repr__(self) -> str:
         return (
@@ -207,9 +209,12 @@ class S3Writer(S3File):
     def _send_part(self, body: memoryview) -> None:
         with self._abort_on_error():
             if self._upload_id is None:
-                more = {"StorageClass": self.storage_class} if self.storage_class else {}
+                more = self._checksums.parameters_to_create()
+                if self.storage_class:
+                    more["StorageClass"] = self.storage_class
                 answer = self._call("CreateMultipartUpload", "create_multipart_upload", **more)
                 self._upload_id = _upload_id(answer)
+                self._checksums.note_created(answer)
             part = UploadPart(
                 self._client.bucket(self.bucket),
                 self.key,
@@ -219,14 +224,14 @@ class S3Writer(S3File):
             )
             self._client.engine().run([part])
             self._etags.append(part.etag)
+            self._checksums.note_part(part.part_number, part.etag, part.checksum, len(body))
 
     def _complete(self) -> None:
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)]
         self._call(
             "CompleteMultipartUpload",
             "complete_multipart_upload",
             UploadId=self._upload_id,
-            MultipartUpload={"Parts": parts},
+            **self._checksums.parameters_to_complete(),
         )
 
     def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:

@@ -15,6 +15,7 @@ from s3torch.errors import (
     BucketNotFoundError,
     ClockSkewError,
     CredentialsError,
+    IntegrityError,
     ObjectChangedError,
     ObjectNotFoundError,
     RegionError,
@@ -70,6 +71,7 @@ _CREDENTIALS_CODES = {
     "InvalidSecurity": "they are not valid",
 }
 _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+_DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
@@ -146,6 +148,11 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         return ObjectNotFoundError, (
             f"{subject} does not exist at {subject.where}. "
             "Keys are case-sensitive; list the prefix to see what is there."
+        )
+    if code in _DIGEST_CODES:
+        return IntegrityError, (
+            f"What {subject.operation} on {subject} brought to {subject.where} has another checksum than was sent. "
+            "It was not stored."
         )
     if code == "InvalidObjectState":
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."

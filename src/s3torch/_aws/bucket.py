@@ -52,6 +52,7 @@ class Bucket:
         session: Returns the session of this process.
         user_agent: The User-Agent field.
         requester_pays: Whether to agree to pay.
+        has_checksums: Whether checksums are asked for and sent.
         clock: Seconds since the epoch.
 
     Attributes:
@@ -59,6 +60,7 @@ class Bucket:
         region: That signs.
         endpoint: Where it answers.
         corrections: How often something was corrected.
+        has_checksums: Whether checksums are asked for and sent.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
@@ -71,11 +73,13 @@ class Bucket:
         user_agent: str,
         *,
         requester_pays: bool = False,
+        has_checksums: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not name:
             raise ArgumentError("Bucket name must be non-empty: write 's3://bucket/key' or pass bucket='...'.")
         self.name = name
+        self.has_checksums = has_checksums
         self.region = session().region()
         self.endpoint: Endpoint = session().endpoint(name, self.region)
         self._session = session

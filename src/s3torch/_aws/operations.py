@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 
-from s3torch._aws import sigv4
+from s3torch._aws import checksums, sigv4
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.checksums import Checksum
 from s3torch._transfer import http1
 from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
-from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
+from s3torch.errors import IntegrityError, ObjectChangedError, ProtocolError, S3Error
 
-__all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
+__all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart", "damaged"]
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
@@ -125,12 +126,30 @@ class Operation(Exchange):
 class Read(Operation):
     """A request whose answer is read whole: HeadObject, or a page of a listing.
 
+    Args:
+        etag: What the object's ETag must be, or None for any; the others are those of ``Operation``.
+
     Attributes:
         body: The answer's body; empty for HEAD.
     """
 
     is_read = True
     body = b""
+
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        bucket: Bucket,
+        key: str | None,
+        *,
+        query: Mapping[str, str] | None = None,
+        signed_fields: Mapping[str, str] | None = None,
+        etag: str | None = None,
+    ) -> None:
+        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields)
+        if etag is not None:
+            self._fields["if-match"] = etag
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Keep the body."""
@@ -146,7 +165,8 @@ class GetObject(Operation):
     """GetObject of a range, received into given memory.
 
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
-    that bytes of two versions are never mixed. Every Content-Range and length is checked.
+    that bytes of two versions are never mixed. Every Content-Range and length is checked. If the answer has all bytes
+    of the object and their checksum, that is checked, too.
 
     Args:
         bucket: Of the object.
@@ -157,12 +177,15 @@ class GetObject(Operation):
             once that is known.
         etag: What the object's ETag must be, or None for any.
         version_id: The version to read, or None for the newest.
+        is_whole: Whether this is the whole object, of ``stop`` bytes: then no range is asked for, since many servers
+            tell no checksum with a range, even of all bytes.
 
     Attributes:
         total: The object's size in bytes, once known. None also if the range lies beyond the end and the server does
             not say what the size is.
         etag: The object's ETag, once known.
         filled: Bytes received.
+        is_verified: Whether they were compared with the object's checksum.
     """
 
     is_read = True
@@ -177,12 +200,17 @@ class GetObject(Operation):
         *,
         etag: str | None = None,
         version_id: str | None = None,
+        is_whole: bool = False,
     ) -> None:
         query = None if version_id is None else {"versionId": version_id}
-        super().__init__("GetObject", "GET", bucket, key, query=query, memory=stop - start)
+        fields = checksums.MODE_FIELDS if bucket.has_checksums else None
+        super().__init__("GetObject", "GET", bucket, key, query=query, signed_fields=fields, memory=stop - start)
         self.start = start
         self.stop = stop
         self.etag = etag
+        self.is_verified = False
+        self._is_whole = is_whole
+        self._checksum: Checksum | None = None
         self.total: int | None = None
         self._into = into
         self._destination: Destination | None = None
@@ -199,7 +227,10 @@ class GetObject(Operation):
         is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start
         if self._destination is not None and is_filled:
             self._destination.rewind(0)  # only the end mark of the body is missing, and no range asks for that
-        self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
+        if self._is_whole and not self.filled:
+            self._fields.pop("range", None)
+        else:
+            self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
         if self.etag is not None:
             self._fields["if-match"] = self.etag
         return super().request()
@@ -219,6 +250,8 @@ class GetObject(Operation):
             raise changed  # the body is not wanted, so neither is the connection
         if content_range.total == 0:
             return None
+        if self._bucket.has_checksums and content_range.stop - content_range.start == content_range.total:
+            self._checksum = checksums.checksum_of_object(head.fields, is_range=head.status == 206)
         if self._destination is None:
             if not callable(self._into):
                 raise AssertionError("memory without a destination")
@@ -228,7 +261,19 @@ class GetObject(Operation):
         except ProtocolError:
             self._destination.rewind(begin - self.start)  # bytes of a misframed body are not to be trusted
             raise
+        if self._checksum is not None:
+            self._verify(self._checksum, self._destination)
         return None
+
+    def _verify(self, stored: Checksum, destination: Destination) -> None:
+        """Compare what arrived with the checksum that the first answer had; this one may have brought the rest."""
+        if not checksums.is_available(stored.algorithm):
+            return
+        arrived = checksums.compute(stored.algorithm, destination.content())
+        if arrived != stored:
+            destination.rewind(0)
+            raise damaged(stored, arrived, self._bucket.name, self._key)
+        self.is_verified = True
 
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:
         yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
@@ -262,6 +307,10 @@ class GetObject(Operation):
     def _whole_object(self, head: Head, begin: int) -> ContentRange:
         """Take an answer without a range for the whole object, if the whole object is what was asked for."""
         length = head.content_length
+        if self._is_whole and head.status == 200 and begin == 0:
+            if length is not None and length > self.stop:
+                raise self._changed(f"it was {self.stop} bytes long, and is {length} now")
+            length = self.stop if length is None else length
         if head.status != 200 or begin != 0 or length is None or length > self.stop:
             raise ProtocolError(
                 f"Bytes {begin}-{self.stop - 1} were asked for, and the answer has status {head.status} and no "
@@ -287,11 +336,21 @@ class GetObject(Operation):
         )
 
 
+def damaged(stored: Checksum, arrived: Checksum, bucket: str, key: str | None) -> IntegrityError:
+    """Return the error of an object whose bytes do not have its checksum."""
+    return IntegrityError(
+        f"s3://{bucket}/{key} arrived damaged: it is stored with the {stored.algorithm.name} {stored}, and what "
+        f"arrived has {arrived}. If that happens again it was damaged where it is stored, or by a proxy before it.",
+        bucket=bucket,
+        key=key,
+    )
+
+
 class PutObject(Operation):
     """PutObject of bytes that are at hand; also UploadPart, which differs by its query.
 
     Over TLS the body is signed as ``UNSIGNED-PAYLOAD``; over plain HTTP its SHA-256 is signed, which lets the server
-    verify it.
+    verify it. Its CRC32 is sent in both cases: not every server looks at the SHA-256, and the CRC32 is stored.
 
     Args:
         bucket: Of the object.
@@ -301,6 +360,7 @@ class PutObject(Operation):
 
     Attributes:
         etag: What the server answered.
+        checksum: What the body was sent with; None if checksums are off.
     """
 
     def __init__(
@@ -313,6 +373,9 @@ class PutObject(Operation):
         name: str = "PutObject",
         query: Mapping[str, str] | None = None,
     ) -> None:
+        self.checksum = checksums.compute(checksums.CRC32, [body]) if bucket.has_checksums else None
+        if self.checksum is not None:
+            signed_fields = {**(signed_fields or {}), **checksums.upload_fields(self.checksum)}
         super().__init__(name, "PUT", bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
         self.etag = ""
         self._body = body

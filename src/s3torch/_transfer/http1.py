@@ -19,7 +19,7 @@ is malformed or beyond a bound raises ProtocolError; the connection that it came
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -122,6 +122,13 @@ class Destination:
         """Note that so many bytes arrived in the room."""
         self._offset += count
         self.filled += count
+
+    def content(self) -> Iterator[memoryview]:
+        """Yield what is filled, piece by piece."""
+        left = self.filled
+        for piece in self._pieces:
+            yield piece[:left]
+            left -= min(left, len(piece))
 
     def rewind(self, filled: int) -> None:
         """Go back to where so many bytes had arrived."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s3torch.errors import ConnectionFailedError, DeadlineError, ProtocolError, S3Error, TransientError
+from s3torch.errors import (
+    ConnectionFailedError,
+    DeadlineError,
+    IntegrityError,
+    ProtocolError,
+    S3Error,
+    TransientError,
+)
 
 __all__ = ["RetryPolicy"]
 
 # An endpoint that never answered is more likely mistyped than down: say so within about a second.
 _ATTEMPTS_WHEN_NEVER_REACHED = 4
-# A server that speaks nonsense will mostly go on doing so.
+# A server that speaks nonsense will mostly go on doing so, and bytes that are stored damaged stay so.
 _ATTEMPTS_ON_PROTOCOL_ERROR = 3
 
 
@@ -48,7 +55,7 @@ class RetryPolicy:
         return max(jitter * longest, min(error.retry_after or 0.0, self.cap))
 
     def _limit(self, error: TransientError, *, was_reached: bool) -> int:
-        if isinstance(error, ProtocolError):
+        if isinstance(error, (ProtocolError, IntegrityError)):
             return min(self.max_attempts, _ATTEMPTS_ON_PROTOCOL_ERROR)
         if isinstance(error, (ConnectionFailedError, DeadlineError)) and not was_reached:
             return min(self.max_attempts, _ATTEMPTS_WHEN_NEVER_REACHED)

@@ -4,6 +4,8 @@ What was fetched lies in one buffer of the object's size, filled from the front.
 so the first bytes of a large object cost one part. Each time the buffer runs out, twice as much is fetched as the time
 before, in parallel parts: reading on to the end is fast, and reading a little stays cheap. Once the object is complete
 the buffer becomes a ``bytes`` object without a copy, and ``read()`` of all of it returns that very object.
+
+With ``checksums="strict"`` no byte is handed out before all of them are there and verified.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class SequentialS3Reader(S3Reader):
 
     def _fetch_until(self, stop: int | None) -> None:
         """Have at least ``[0, stop)`` of the object, or all of it for None."""
+        if self._remote.is_strict:
+            stop = None
         if self._pending is not None and not self._has(stop):
             self._take(self._pending)
         if not self._has(stop):
@@ -121,10 +125,23 @@ class SequentialS3Reader(S3Reader):
             fetch.give_up()
             self._buffer = None  # the other thread's loop may still write there
             return
+        before = self._fetched
         self._fetched += fetch.finish()
         if self._fetched == self._remote.size:
+            if before and self._remote.is_strict:
+                self._verify()
             self._complete = self._buffer.to_bytes() if self._buffer is not None else b""
             self._buffer = None
+
+    def _verify(self) -> None:
+        """Verify what several fetches have brought; it is fetched anew by the next read if it is damaged."""
+        if self._buffer is None:
+            raise AssertionError("nothing was fetched")
+        try:
+            self._remote.verify_if_whole(self._buffer.view)
+        except BaseException:
+            self._forget()
+            raise
 
     def _next_window(self) -> int:
         config = self._remote.client_config

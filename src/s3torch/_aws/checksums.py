@@ -1,0 +1,250 @@
+"""The checksums that S3 stores with objects: which an answer carries, how they are computed and combined.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html.
+
+A checksum of the type FULL_OBJECT is that of the object's bytes. One of the type COMPOSITE is a checksum of the parts'
+checksums, and says nothing to whoever does not know where the parts of the upload began. It is written ``value-N`` in
+the answer for the whole object, but without ``-N`` in the answer for a range of all of it: so an answer with a range is
+only believed where it names its type (https://github.com/boto/botocore/issues/3346).
+
+CRC32 and the SHAs are computed by the standard library. CRC32C and CRC64NVME are not in it, and too slow in Python:
+they need ``awscrt``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from s3torch._forks import NO_FORK
+
+__all__ = [
+    "ALGORITHMS",
+    "CRC32",
+    "MODE_FIELDS",
+    "TYPE_FIELD",
+    "Algorithm",
+    "Checksum",
+    "UploadChecksums",
+    "checksum_of_object",
+    "combine",
+    "compute",
+    "is_available",
+    "upload_fields",
+]
+
+# What a request for an object or its head carries so that the answer has its checksums.
+MODE_FIELDS: Mapping[str, str] = {"x-amz-checksum-mode": "ENABLED"}
+TYPE_FIELD = "x-amz-checksum-type"
+
+Crc = Callable[[memoryview, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A checksum algorithm of the S3 API.
+
+    Args:
+        name: The API's.
+        size: Of a value, in bytes.
+        polynomial: Of a CRC: reflected, without the highest term. 0 for a hash.
+    """
+
+    name: str
+    size: int
+    polynomial: int = 0
+
+    @property
+    def field(self) -> str:
+        """The name of the header field that carries it."""
+        return f"x-amz-checksum-{self.name.lower()}"
+
+
+CRC32 = Algorithm("CRC32", 4, 0xEDB88320)
+CRC32C = Algorithm("CRC32C", 4, 0x82F63B78)
+CRC64NVME = Algorithm("CRC64NVME", 8, 0x9A6C9329AC4BC9B5)
+SHA1 = Algorithm("SHA1", 20)
+SHA256 = Algorithm("SHA256", 32)
+
+# The cheapest first, as measured in docs/design.md: an answer may carry several.
+ALGORITHMS = (CRC64NVME, CRC32C, CRC32, SHA1, SHA256)
+_FIELDS = tuple((algorithm.field, algorithm) for algorithm in ALGORITHMS)
+
+
+class Checksum(NamedTuple):
+    """A value and the algorithm that it is of; as text it is written as in a header field."""
+
+    algorithm: Algorithm
+    value: bytes
+
+    def __str__(self) -> str:
+        return base64.b64encode(self.value).decode()
+
+
+def checksum_of_object(fields: Mapping[str, str], *, is_range: bool) -> Checksum | None:
+    """Return the checksum of all bytes of the object that an answer carries, of the cheapest algorithm that is there.
+
+    Args:
+        fields: Header fields of the answer, by lower-case name.
+        is_range: Whether it answers a range; one that has all bytes, as that of any other has no such checksum.
+
+    Returns:
+        A checksum whose algorithm may not be installed, if no other is there; None if there is none that can be
+        compared with the object's bytes.
+    """
+    kind = fields.get(TYPE_FIELD)
+    if kind != "FULL_OBJECT" and (kind is not None or is_range):
+        return None
+    found = None
+    for field, algorithm in _FIELDS:
+        if field in fields:
+            value = _decoded(fields[field], algorithm)
+            if value is not None:
+                found = Checksum(algorithm, value)
+                if is_available(algorithm):
+                    break
+    return found
+
+
+def is_available(algorithm: Algorithm) -> bool:
+    """Whether an algorithm can be computed here."""
+    return algorithm not in (CRC32C, CRC64NVME) or algorithm.name in _awscrt()
+
+
+def compute(algorithm: Algorithm, pieces: Iterable[memoryview]) -> Checksum:
+    """Return the checksum of bytes that lie in pieces; the algorithm must be available."""
+    if algorithm.polynomial:
+        crc = zlib.crc32 if algorithm is CRC32 else _awscrt()[algorithm.name]
+        number = 0
+        for piece in pieces:
+            number = crc(piece, number)
+        return Checksum(algorithm, number.to_bytes(algorithm.size, "big"))
+    digest = hashlib.new(algorithm.name, usedforsecurity=False)
+    for piece in pieces:
+        digest.update(piece)
+    return Checksum(algorithm, digest.digest())
+
+
+def combine(first: Checksum, second: Checksum, length: int) -> Checksum:
+    """Return the CRC of bytes that follow one another, from those of both halves.
+
+    As the CRC of bytes followed by n zeros is that of the bytes times x^8n, modulo the polynomial.
+
+    Args:
+        first: Of the bytes before.
+        second: Of the bytes behind, by the same CRC.
+        length: How many bytes are behind.
+    """
+    algorithm = first.algorithm
+    if second.algorithm is not algorithm or not algorithm.polynomial:
+        raise AssertionError(f"{algorithm.name} and {second.algorithm.name} cannot be combined")
+    shifted = _product(int.from_bytes(first.value, "big"), _power(algorithm, 8 * length), algorithm)
+    number = shifted ^ int.from_bytes(second.value, "big")
+    return Checksum(algorithm, number.to_bytes(algorithm.size, "big"))
+
+
+def upload_fields(checksum: Checksum) -> dict[str, str]:
+    """Return the header fields by which the server verifies the body of an upload, and stores its checksum."""
+    return {checksum.algorithm.field: str(checksum), "x-amz-sdk-checksum-algorithm": checksum.algorithm.name}
+
+
+class UploadChecksums:
+    """The checksums of a multipart upload: what to tell the server so that it verifies, and stores, the object's.
+
+    A server that knows nothing of them does not repeat, when the upload begins, what it was asked for; then nothing
+    more is told to it.
+
+    Args:
+        is_wanted: Whether to ask for them.
+    """
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+        self._is_known = False
+        self._is_of_object = False
+        self._parts: list[dict[str, object]] = []
+        self._object: Checksum | None = None
+
+    def parameters_to_create(self) -> dict[str, object]:
+        """Return parameters of CreateMultipartUpload."""
+        return {"ChecksumAlgorithm": CRC32.name, "ChecksumType": "FULL_OBJECT"} if self._is_wanted else {}
+
+    def note_created(self, answer: Mapping[str, object]) -> None:
+        """Note the answer to CreateMultipartUpload."""
+        self._is_known = self._is_wanted and answer.get("ChecksumAlgorithm") == CRC32.name
+        self._is_of_object = self._is_known and answer.get("ChecksumType") == "FULL_OBJECT"
+
+    def note_part(self, number: int, etag: str, checksum: Checksum | None, length: int) -> None:
+        """Note a part that was sent; parts in their order.
+
+        Args:
+            number: From 1.
+            etag: From the answer.
+            checksum: That was sent with it.
+            length: In bytes.
+        """
+        part: dict[str, object] = {"PartNumber": number, "ETag": etag}
+        if self._is_known and checksum is not None:
+            part[f"Checksum{CRC32.name}"] = str(checksum)
+            self._object = combine(self._object, checksum, length) if self._object is not None else checksum
+        self._parts.append(part)
+
+    def parameters_to_complete(self) -> dict[str, object]:
+        """Return parameters of CompleteMultipartUpload."""
+        parameters: dict[str, object] = {"MultipartUpload": {"Parts": self._parts}}
+        if self._is_of_object and self._object is not None:
+            parameters |= {f"Checksum{CRC32.name}": str(self._object), "ChecksumType": "FULL_OBJECT"}
+        return parameters
+
+
+def _decoded(text: str, algorithm: Algorithm) -> bytes | None:
+    """Return the value that a field stands for; None if it is of parts (``value-N``), or nonsense."""
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return value if len(value) == algorithm.size else None
+
+
+@functools.cache
+def _awscrt() -> Mapping[str, Crc]:
+    """Return the CRCs of awscrt, by name; none if it is not installed."""
+    try:
+        with NO_FORK:
+            from awscrt import checksums  # takes 70 ms
+    except ImportError:
+        return {}
+    names = {"crc32c": CRC32C.name, "crc64nvme": CRC64NVME.name}
+    return {name: getattr(checksums, each) for each, name in names.items() if hasattr(checksums, each)}
+
+
+def _product(left: int, right: int, algorithm: Algorithm) -> int:
+    """Return the product of two polynomials modulo that of a CRC; the highest bit is the coefficient of x^0."""
+    mask = 1 << (8 * algorithm.size - 1)
+    product = 0
+    while left:
+        if left & mask:
+            product ^= right
+            left ^= mask
+        mask >>= 1
+        right = right >> 1 ^ (algorithm.polynomial if right & 1 else 0)
+    return product
+
+
+@functools.lru_cache(maxsize=64)  # the parts of an upload are of few sizes
+def _power(algorithm: Algorithm, exponent: int) -> int:
+    """Return x^exponent modulo the polynomial of a CRC, by repeated squaring."""
+    power = 1 << (8 * algorithm.size - 1)
+    square = power >> 1
+    while exponent:
+        if exponent & 1:
+            power = _product(power, square, algorithm)
+        square = _product(square, square, algorithm)
+        exponent >>= 1
+    return power
