@@ -7,33 +7,33 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from s3torch import _buffer
 from s3torch._aws.answers import Subject
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
+from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import Read
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.connection import Network
 from s3torch._transfer.engine import Engine, Limits
-from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError, S3Error
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Buffer
 
-__all__ = ["HeadObjectResult", "ListObjectStream", "S3Client"]
+__all__ = ["HeadObjectResult", "ListObjectStream", "MultipartUploadInfo", "S3Client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,23 @@ class HeadObjectResult:
     last_modified: int
     storage_class: str | None = None
     version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MultipartUploadInfo:
+    """An upload that was begun and neither completed nor aborted.
+
+    Attributes:
+        key: Of the object that it would become.
+        upload_id: Names it.
+        initiated: Seconds since the epoch.
+        storage_class: Of the object.
+    """
+
+    key: str
+    upload_id: str
+    initiated: int
+    storage_class: str | None = None
 
 
 class _ProcessState:
@@ -282,22 +299,95 @@ class S3Client:
             raise ArgumentError(f"max_keys={max_keys} is out of range: a page has 1 to 1000 keys.")
         return ListObjectStream(self, bucket, prefix, delimiter, max_keys)
 
-    def put_object(self, bucket: str, key: str, storage_class: str | None = None) -> S3Writer:
+    def put_object(
+        self,
+        bucket: str,
+        key: str,
+        storage_class: str | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        server_side_encryption: str | None = None,
+        sse_kms_key_id: str | None = None,
+        if_none_match: bool = False,
+        resume: bool = False,
+    ) -> S3Writer:
         """Return a writer of an object, which appears when the writer is closed. No request is sent yet.
 
         Args:
             bucket: Of the object.
             key: Of the object.
             storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
+            metadata: Names and values that are kept with the object, 2 kB of ASCII at most.
+            content_type: Its media type, such as ``application/zip``; None lets the service choose.
+            server_side_encryption: ``AES256`` (SSE-S3), ``aws:kms`` or ``aws:kms:dsse``; None is the bucket's default.
+            sse_kms_key_id: The key of KMS; None is the account's.
+            if_none_match: Whether to refuse, on closing, to replace an object that is there already.
+            resume: Whether to go on where an earlier writer of this key was interrupted: parts that arrived then, and
+                hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
+                a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of
+                objects that KMS encrypts cannot be compared, and are sent again.
 
         Raises:
-            ArgumentError: A name is empty, or ``storage_class`` cannot stand in a header field.
+            ArgumentError: A name is empty, or an option cannot be sent or contradicts another.
         """
         _check_object(bucket, key)
-        _buffer.check_text(storage_class=storage_class)
-        if storage_class is not None:
-            format_fields({"x-amz-storage-class": storage_class})
-        return S3Writer(self, bucket, key, storage_class)
+        options = ObjectOptions(
+            storage_class=storage_class,
+            metadata=metadata,
+            content_type=content_type,
+            server_side_encryption=server_side_encryption,
+            sse_kms_key_id=sse_kms_key_id,
+            if_none_match=if_none_match,
+        )
+        if not isinstance(resume, bool):
+            raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
+        return S3Writer(self, bucket, key, options, resumes=resume)
+
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:
+        """Return the uploads that were begun and neither completed nor aborted.
+
+        Args:
+            bucket: To list.
+            prefix: Only keys that begin with it.
+
+        Raises:
+            BucketNotFoundError: There is no such bucket.
+            S3Error: Any other failure.
+        """
+        _check_names(bucket, prefix)
+        found: list[MultipartUploadInfo] = []
+        marker: dict[str, object] = {}
+        while True:
+            page: Any = self._call_about(
+                "ListMultipartUploads", bucket, None, "list_multipart_uploads", Prefix=prefix, **marker
+            )
+            found += [
+                MultipartUploadInfo(
+                    each["Key"], each["UploadId"], int(each["Initiated"].timestamp()), each.get("StorageClass")
+                )
+                for each in page.get("Uploads", [])
+            ]
+            following = {
+                name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")
+            }
+            if not page.get("IsTruncated") or not following or following == marker:
+                return found
+            marker = following
+
+    def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """Delete the parts of an upload that was begun. That there is none is no error.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            upload_id: Which upload of that key.
+        """
+        try:
+            self.call_rarely("AbortMultipartUpload", bucket, key, "abort_multipart_upload", UploadId=upload_id)
+        except S3Error as error:
+            if error.code != "NoSuchUpload":
+                raise
 
     def delete_object(self, bucket: str, key: str) -> None:
         """Delete an object. That it does not exist is no error, as in S3."""
@@ -365,11 +455,16 @@ class S3Client:
             parameters: Of that method, beside Bucket and Key.
         """
         _check_object(bucket, key)
+        return self._call_about(operation, bucket, key, method, Key=key, **parameters)
+
+    def _call_about(
+        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
+    ) -> dict[str, object]:
         if self.s3client_config.requester_pays:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
         subject = Subject(operation, bucket, key, str(where.endpoint.origin))
-        return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
+        return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
 
     def _process(self) -> _ProcessState:
         """Return this process's state; what a fork inherited is dropped without being touched."""

@@ -1,28 +1,30 @@
 """S3Writer: an object that appears whole, or not at all.
 
 What is written is collected in one part's memory. An object that fits is one PUT at ``close``; a larger one becomes a
-multipart upload, whose parts are sent as they fill. Only ``close`` commits. An exception inside ``with``, an explicit
-``abort`` and the garbage collector all give the upload up, so that a reader never sees half an object and no parts are
-left behind.
+multipart upload, whose parts are sent side by side while the next is written. Only ``close`` commits. An exception
+inside ``with``, an explicit ``abort``, the garbage collector and the end of the interpreter all give the upload up, so
+that a reader never sees half an object and no parts are left behind.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
-from s3torch._aws.checksums import UploadChecksums
-from s3torch._aws.operations import PutObject, UploadPart
+from s3torch._aws.object_options import ObjectOptions
+from s3torch._aws.operations import PutObject
 from s3torch._file import S3File
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentTypeError, ProtocolError, RequestError, S3Error
+from s3torch._upload import MultipartUpload, PartBuffer
+from s3torch.errors import ArgumentTypeError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
 
 __all__ = ["S3Writer"]
-
-_log = logging.getLogger(__name__)
 
 
 class _State(Enum):
@@ -50,28 +50,30 @@ class S3Writer(S3File):
         client: Sends the requests.
         bucket: Of the object.
         key: Of the object.
-        storage_class: Such as ``STANDARD_IA``; None is the bucket's default.
+        options: Of the object.
+        resumes: Whether to go on with an upload that was interrupted, and to leave what arrived if this one is.
     """
 
     _noun = "writer"
 
-    def __init__(self, client: S3Client, bucket: str, key: str, storage_class: str | None = None) -> None:
+    def __init__(
+        self, client: S3Client, bucket: str, key: str, options: ObjectOptions | None = None, *, resumes: bool = False
+    ) -> None:
         super().__init__(bucket, key)
-        self.storage_class = storage_class
+        self.options = options or ObjectOptions()
         self._client = client
+        self._resumes = resumes
         self._pid = os.getpid()
         self._state = _State.OPEN
         self._position = 0
-        self._pending = bytearray()
-        self._upload_id: str | None = None
-        self._etags: list[str] = []
-        self._checksums = UploadChecksums(is_wanted=client.s3client_config.checksums != "off")
+        self._upload: MultipartUpload | None = None
+        self._parts = 0
+        self._buffer = PartBuffer(self._part_size())
+        _open_writers.add(self)
 
     def __repr__(self) -> str:
-        return (
-            f"<S3Writer s3://{self.bucket}/{self.key} {self._state.value} position={self._position} "
-            f"parts={len(self._etags)}>"
-        )
+        state = f"{self._state.value} position={self._position} parts={self._parts}"
+        return f"<S3Writer s3://{self.bucket}/{self.key} {state}>"
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(f"cannot pickle {self!r}: an upload belongs to the process that began it.")
@@ -83,15 +85,20 @@ class S3Writer(S3File):
         if kind is None:
             self.close()
         else:
-            self.abort()
+            self._give_up()
 
     def __del__(self) -> None:
         # A forked child inherits the writer, but the upload is its parent's.
         if getattr(self, "_state", None) is _State.OPEN and self._pid == os.getpid():
             complaint = f"{self!r} was never closed: what was written is discarded"
             with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
-                self.abort()
+                self._give_up()
             warnings.warn(complaint, ResourceWarning, stacklevel=2, source=self)
+
+    @property
+    def storage_class(self) -> str | None:
+        """Of the object; None is the bucket's default."""
+        return self.options.storage_class
 
     @property
     def closed(self) -> bool:
@@ -129,19 +136,18 @@ class S3Writer(S3File):
         """
         self._check_open()
         view = _buffer.readable_bytes(data)
-        written = 0
-        while written < len(view):
-            if len(self._pending) == self._part_size():
-                self._send_part(memoryview(self._pending))
-                self._pending = bytearray()
-            room = self._part_size() - len(self._pending)
-            if not self._pending and len(view) - written > room:
-                self._send_part(view[written : written + room])  # straight from the caller's memory
-            else:
-                self._pending += view[written : written + room]
-            written += min(room, len(view) - written)
-        self._position += written
-        return written
+        begin = 0
+        with self._give_up_on_error():
+            while begin < len(view):
+                if not self._buffer.room:
+                    self._next_part()
+                end = min(begin + self._buffer.room, len(view))
+                self._buffer.add(view[begin:end])
+                begin = end
+            if self._upload is not None:
+                self._upload.nudge()
+        self._position += begin
+        return begin
 
     def close(self) -> None:
         """Send what is left and make the object appear. Does nothing if the writer is closed already.
@@ -152,12 +158,12 @@ class S3Writer(S3File):
         """
         if self.closed:
             return
-        with self._abort_on_error():
-            if self._upload_id is None:
+        with self._give_up_on_error():
+            if self._upload is None:
                 self._put_whole()
             else:
-                self._send_part(memoryview(self._pending))
-                self._complete()
+                self._send()
+                self._upload.complete()
             self._end(_State.COMMITTED)
 
     def abort(self) -> None:
@@ -168,30 +174,36 @@ class S3Writer(S3File):
         """
         if self.closed:
             return
-        upload_id = self._upload_id
+        upload = self._upload
         self._end(_State.ABORTED)
-        if upload_id is None:
+        if upload is not None:
+            upload.abort()
+
+    def _give_up(self) -> None:
+        """Abort; or leave what arrived, if a later writer is to go on with it."""
+        if not self._resumes or self.closed or self._upload is None:
+            self.abort()
             return
-        try:
-            self._call("AbortMultipartUpload", "abort_multipart_upload", UploadId=upload_id)
-        except S3Error as error:
-            _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", upload_id, self.bucket, self.key, error)
+        upload = self._upload
+        self._end(_State.ABORTED)
+        upload.leave()
 
     def _end(self, state: _State) -> None:
         self._state = state
         self._ending = state.value
-        self._pending = bytearray()
+        self._upload = None
+        self._buffer = PartBuffer(0)
 
     @contextlib.contextmanager
-    def _abort_on_error(self) -> Iterator[None]:
+    def _give_up_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self.abort()
+            self._give_up()
             raise
 
     def _part_size(self) -> int:
-        number = len(self._etags) + 1
+        number = self._parts + 1
         if number > plan.MAX_PARTS:
             raise RequestError(
                 f"s3://{self.bucket}/{self.key} has {self._position} bytes in {plan.MAX_PARTS} parts, "
@@ -201,45 +213,30 @@ class S3Writer(S3File):
             )
         return plan.upload_part_size(number, self._client.s3client_config.part_size)
 
+    def _next_part(self) -> None:
+        """Send the part that is full, and take memory for the next."""
+        if self._upload is None:
+            self._upload = MultipartUpload(self._client, self.bucket, self.key, self.options, resumes=self._resumes)
+        self._send()
+        self._buffer = self._upload.buffer(self._part_size())
+
+    def _send(self) -> None:
+        if self._upload is None:
+            raise AssertionError("a part without an upload")
+        self._upload.send(self._buffer)
+        self._parts += 1
+
     def _put_whole(self) -> None:
-        fields = {"x-amz-storage-class": self.storage_class} if self.storage_class else {}
         bucket = self._client.bucket(self.bucket)
-        self._client.engine().run([PutObject(bucket, self.key, memoryview(self._pending), signed_fields=fields)])
-
-    def _send_part(self, body: memoryview) -> None:
-        with self._abort_on_error():
-            if self._upload_id is None:
-                more = self._checksums.parameters_to_create()
-                if self.storage_class:
-                    more["StorageClass"] = self.storage_class
-                answer = self._call("CreateMultipartUpload", "create_multipart_upload", **more)
-                self._upload_id = _upload_id(answer)
-                self._checksums.note_created(answer)
-            part = UploadPart(
-                self._client.bucket(self.bucket),
-                self.key,
-                body,
-                upload_id=self._upload_id,
-                part_number=len(self._etags) + 1,
-            )
-            self._client.engine().run([part])
-            self._etags.append(part.etag)
-            self._checksums.note_part(part.part_number, part.etag, part.checksum, len(body))
-
-    def _complete(self) -> None:
-        self._call(
-            "CompleteMultipartUpload",
-            "complete_multipart_upload",
-            UploadId=self._upload_id,
-            **self._checksums.parameters_to_complete(),
-        )
-
-    def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
-        return self._client.call_rarely(operation, self.bucket, self.key, method, **parameters)
+        put = PutObject(bucket, self.key, self._buffer.view, signed_fields=self.options.fields())
+        self._client.engine().run([put])
 
 
-def _upload_id(answer: Mapping[str, object]) -> str:
-    upload_id = answer.get("UploadId")
-    if not isinstance(upload_id, str) or not upload_id:
-        raise ProtocolError("CreateMultipartUpload was answered without an UploadId.")
-    return upload_id
+# Writers whose upload must be given up before the interpreter ends.
+_open_writers: weakref.WeakSet[S3Writer] = weakref.WeakSet()
+
+
+@atexit.register
+def _give_up_open_writers() -> None:
+    for writer in list(_open_writers):
+        writer.__del__()

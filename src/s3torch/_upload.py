@@ -1,0 +1,258 @@
+"""A multipart upload: parts under way side by side, in memory that is used again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from s3torch._aws import checksums
+from s3torch._aws.checksums import UploadChecksums
+from s3torch._aws.operations import UploadPart
+from s3torch.errors import ProtocolError, S3Error
+
+if TYPE_CHECKING:
+    from s3torch._aws.checksums import Checksum
+    from s3torch._aws.object_options import ObjectOptions
+    from s3torch._transfer.engine import Engine
+    from s3torch.client import S3Client
+
+__all__ = ["MultipartUpload", "PartBuffer"]
+
+_log = logging.getLogger(__name__)
+
+# Parts under way are moved at most this often while others are written, in seconds.
+_NUDGE_INTERVAL = 0.0002
+
+
+class PartBuffer:
+    """Memory of one part while it fills: small at first, since most objects are, and at most of ``capacity`` bytes.
+
+    Attributes:
+        capacity: Bytes of the part.
+        length: Bytes written.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._memory = bytearray()
+
+    @property
+    def view(self) -> memoryview:
+        """What was written."""
+        return memoryview(self._memory)[: self.length]
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return self.capacity - self.length
+
+    def add(self, piece: memoryview) -> None:
+        """Copy bytes behind the others; they must fit."""
+        end = self.length + len(piece)
+        if end > len(self._memory):
+            size = min(self.capacity, max(end, 2 * len(self._memory)))
+            self._memory.extend(bytes(size - len(self._memory)))
+        # A view is written to directly; a slice of a bytearray would make another copy first.
+        memoryview(self._memory)[self.length : end] = piece
+        self.length = end
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A part that the service has."""
+
+    etag: str
+    checksum: Checksum | None
+    length: int
+
+
+@dataclass(slots=True)
+class _Flying:
+    """A part that is under way."""
+
+    request: UploadPart
+    engine: Engine
+    buffer: PartBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A part of an earlier, interrupted upload.
+
+    Args:
+        etag: Its ETag: the MD5 of its bytes, unless the object is encrypted with a key of KMS.
+        length: In bytes.
+    """
+
+    etag: str
+    length: int
+
+    def holds(self, view: memoryview) -> bool:
+        """Whether it is certain that it holds these bytes."""
+        if self.length != len(view):
+            return False
+        return self.etag.strip('"') == hashlib.md5(view, usedforsecurity=False).hexdigest()
+
+
+class MultipartUpload:
+    """Sends the parts of one object, several at a time, while the next is written.
+
+    Args:
+        client: Sends the requests.
+        bucket: Of the object.
+        key: Of the object.
+        options: Of the object.
+        resumes: Whether to go on with an upload of this key that was interrupted.
+
+    Attributes:
+        parts: How many parts were given to ``send``.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, key: str, options: ObjectOptions, *, resumes: bool) -> None:
+        self.parts = 0
+        self._client = client
+        self._bucket = bucket
+        self._key = key
+        self._options = options
+        self._checksums = UploadChecksums(is_wanted=client.s3client_config.checksums != "off")
+        self._stored: dict[int, _Stored] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._flying: deque[_Flying] = deque()
+        self._free: list[PartBuffer] = []
+        self._id = (self._find_interrupted() if resumes else None) or self._create()
+
+    def buffer(self, capacity: int) -> PartBuffer:
+        """Return memory for the next part; waits for an earlier part while all that may be used is."""
+        self._settle()
+        limit = max(1, self._client.s3client_config.max_bytes_in_flight // capacity - 1)
+        while not self._free and len(self._flying) >= limit:
+            self._await(self._flying[0])
+            self._settle()
+        while self._free:
+            buffer = self._free.pop()
+            if buffer.capacity == capacity:
+                buffer.length = 0
+                return buffer
+        return PartBuffer(capacity)
+
+    def send(self, buffer: PartBuffer) -> None:
+        """Begin to send a part; its memory is this upload's from now on."""
+        self.parts += 1
+        stored = self._stored.get(self.parts)
+        if stored is not None and stored.holds(buffer.view):
+            self._sent[self.parts] = _Sent(stored.etag, self._checksum_of(buffer.view), buffer.length)
+            self._free.append(buffer)
+            return
+        flying = _Flying(self._part(self.parts, buffer), self._client.engine(), buffer)
+        self._flying.append(flying)
+        flying.engine.submit(flying.request)
+        flying.engine.nudge()
+
+    def nudge(self) -> None:
+        """Move the parts that are under way, without waiting."""
+        if self._flying:
+            self._client.engine().nudge(_NUDGE_INTERVAL)
+
+    def complete(self) -> None:
+        """Wait for all parts, and make the object appear."""
+        while self._flying:
+            self._await(self._flying[0])
+            self._settle()
+        for number in range(1, self.parts + 1):
+            sent = self._sent[number]
+            self._checksums.note_part(number, sent.etag, sent.checksum, sent.length)
+        more = {"IfNoneMatch": "*"} if self._options.if_none_match else {}
+        self._call(
+            "CompleteMultipartUpload",
+            "complete_multipart_upload",
+            UploadId=self._id,
+            **self._checksums.parameters_to_complete(),
+            **more,
+        )
+
+    def leave(self) -> None:
+        """Stop sending; the parts that arrived stay with the service. Safe from the garbage collector."""
+        for flying in self._flying:
+            flying.engine.give_up([flying.request])
+        self._flying.clear()
+        self._free.clear()
+
+    def abort(self) -> None:
+        """Stop sending and delete the parts that arrived; an error is logged and not raised."""
+        self.leave()
+        try:
+            self._client.abort_multipart_upload(self._bucket, self._key, self._id)
+        except S3Error as error:
+            _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", self._id, self._bucket, self._key, error)
+
+    def _settle(self) -> None:
+        """Note the parts that have arrived, and take their memory back.
+
+        Raises:
+            S3Error: One could not be sent.
+        """
+        for flying in list(self._flying):
+            request = flying.request
+            if not request.is_done:
+                continue
+            if request.error is not None:
+                raise request.error
+            self._flying.remove(flying)
+            self._sent[request.part_number] = _Sent(request.etag, request.checksum, flying.buffer.length)
+            self._free.append(flying.buffer)
+
+    def _await(self, flying: _Flying) -> None:
+        engine = self._client.engine()
+        if flying.engine is not engine:  # begun by another thread, or before this process was forked
+            flying.engine.give_up([flying.request])
+            flying.request = self._part(flying.request.part_number, flying.buffer)
+            flying.engine = engine
+            engine.submit(flying.request)
+        engine.wait([flying.request])
+
+    def _part(self, number: int, buffer: PartBuffer) -> UploadPart:
+        bucket = self._client.bucket(self._bucket)
+        return UploadPart(bucket, self._key, buffer.view, upload_id=self._id, part_number=number)
+
+    def _checksum_of(self, view: memoryview) -> Checksum | None:
+        has_checksums = self._client.bucket(self._bucket).has_checksums
+        return checksums.compute(checksums.CRC32, [view]) if has_checksums else None
+
+    def _create(self) -> str:
+        parameters = self._options.parameters() | self._checksums.parameters_to_create()
+        answer = self._call("CreateMultipartUpload", "create_multipart_upload", **parameters)
+        self._checksums.note_created(answer)
+        upload_id = answer.get("UploadId")
+        if not isinstance(upload_id, str) or not upload_id:
+            raise ProtocolError("CreateMultipartUpload was answered without an UploadId.")
+        return upload_id
+
+    def _find_interrupted(self) -> str | None:
+        """Return the id of the newest upload of this key, and remember its parts; None if there is none."""
+        uploads = self._client.list_multipart_uploads(self._bucket, self._key)
+        found = max((each for each in uploads if each.key == self._key), key=lambda each: each.initiated, default=None)
+        if found is None:
+            return None
+        for page in self._pages_of_parts(found.upload_id):
+            self._checksums.note_created(page)
+            parts: Any = page.get("Parts", [])
+            self._stored |= {part["PartNumber"]: _Stored(part["ETag"], part["Size"]) for part in parts}
+        return found.upload_id
+
+    def _pages_of_parts(self, upload_id: str) -> Iterator[Mapping[str, object]]:
+        marker = 0
+        while True:
+            page = self._call("ListParts", "list_parts", UploadId=upload_id, PartNumberMarker=marker)
+            yield page
+            following = page.get("NextPartNumberMarker")
+            if not page.get("IsTruncated") or not isinstance(following, int) or following <= marker:
+                return
+            marker = following
+
+    def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
+        return self._client.call_rarely(operation, self._bucket, self._key, method, **parameters)
