@@ -520,6 +520,39 @@ def test_a_fork_waits_for_tls(monkeypatch: pytest.MonkeyPatch, credentials: None
     assert {name: seen[name] for name in held} == dict.fromkeys(held, True)
 
 
+def test_exit_with_an_open_writer(tmp_path: Path):
+    """The end of the interpreter gives an upload up, whatever still refers to its writer, and warns."""
+    log: list[str] = []
+
+    def handle(request: Request, wire: Wire) -> None:
+        is_begin = request.target.endswith("?uploads")
+        log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
+        begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+
+    with ScriptedServer(handle) as server:
+        run(
+            tmp_path,
+            server,
+            """
+            import warnings
+
+            warnings.showwarning = lambda message, category, *_: shown.append(category)
+            warnings.simplefilter("always")
+            shown = []
+            writer = client.put_object("bucket", "key")
+            writer.itself = writer  # a cycle, which is never collected
+            gc.disable()
+            writer.write(bytes(2 * client.s3client_config.part_size))
+            import atexit
+            atexit.register(lambda: None)
+            """,
+        )
+    assert log[0] == "Create"
+    assert log[-1] == "Abort"
+    assert "Complete" not in log
+
+
 @needs_fork
 @needs_proc
 @pytest.mark.parametrize("from_threads", [False, True], ids=["main thread", "threads"])

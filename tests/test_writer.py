@@ -7,14 +7,29 @@ import io
 import pickle
 import random
 import tarfile
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from s3torch import S3Client, S3Writer
-from s3torch.errors import ArgumentError, ArgumentTypeError, ClosedError, CredentialsError, RequestError
+from s3torch import S3Client, S3ClientConfig, S3Writer
+from s3torch._upload import PartBuffer
+from s3torch.errors import (
+    AccessDeniedError,
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    CredentialsError,
+    ObjectExistsError,
+    RequestError,
+)
+from s3torch.testing import FaultyServer, faults
+from tests.support.server import Request, ScriptedServer, Wire
 
 MiB = 1024 * 1024
 _PART = 5 * MiB
@@ -258,6 +273,223 @@ def test_an_upload_that_vanished(boto, small_parts, bucket, key):
     assert caught.value.code == "NoSuchUpload"
     assert writer.closed
     assert _keys(small_parts, bucket, key) == []
+
+
+# --- Parts side by side ----------------------------------------------------------------------------------------------
+
+
+class _Uploads:
+    """A server of uploads that answers no part before ``together`` of them are there, and counts those that are."""
+
+    def __init__(self, together: int = 1) -> None:
+        self.there = threading.Barrier(together, timeout=20)
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+        self.log: list[str] = []
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        query = request.target.partition("?")[2]
+        if request.method == "PUT" and query:
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            self.there.wait()
+            with self.lock:
+                self.now -= 1
+            wire.respond(200, {"ETag": f'"{query}"'})
+        elif query == "uploads":
+            self.log.append("create")
+            wire.respond(
+                200, {}, b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
+            )
+        else:
+            self.log.append({"POST": "complete", "DELETE": "abort"}.get(request.method, request.method))
+            wire.respond(200, {"ETag": '"e"'}, b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b"")
+
+
+def _client_of(server: ScriptedServer, **config: Any) -> S3Client:
+    config = {"part_size": 5 * MiB, "max_attempts": 2, **config}
+    return S3Client("us-east-1", endpoint=server.endpoint, s3client_config=S3ClientConfig(**config))
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for servers that look at none."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+
+
+def test_parts_are_sent_side_by_side(credentials):
+    """A server that answers no part before it has four gets four."""
+    uploads = _Uploads(together=4)
+    with ScriptedServer(uploads) as server, _client_of(server).put_object("bucket", "key") as writer:
+        writer.write(CONTENT + bytes(4 * _PART - len(CONTENT)))
+    assert (uploads.most, uploads.log) == (4, ["create", "complete"])
+
+
+def test_memory_of_parts(credentials, monkeypatch):
+    """No more memory is taken than the configuration permits, and that of parts that have arrived is used again."""
+    made = []
+
+    class Counted(PartBuffer):
+        def __init__(self, capacity: int) -> None:
+            super().__init__(capacity)
+            if capacity:
+                made.append(self)
+
+    monkeypatch.setattr("s3torch._upload.PartBuffer", Counted)
+    uploads = _Uploads()
+    with (
+        ScriptedServer(uploads) as server,
+        _client_of(server, max_bytes_in_flight=4 * _PART).put_object("bucket", "key") as writer,
+    ):
+        for _ in range(20):
+            writer.write(bytes(_PART))
+    assert uploads.most <= 3
+    assert len(made) <= 3  # and the first, which the writer made
+
+
+def test_a_part_fails_while_others_are_written(credentials, monkeypatch):
+    """What fails in the background ends the writer at its next part, and aborts the upload."""
+    with FaultyServer() as server:
+        server.script(faults.on("UploadPart", fault=faults.status(403, "AccessDenied")))
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=S3ClientConfig(part_size=5 * MiB))
+        writer = client.put_object("bucket", "key")
+        with pytest.raises(AccessDeniedError, match="UploadPart on s3://bucket/key"):
+            writer.writelines([bytes(_PART)] * 100)
+        assert writer.closed
+        assert client.list_multipart_uploads("bucket") == []
+
+
+def test_begun_in_one_thread_and_ended_in_another(small_parts, bucket, key):
+    """Parts that one thread has begun to send are sent by the thread that goes on."""
+    writer = small_parts.put_object(bucket, key)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(writer.write, CONTENT[: 2 * _PART + 1]).result()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(writer.write, CONTENT[2 * _PART + 1 :]).result()
+    writer.close()
+    assert small_parts.read_range(bucket, key, 0) == CONTENT
+
+
+# --- Options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_options(small_parts, boto, bucket, key, size):
+    """Metadata and media type are stored with objects of one and of several parts."""
+    options = {"metadata": {"Epoch": "7"}, "content_type": "application/x-checkpoint"}
+    with small_parts.put_object(bucket, key, **options) as writer:
+        writer.write(CONTENT[:size])
+    found = boto.head_object(Bucket=bucket, Key=key)
+    assert (found["Metadata"], found["ContentType"]) == ({"epoch": "7"}, "application/x-checkpoint")
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_encryption_is_asked_for(credentials, size):
+    """How to encrypt is said once: with the PUT, or when the upload begins."""
+    with ScriptedServer(_Uploads()) as server:
+        options = {"server_side_encryption": "aws:kms", "sse_kms_key_id": "key", "storage_class": "STANDARD_IA"}
+        with _client_of(server).put_object("bucket", "key", **options) as writer:
+            writer.write(CONTENT[:size])
+        (first, *others) = server.requests
+    assert first.headers["x-amz-server-side-encryption"] == "aws:kms"
+    assert first.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key"
+    assert first.headers["x-amz-storage-class"] == "STANDARD_IA"
+    assert not [request for request in others if "x-amz-server-side-encryption" in request.headers]
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_not_to_replace(credentials, size):
+    """An object that is there is not replaced if that was asked for; the condition goes with what would do it."""
+    with ScriptedServer(_Uploads()) as server:
+        with _client_of(server).put_object("bucket", "key", if_none_match=True) as writer:
+            writer.write(CONTENT[:size])
+        conditional = [request.method for request in server.requests if request.headers.get("if-none-match") == "*"]
+    assert conditional == (["PUT"] if size == 10 else ["POST"])
+
+
+def test_an_object_is_in_the_way(small_parts, bucket, key, put):
+    """The error says that the object is there; it stays as it was."""
+    put(key, b"old")
+    writer = small_parts.put_object(bucket, key, if_none_match=True)
+    writer.write(b"new")
+    with pytest.raises(ObjectExistsError, match=f"s3://{bucket}/{key} is there already, and was not to be replaced"):
+        writer.close()
+    assert small_parts.read_range(bucket, key, 0) == b"old"
+
+
+# --- Going on where one was interrupted ------------------------------------------------------------------------------
+
+
+def _interrupt(client: S3Client, bucket: str, key: str, content: bytes) -> None:
+    """Write, let all parts that are full arrive, and fail."""
+    writer = client.put_object(bucket, key, resume=True)
+    writer.write(content)
+    upload = writer._upload
+    assert upload is not None
+    while upload._flying:
+        upload._await(upload._flying[0])
+        upload._settle()
+    writer.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+
+
+def test_resume(small_parts, bucket, key, open_uploads):
+    """Parts that arrived before the interruption are not sent again, if they hold the same bytes."""
+    _interrupt(small_parts, bucket, key, CONTENT[: 2 * _PART + 1])
+    assert open_uploads() == [key]
+    before = small_parts.stats
+    changed = CONTENT[:_PART] + b"!" + CONTENT[_PART + 1 :]
+    with small_parts.put_object(bucket, key, resume=True) as writer:
+        writer.write(changed)
+    sent = small_parts.stats.bytes_sent - before.bytes_sent
+    assert 2 * _PART < sent < 2 * _PART + 100_000  # all but the first part
+    assert small_parts.read_range(bucket, key, 0) == changed
+    assert open_uploads() == []
+
+
+def test_resume_with_less(small_parts, bucket, key, open_uploads):
+    """Parts of an earlier upload beyond the end are not in the object."""
+    _interrupt(small_parts, bucket, key, CONTENT)
+    with small_parts.put_object(bucket, key, resume=True) as writer:
+        writer.write(CONTENT[: _PART + 1])
+    assert small_parts.read_range(bucket, key, 0) == CONTENT[: _PART + 1]
+    assert open_uploads() == []
+
+
+def test_resume_without_an_upload(small_parts, bucket, key):
+    """Where nothing was interrupted, a writer that may resume begins anew; an upload of a longer key is another's."""
+    _interrupt(small_parts, bucket, key + "x", CONTENT)
+    with small_parts.put_object(bucket, key, resume=True) as writer:
+        writer.write(CONTENT)
+    assert small_parts.read_range(bucket, key, 0) == CONTENT
+    (other,) = small_parts.list_multipart_uploads(bucket, key)
+    assert other.key == key + "x"
+    small_parts.abort_multipart_upload(bucket, other.key, other.upload_id)
+
+
+def test_abort_ends_an_upload_that_could_be_resumed(small_parts, bucket, key, open_uploads):
+    """Only an interruption leaves parts for later; an explicit abort deletes them."""
+    writer = small_parts.put_object(bucket, key, resume=True)
+    writer.write(CONTENT)
+    writer.abort()
+    assert open_uploads() == []
+
+
+def test_uploads_can_be_listed_and_aborted(small_parts, bucket, key):
+    """Each upload tells its key, when it was begun, and the id to abort it by; twice is no error."""
+    _interrupt(small_parts, bucket, key, CONTENT)
+    (upload,) = small_parts.list_multipart_uploads(bucket, key)
+    assert (upload.key, abs(upload.initiated - time.time()) < 3600) == (key, True)
+    for _ in range(2):
+        small_parts.abort_multipart_upload(bucket, key, upload.upload_id)
+    assert small_parts.list_multipart_uploads(bucket, key) == []
+
+
+def test_resume_must_be_a_bool(client, bucket, key):
+    """What is no bool is refused."""
+    with pytest.raises(ArgumentTypeError, match="resume must be a bool, got 'yes'"):
+        client.put_object(bucket, key, resume="yes")
 
 
 # --- As a file -------------------------------------------------------------------------------------------------------

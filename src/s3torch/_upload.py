@@ -217,7 +217,14 @@ class MultipartUpload:
 
     def _part(self, number: int, buffer: PartBuffer) -> UploadPart:
         bucket = self._client.bucket(self._bucket)
-        return UploadPart(bucket, self._key, buffer.view, upload_id=self._id, part_number=number)
+        return UploadPart(
+            bucket,
+            self._key,
+            buffer.view,
+            upload_id=self._id,
+            part_number=number,
+            verifies_checksum=self._checksums.are_verified,
+        )
 
     def _checksum_of(self, view: memoryview) -> Checksum | None:
         has_checksums = self._client.bucket(self._bucket).has_checksums

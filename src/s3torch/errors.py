@@ -17,6 +17,7 @@ Each class is named by what the caller can do about it::
     ├── CertificateError                      trust the server's certificate authority, or fix the host name
     ├── RegionError                           use the bucket's region
     ├── ClockSkewError                        set this machine's clock
+    ├── ObjectExistsError (FileExistsError)   the object is there already, and was not to be replaced
     ├── ObjectChangedError                    the object was replaced while it was read: begin again
     ├── UnverifiedError                       nothing proves what was read: store a checksum, or ask for no proof
     ├── RequestError                          the service refused the request for good
@@ -51,6 +52,7 @@ __all__ = [
     "InvalidURIError",
     "NotFoundError",
     "ObjectChangedError",
+    "ObjectExistsError",
     "ObjectNotFoundError",
     "ObjectTableError",
     "ProtocolError",
@@ -172,6 +174,10 @@ class RegionError(S3Error):
 
 class ClockSkewError(S3Error):
     """This machine's clock differs from the service's by more than signatures allow (15 minutes)."""
+
+
+class ObjectExistsError(S3Error, FileExistsError):
+    """The object is there already, and ``if_none_match`` asked not to replace it."""
 
 
 class ObjectChangedError(S3Error):

@@ -17,6 +17,7 @@ from s3torch.errors import (
     CredentialsError,
     IntegrityError,
     ObjectChangedError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RegionError,
     RequestError,
@@ -156,6 +157,8 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code == "InvalidObjectState":
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
+    if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload"):  # sent with If-None-Match
+        return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
     if status == 412:
         return ObjectChangedError, (
             f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "

@@ -162,11 +162,14 @@ class UploadChecksums:
 
     Args:
         is_wanted: Whether to ask for them.
+
+    Attributes:
+        are_verified: Whether the server has said that it verifies them.
     """
 
     def __init__(self, *, is_wanted: bool) -> None:
         self._is_wanted = is_wanted
-        self._is_known = False
+        self.are_verified = False
         self._is_of_object = False
         self._parts: list[dict[str, object]] = []
         self._object: Checksum | None = None
@@ -177,8 +180,8 @@ class UploadChecksums:
 
     def note_created(self, answer: Mapping[str, object]) -> None:
         """Note the answer to CreateMultipartUpload."""
-        self._is_known = self._is_wanted and answer.get("ChecksumAlgorithm") == CRC32.name
-        self._is_of_object = self._is_known and answer.get("ChecksumType") == "FULL_OBJECT"
+        self.are_verified = self._is_wanted and answer.get("ChecksumAlgorithm") == CRC32.name
+        self._is_of_object = self.are_verified and answer.get("ChecksumType") == "FULL_OBJECT"
 
     def note_part(self, number: int, etag: str, checksum: Checksum | None, length: int) -> None:
         """Note a part that was sent; parts in their order.
@@ -190,7 +193,7 @@ class UploadChecksums:
             length: In bytes.
         """
         part: dict[str, object] = {"PartNumber": number, "ETag": etag}
-        if self._is_known and checksum is not None:
+        if self.are_verified and checksum is not None:
             part[f"Checksum{CRC32.name}"] = str(checksum)
             self._object = combine(self._object, checksum, length) if self._object is not None else checksum
         self._parts.append(part)

@@ -349,14 +349,15 @@ def damaged(stored: Checksum, arrived: Checksum, bucket: str, key: str | None) -
 class PutObject(Operation):
     """PutObject of bytes that are at hand; also UploadPart, which differs by its query.
 
-    Over TLS the body is signed as ``UNSIGNED-PAYLOAD``; over plain HTTP its SHA-256 is signed, which lets the server
-    verify it. Its CRC32 is sent in both cases: not every server looks at the SHA-256, and the CRC32 is stored.
+    Its CRC32 is sent and signed. Over plain HTTP the SHA-256 of the body is signed as well, which takes three times as
+    long, unless the server is known to verify the CRC32: there are servers that look at one of them only.
 
     Args:
         bucket: Of the object.
         key: Of the object.
         body: Must not change until the exchange is done.
         signed_fields: More header fields, such as ``x-amz-storage-class``.
+        verifies_checksum: Whether the server is known to verify the CRC32.
 
     Attributes:
         etag: What the server answered.
@@ -370,6 +371,7 @@ class PutObject(Operation):
         body: memoryview,
         *,
         signed_fields: Mapping[str, str] | None = None,
+        verifies_checksum: bool = False,
         name: str = "PutObject",
         query: Mapping[str, str] | None = None,
     ) -> None:
@@ -380,8 +382,8 @@ class PutObject(Operation):
         self.etag = ""
         self._body = body
         self._fields["content-length"] = str(len(body))
-        is_secure = bucket.endpoint.origin.scheme == "https"
-        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_secure else hashlib.sha256(body).hexdigest()
+        is_safe = bucket.endpoint.origin.scheme == "https" or (verifies_checksum and self.checksum is not None)
+        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else hashlib.sha256(body).hexdigest()
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head and the body."""
@@ -402,7 +404,16 @@ class UploadPart(PutObject):
         part_number: From 1.
     """
 
-    def __init__(self, bucket: Bucket, key: str, body: memoryview, *, upload_id: str, part_number: int) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        key: str,
+        body: memoryview,
+        *,
+        upload_id: str,
+        part_number: int,
+        verifies_checksum: bool = False,
+    ) -> None:
         query = {"partNumber": str(part_number), "uploadId": upload_id}
-        super().__init__(bucket, key, body, name="UploadPart", query=query)
+        super().__init__(bucket, key, body, name="UploadPart", query=query, verifies_checksum=verifies_checksum)
         self.part_number = part_number
