@@ -263,13 +263,20 @@ class RemoteObject:
         self.read_ranges(wanted, views, max_gap)
         return None
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int) -> None:
+    def read_ranges(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        views: Sequence[memoryview],
+        max_gap: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
         """Read many ranges concurrently, near ones by one request.
 
         Args:
             ranges: Half-open.
             views: Memory of each range's size.
             max_gap: See ``plan.coalesce``.
+            progress: Is told how many bytes more have arrived, gaps included.
 
         Raises:
             ArgumentError: A range reaches beyond the object's end.
@@ -286,7 +293,7 @@ class RemoteObject:
             else:
                 pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
-        engine.run(gets)
+        _run(engine, gets, progress)
         self.conclude(gets)
         if self.is_strict:
             for (start, _), view in zip(ranges, views, strict=True):
@@ -408,6 +415,22 @@ class RemoteObject:
         if size is not None:
             self.size = self._told_size = size
         self.etag = etag or self.etag
+
+
+def _run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
+    if progress is None:
+        engine.run(gets)
+        return
+    deadline = engine.deadline()
+    try:
+        for get in gets:
+            engine.submit(get)
+        for get in gets:
+            engine.wait([get], deadline)
+            progress(get.filled)
+    except BaseException:
+        engine.cancel(gets)
+        raise
 
 
 def _pieces(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[memoryview]:

@@ -1,12 +1,22 @@
-"""S3Checkpoint: files for torch.save and torch.load."""
+"""S3Checkpoint: saves to S3 and loads from there, by itself or as a file for torch.save and torch.load."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from s3torch.checkpoint.loading import MapLocation, load_object
+from s3torch.checkpoint.progress import new_bar
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
 from s3torch.uri import parse_s3_uri
 from s3torch.writer import S3Writer
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["S3Checkpoint"]
 
@@ -17,6 +27,11 @@ class S3Checkpoint:
     Example::
 
         checkpoint = S3Checkpoint(region="eu-west-1")
+        checkpoint.save(model.state_dict(), "s3://bucket/model.pt")
+        model.load_state_dict(checkpoint.load("s3://bucket/model.pt"))
+
+    or, as with any other file::
+
         with checkpoint.writer("s3://bucket/model.pt") as writer:
             torch.save(model.state_dict(), writer)
         with checkpoint.reader("s3://bucket/model.pt") as reader:
@@ -44,6 +59,53 @@ class S3Checkpoint:
     def __repr__(self) -> str:
         return f"S3Checkpoint(region={self.region!r}, endpoint={self.endpoint!r})"
 
+    def save(self, obj: object, s3_uri: str, *, progress: bool | None = None) -> None:
+        """Save what torch.save can save. It appears whole, or not at all.
+
+        Args:
+            obj: Such as a state dict.
+            s3_uri: Where.
+            progress: Whether to show a bar; None shows one on a terminal.
+
+        Raises:
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            S3Error: It could not be stored; what was there before is unchanged.
+        """
+        with (
+            self.writer(s3_uri) as writer,
+            new_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
+        ):
+            file: Any = _Counted(writer, bar.update)
+            torch.save(obj, file)
+
+    def load(
+        self,
+        s3_uri: str,
+        map_location: MapLocation = None,
+        *,
+        weights_only: bool = True,
+        progress: bool | None = None,
+    ) -> Any:  # noqa: ANN401  # whatever was saved
+        """Load what torch.save wrote, all tensors concurrently and straight into their memory.
+
+        Args:
+            s3_uri: Where it is.
+            map_location: As for torch.load.
+            weights_only: As for torch.load: whether to refuse whatever could run code while it is loaded.
+            progress: Whether to show a bar; None shows one on a terminal.
+
+        Raises:
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            NotFoundError: There is no such bucket or object.
+            CheckpointFormatError: It is no checkpoint, or cut off or damaged.
+            pickle.UnpicklingError: It holds what ``weights_only`` refuses.
+            S3Error: Any other failure.
+        """
+        bucket, key = parse_s3_uri(s3_uri)
+        return load_object(
+            self._client, bucket, key, map_location=map_location, weights_only=weights_only, progress=progress
+        )
+
     def reader(self, s3_uri: str) -> S3Reader:
         """Return a file to load from; no request is sent yet.
 
@@ -61,3 +123,19 @@ class S3Checkpoint:
         """
         bucket, key = parse_s3_uri(s3_uri)
         return self._client.put_object(bucket, key)
+
+
+class _Counted:
+    """A file that counts what is written to it."""
+
+    def __init__(self, file: S3Writer, count: Callable[[int], object]) -> None:
+        self._file = file
+        self._count = count
+
+    def write(self, data: Buffer, /) -> int:
+        written = self._file.write(data)
+        self._count(written)
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,236 @@
+"""What torch.load does, with all storages read at once and straight into the memory of their tensors.
+
+torch.load gets a file that serves the zip directory, the pickle and small storages from memory, and only notes where
+each large storage is to go. When all tensors are made, one vectored read fills them. A storage is read on the spot
+where that would be too late: if it goes to another device, or if the pickle names something that might look at values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from s3torch import _buffer
+from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
+from s3torch.checkpoint.archive import Archive, Record, reads_no_values
+from s3torch.checkpoint.progress import new_bar
+from s3torch.config import S3ReaderConfig
+from s3torch.errors import CheckpointFormatError, IntegrityError
+from s3torch.readers import S3Reader, open_reader
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from s3torch.client import S3Client
+
+__all__ = ["load_object"]
+
+MapLocation = Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None
+
+
+if TYPE_CHECKING:
+
+    class _File(io.RawIOBase, BinaryIO):
+        """A binary file, as type checkers are to see it."""
+
+else:
+    _File = io.RawIOBase
+
+
+class _Later(_File):
+    """The file that torch.load reads.
+
+    Attributes:
+        due: The storage that was asked for last and is not read yet, and the address where it is to go.
+    """
+
+    def __init__(self, reader: S3Reader, archive: Archive, size: int) -> None:
+        super().__init__()
+        self.due: tuple[Record, int] | None = None
+        self._reader = reader
+        self._archive = archive
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = _buffer.writable_bytes(buffer)
+        start, stop = self._position, min(self._position + len(view), self._size)
+        record = self._archive.storages.get(start)
+        if record is not None and record.stop == start + len(view):
+            if self.due is not None:
+                raise AssertionError(f"{self.due[0].name} was read and never used")
+            self.due = record, ctypes.addressof(ctypes.c_char.from_buffer(view))
+            self._position = stop
+            return len(view)
+        known = self._archive.fetched(start, stop) if stop > start else None
+        if known is None:
+            self._reader.seek(start)
+            count = self._reader.readinto(view)
+        else:
+            count = len(known)
+            view[:count] = known
+        self._position = start + count
+        return count
+
+
+class _Filler:
+    """The storages to fill: gets each from torch.load as its ``map_location``.
+
+    Args:
+        file: That torch.load reads.
+        remote: The object.
+        map_location: The user's.
+        fills_later: Whether storages that stay on the CPU may be filled when all are there.
+        checks: Whether to compare what arrives with the CRC-32 of the zip directory.
+    """
+
+    def __init__(
+        self, file: _Later, remote: RemoteObject, map_location: MapLocation, *, fills_later: bool, checks: bool
+    ) -> None:
+        self._file = file
+        self._remote = remote
+        self._map_location = map_location
+        self._fills_later = fills_later
+        self._checks = checks
+        self._waiting: list[tuple[Record, torch.UntypedStorage]] = []
+
+    def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
+        """Fill a storage, or put it on the list, and map it as the user wants."""
+        due, self._file.due = self._file.due, None
+        if due is not None:
+            record, address = due
+            if (storage.data_ptr(), storage.nbytes()) != (address, record.stop - record.start):
+                raise AssertionError(f"{record.name} was read into other memory than its storage's")
+            self._waiting.append((record, storage))
+            if not self._fills_later or self._destination(location) != "cpu":
+                self.fill(None)
+        return self._mapped(storage, location)
+
+    def fill(self, progress: Callable[[int], object] | None) -> None:
+        """Read all storages on the list.
+
+        Args:
+            progress: Is told of bytes as they have arrived.
+        """
+        waiting, self._waiting = self._waiting, []
+        views = [_memory(storage) for _, storage in waiting]
+        ranges = [(record.start, record.stop) for record, _ in waiting]
+        self._remote.read_ranges(ranges, views, DEFAULT_MAX_GAP, progress)
+        for (record, _), view in zip(waiting, views, strict=True):
+            if self._checks and zlib.crc32(view) != record.crc32:
+                raise IntegrityError(
+                    f"{record.name!r} in s3://{self._remote.bucket}/{self._remote.key} does not have the CRC-32 that "
+                    "torch.save noted: it was damaged where it is stored, or saved without.",
+                    bucket=self._remote.bucket,
+                    key=self._remote.key,
+                )
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that ``fill`` will read."""
+        return sum(record.stop - record.start for record, _ in self._waiting)
+
+    def _destination(self, location: str) -> str | None:
+        """Return the device that a storage goes to; None if only the user's function knows."""
+        wanted = self._map_location
+        if isinstance(wanted, dict):
+            wanted = wanted.get(location, location)
+        if wanted is None:
+            return location
+        return str(wanted) if isinstance(wanted, (str, torch.device)) else None
+
+    def _mapped(self, storage: torch.UntypedStorage, location: str) -> Any:  # noqa: ANN401
+        if callable(self._map_location):
+            return self._map_location(storage, location)
+        destination = self._destination(location)
+        if destination == "cpu":
+            return storage
+        return torch.serialization.default_restore_location(storage, destination)  # type: ignore[no-untyped-call]
+
+
+def load_object(
+    client: S3Client,
+    bucket: str,
+    key: str,
+    *,
+    map_location: MapLocation,
+    weights_only: bool,
+    progress: bool | None,
+) -> Any:  # noqa: ANN401  # whatever was saved
+    """Load what torch.save wrote; see ``S3Checkpoint.load``."""
+    remote = RemoteObject(client, bucket, key)
+    with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
+        try:
+            archive = Archive(reader, reader.read_ranges)
+        except zipfile.BadZipFile:
+            return _load_other(reader, map_location, weights_only)
+        except CheckpointFormatError as error:
+            raise _named(error, remote) from None
+        if not archive.is_native:
+            archive.storages.clear()  # torch swaps bytes as soon as it has them
+        file = _Later(reader, archive, remote.learn_size())
+        is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
+        filler = _Filler(
+            file,
+            remote,
+            map_location,
+            fills_later=is_blind,
+            checks=client.s3client_config.checksums == "strict",
+        )
+        try:
+            loaded = torch.load(file, map_location=filler, weights_only=weights_only)
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise _named(error, remote) from error
+        if file.due is not None:
+            raise AssertionError(f"{file.due[0].name} was read and never used")
+        with new_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
+            filler.fill(bar.update)
+        return loaded
+
+
+def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool) -> Any:  # noqa: ANN401, FBT001
+    """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
+    reader.seek(0)
+    if reader.read(2) == b"PK":
+        raise CheckpointFormatError(
+            f"s3://{reader.bucket}/{reader.key} has no zip directory at its end: it is cut off or damaged.",
+            bucket=reader.bucket,
+            key=reader.key,
+        )
+    reader.seek(0)
+    return torch.load(reader, map_location=map_location, weights_only=weights_only)
+
+
+def _memory(storage: torch.UntypedStorage) -> memoryview:
+    """Return the memory of a storage of the CPU, which must outlive it."""
+    return memoryview((ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())).cast("B")
+
+
+def _named(error: Exception, remote: RemoteObject) -> CheckpointFormatError:
+    return CheckpointFormatError(
+        f"s3://{remote.bucket}/{remote.key} is no checkpoint that can be loaded: {error}",
+        bucket=remote.bucket,
+        key=remote.key,
+    )
