@@ -44,6 +44,7 @@ def test_defaults():
         "stall_timeout": 20.0,
         "call_timeout": None,
         "hedging": True,
+        "checksums": "on",
         "verify": True,
     }
 
@@ -100,6 +101,8 @@ def test_every_field_is_documented(kind: type):
         ("connect_timeout", 1),
         ("first_byte_timeout", 1e-3),
         ("stall_timeout", 1e9),
+        ("checksums", "off"),
+        ("checksums", "strict"),
         ("verify", False),
         ("verify", "ca.pem"),
         ("verify", Path("ca.pem")),
