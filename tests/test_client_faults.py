@@ -124,7 +124,7 @@ def asked(request: Request) -> tuple[int, int]:
 
 
 def partial(content: bytes, request: Request, *, etag: str = '"e"', **changes: object) -> tuple[bytes, bytes]:
-    """Return head and body of the right answer to a request for a range, but for some header fields.
+    """Return head and body of the right answer to a request for an object or a range, but for some header fields.
 
     Args:
         content: The object's content.
@@ -132,16 +132,18 @@ def partial(content: bytes, request: Request, *, etag: str = '"e"', **changes: o
         etag: The object's.
         changes: Header fields, with ``_`` for ``-``; None leaves one out.
     """
-    start, stop = asked(request)
+    is_range = "range" in request.headers
+    start, stop = asked(request) if is_range else (0, len(content))
     stop = min(stop, len(content))
     fields = {
-        "content-range": f"bytes {start}-{stop - 1}/{len(content)}",
+        "content-range": f"bytes {start}-{stop - 1}/{len(content)}" if is_range else None,
         "content-length": str(stop - start),
         "etag": etag,
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }
     lines = [f"{name}: {value}\r\n" for name, value in fields.items() if value is not None]
-    return ("HTTP/1.1 206 Partial Content\r\n" + "".join(lines) + "\r\n").encode(), content[start:stop]
+    status = "206 Partial Content" if is_range else "200 OK"
+    return (f"HTTP/1.1 {status}\r\n" + "".join(lines) + "\r\n").encode(), content[start:stop]
 
 
 def altered(content: bytes, **changes: object) -> Handler:

@@ -44,6 +44,7 @@ def test_defaults():
         "stall_timeout": 20.0,
         "call_timeout": None,
         "hedging": True,
+        "checksums": "on",
         "verify": True,
     }
 
@@ -100,6 +101,8 @@ def test_every_field_is_documented(kind: type):
         ("connect_timeout", 1),
         ("first_byte_timeout", 1e-3),
         ("stall_timeout", 1e9),
+        ("checksums", "off"),
+        ("checksums", "strict"),
         ("verify", False),
         ("verify", "ca.pem"),
         ("verify", Path("ca.pem")),
@@ -195,6 +198,22 @@ def test_verify_is_neither_bool_nor_path(value: object):
     with pytest.raises(ArgumentTypeError) as caught:
         S3ClientConfig(verify=value)
     assert str(caught.value) == f"S3ClientConfig(verify=...) must be a bool or the path of a PEM file, got {value!r}."
+
+
+@pytest.mark.parametrize("value", [None, True, False, 1, b"on"])
+def test_checksums_is_no_string(value: object):
+    """What is done about checksums is named by a str."""
+    with pytest.raises(ArgumentTypeError) as caught:
+        S3ClientConfig(checksums=value)
+    assert str(caught.value) == f"S3ClientConfig(checksums=...) must be a str, got {value!r}."
+
+
+@pytest.mark.parametrize("value", ["", "ON", "crc32"])
+def test_unknown_checksums(value: str):
+    """A name that means nothing is refused with those that do."""
+    with pytest.raises(ConfigError) as caught:
+        S3ClientConfig(checksums=value)
+    assert str(caught.value) == f"S3ClientConfig(checksums={value!r}) must be one of on, off, strict."
 
 
 def test_unsigned_and_requester_pays():

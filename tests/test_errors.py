@@ -19,6 +19,7 @@ from s3torch.errors import (
     BucketNotFoundError,
     ClockSkewError,
     CredentialsError,
+    IntegrityError,
     NotFoundError,
     ObjectChangedError,
     ObjectNotFoundError,
@@ -205,6 +206,17 @@ _BUCKET = Subject("ListObjectsV2", "photos", None, "https://photos.s3.example:44
 
 # Subject, status, fields, code, message of the document; class and sentence.
 ANSWERS = [
+    *(
+        (
+            (_UPLOAD, 400, {}, code, "did not match"),
+            IntegrityError,
+            (
+                "What UploadPart on s3://photos/cat/1.jpg brought to https://photos.s3.example:443 has another "
+                "checksum than was sent. It was not stored."
+            ),
+        )
+        for code in ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+    ),
     (
         (_OBJECT, 404, {}, "NoSuchKey", "The specified key does not exist."),
         ObjectNotFoundError,

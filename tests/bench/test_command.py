@@ -78,7 +78,7 @@ def test_another_case_into_the_same_folder(quick):
     assert [case["case"] for case in cases] == ["large", "small", "import", "ranges"]
 
 
-@pytest.mark.parametrize("case", ["epoch", "in-flight", "listing", "loader"])
+@pytest.mark.parametrize("case", ["epoch", "in-flight", "integrity", "listing", "loader"])
 def test_other_cases(case):
     """s3torch gets through the other cases, too."""
     done = _run(case, "--quick", "--clients", "s3torch")

@@ -226,7 +226,8 @@ class GetObject(Operation):
         """Return the signed head, asking for what is still missing."""
         is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start
         if self._destination is not None and is_filled:
-            self._destination.rewind(0)  # only the end mark of the body is missing, and no range asks for that
+            # Only the end mark of the body is missing, and no range asks for that; or all of it is there, and damaged.
+            self._destination.rewind(0)
         if self._is_whole and not self.filled:
             self._fields.pop("range", None)
         else:
@@ -271,7 +272,6 @@ class GetObject(Operation):
             return
         arrived = checksums.compute(stored.algorithm, destination.content())
         if arrived != stored:
-            destination.rewind(0)
             raise damaged(stored, arrived, self._bucket.name, self._key)
         self.is_verified = True
 

@@ -349,6 +349,16 @@ CASES = (
         ),
         without=_SINGLE,
     ),
+    Case(
+        name="integrity",
+        title="What checksums cost: objects of 100 kB, 256 MiB and parts of 8 MiB, a real local S3 server, HTTP",
+        task="integrity",
+        server="real",
+        effort=Effort(items=512),
+        quick=_QUICK,
+        columns=(CPU_US, CPU_S_PER_GIB, REQUESTS),
+        charts=(CPU_S_PER_GIB,),
+    ),
 )
 
 OWN_CASES = (

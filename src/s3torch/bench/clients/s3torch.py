@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -83,12 +84,15 @@ def _read_range(site: Site, s3: S3Client) -> Work:
 @enter("s3torch map, batches of 256", "small")
 def small_map(site: Site, effort: Effort) -> Work:
     """``S3MapDataset.__getitems__`` in batches of 256, each sample read by the transform; 32 connections."""
+    return _batches(site, effort)
+
+
+def _batches(site: Site, effort: Effort, **settings: Any) -> Work:  # noqa: ANN401 - fields of S3ClientConfig
     from s3torch import S3MapDataset
 
     samples = each_sample(site, effort)
-    dataset = S3MapDataset.from_table(
-        _table(site, samples), **_options(site, max_connections=IN_FLIGHT), transform=_read
-    )
+    options = _options(site, max_connections=IN_FLIGHT, **settings)
+    dataset = S3MapDataset.from_table(_table(site, samples), **options, transform=_read)
     batches = [range(start, min(start + _SMALL_BATCH, len(samples))) for start in range(0, len(samples), _SMALL_BATCH)]
 
     def work() -> Done:
@@ -429,6 +433,58 @@ def listing_table(site: Site, _: Effort) -> Work:
     return work
 
 
+# --- Integrity --------------------------------------------------------------------------------------------------------
+
+
+def _get_small(checksums: str, site: Site, effort: Effort) -> Work:
+    """``S3MapDataset.__getitems__`` in batches of 256, of objects that carry a CRC32."""
+    return _batches(site, effort, checksums=checksums)
+
+
+def _get_large(checksums: str, site: Site, _: Effort) -> Work:
+    """``read_range`` of 256 MiB in parts into a reused buffer, of an object that carries a CRC32."""
+    return _read_range(site, _client(site, checksums=checksums))
+
+
+def _put_small(checksums: str, site: Site, effort: Effort) -> Work:
+    """``put_object`` of 100 kB, one after the other, by a PUT with the body's SHA-256, as there is no TLS."""
+    content, keys = bytes(site.samples[0].size), [f"put/{number}" for number in range(min(effort.items, 128))]
+    return _puts(site, checksums, content, keys)
+
+
+def _put_parts(checksums: str, site: Site, _: Effort) -> Work:
+    """``put_object`` of 64 MiB, a multipart upload in parts of 8 MiB with the body's SHA-256, as there is no TLS."""
+    return _puts(site, checksums, bytes(64 * MIB), ["put/large"])
+
+
+def _puts(site: Site, checksums: str, content: bytes, keys: list[str]) -> Work:
+    s3 = _client(site, checksums=checksums)
+
+    def work() -> Done:
+        before = s3.stats
+        for key in keys:
+            with s3.put_object(site.bucket, key) as writer:
+                writer.write(content)
+        return _done(s3, before, items=len(keys), received=len(keys) * len(content))
+
+    return work
+
+
+def _enter_integrity() -> None:
+    for what, prepare, modes in (
+        ("GET 100 kB", _get_small, ("off", "on")),
+        ("GET 256 MiB", _get_large, ("off", "on", "strict")),
+        ("PUT 100 kB", _put_small, ("off", "on")),
+        ("PUT parts of 8 MiB", _put_parts, ("off", "on")),
+    ):
+        for mode in modes:
+            ready = functools.partial(prepare, mode)
+            enter(f"s3torch {what}, {mode}", "integrity")(functools.update_wrapper(ready, prepare))
+
+
+_enter_integrity()
+
+
 def _warm(s3: S3Client, site: Site) -> None:
     """Ask for one key, which imports what lists and finds credentials."""
     next(s3.list_objects(site.bucket, site.part_prefix, max_keys=1))
@@ -437,16 +493,16 @@ def _warm(s3: S3Client, site: Site) -> None:
 # --- What they share --------------------------------------------------------------------------------------------------
 
 
-def _config(site: Site, **settings: int) -> S3ClientConfig:
+def _config(site: Site, **settings: Any) -> S3ClientConfig:  # noqa: ANN401 - fields of S3ClientConfig
     verify = True if site.authority is None else site.authority
-    return S3ClientConfig(force_path_style=site.path_style, verify=verify, **settings)  # type: ignore[arg-type]  # the settings are integers
+    return S3ClientConfig(force_path_style=site.path_style, verify=verify, **settings)
 
 
-def _client(site: Site, **settings: int) -> S3Client:
+def _client(site: Site, **settings: Any) -> S3Client:  # noqa: ANN401 - fields of S3ClientConfig
     return S3Client(site.region, endpoint=site.endpoint, s3client_config=_config(site, **settings))
 
 
-def _options(site: Site, **settings: int) -> dict[str, Any]:
+def _options(site: Site, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of S3ClientConfig
     return {"region": site.region, "endpoint": site.endpoint, "s3client_config": _config(site, **settings)}
 
 

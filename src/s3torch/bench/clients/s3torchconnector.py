@@ -32,7 +32,7 @@ def large_sequential(site: Site, _: Effort) -> Work:
     return lambda: Done(items=1, bytes=len(s3.get_object(site.bucket, site.large.key).read()))
 
 
-@enter("s3torchconnector, range-based readinto()", "large", needs=_NEEDS)
+@enter("s3torchconnector, range-based readinto()", "large", "integrity", needs=_NEEDS)
 def large_ranged(site: Site, _: Effort) -> Work:
     """The range-based reader without its own buffer: its best way into the caller's memory."""
     s3, constructor = _client(site), _range_based()
@@ -45,7 +45,7 @@ def large_ranged(site: Site, _: Effort) -> Work:
     return work
 
 
-@enter("s3torchconnector, 32 threads", "small", needs=_NEEDS)
+@enter("s3torchconnector, 32 threads", "small", "integrity", needs=_NEEDS)
 def small(site: Site, effort: Effort) -> Work:
     """``get_object().read()`` in threads."""
     s3 = _client(site)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 
 from s3torch.testing.faulty.exchange import Exchange
-from s3torch.testing.faulty.objects import OPERATIONS, Answer, s3_error
+from s3torch.testing.faulty.objects import OPERATIONS, Answer, checksum_fields, s3_error
 from s3torch.testing.faulty.wire import Wire
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "close_idle",
     "connection_close",
     "corrupt",
+    "corrupt_upload",
     "deleted",
     "emptied",
     "endless_head",
@@ -307,7 +308,10 @@ def other_version() -> Fault:
 
     def act(exchange: Exchange) -> None:
         body = bytes(octet ^ 0xFF for octet in exchange.answer.body)
-        exchange.send(replace(_altered(exchange.answer, {"ETag": '"another"'}), body=body))
+        fields = {"ETag": '"another"'}
+        if "x-amz-checksum-type" in exchange.answer.fields:
+            fields |= checksum_fields(body)
+        exchange.send(replace(_altered(exchange.answer, fields), body=body))
 
     return Fault("other_version", act, frozenset({"GetObject"}))
 
@@ -320,13 +324,24 @@ def corrupt(index: int | None = None) -> Fault:
     """
 
     def act(exchange: Exchange) -> None:
-        body = bytearray(exchange.answer.body)
-        if body:
-            position = exchange.random.randrange(len(body)) if index is None else min(index, len(body) - 1)
-            body[position] ^= 1
-        exchange.send(replace(exchange.answer, body=bytes(body)))
+        body = _with_a_flipped_bit(exchange, exchange.answer.body, index)
+        exchange.send(replace(exchange.answer, body=body))
 
     return Fault("corrupt", act)
+
+
+def corrupt_upload(index: int | None = None) -> Fault:
+    """A byte of what is uploaded is another one when it arrives.
+
+    Args:
+        index: Its position in the body; None means one of them.
+    """
+
+    def act(exchange: Exchange) -> None:
+        body = _with_a_flipped_bit(exchange, exchange.request.body, index)
+        exchange.send(exchange.objects.answer(replace(exchange.request, body=body)))
+
+    return Fault("corrupt_upload", act, frozenset({"PutObject", "UploadPart"}))
 
 
 def garbage_head() -> Fault:
@@ -511,6 +526,14 @@ def _meanwhile(name: str, change: Callable[[Exchange], object]) -> Fault:
         exchange.wire.close()
 
     return Fault(name, act, frozenset({"GetObject"}))
+
+
+def _with_a_flipped_bit(exchange: Exchange, content: bytes, index: int | None) -> bytes:
+    body = bytearray(content)
+    if body:
+        position = exchange.random.randrange(len(body)) if index is None else min(index, len(body) - 1)
+        body[position] ^= 1
+    return bytes(body)
 
 
 def _altered(answer: Answer, fields: Mapping[str, str | None]) -> Answer:

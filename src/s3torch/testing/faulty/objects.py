@@ -1,22 +1,25 @@
 """One bucket in memory, and how S3 answers requests about it.
 
 Known are GetObject and HeadObject with Range and If-Match, PutObject, multipart uploads, CopyObject, DeleteObject and
-ListObjectsV2. Signatures are not looked at. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+ListObjectsV2. Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object
+a CRC64NVME where an upload brings no checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from s3torch.testing.faulty.wire import Request
 
-__all__ = ["OPERATIONS", "Answer", "Objects", "operation_of", "parse_range", "s3_error"]
+__all__ = ["OPERATIONS", "Answer", "Objects", "checksum_fields", "operation_of", "parse_range", "s3_error"]
 
 OPERATIONS = frozenset(
     {
@@ -36,6 +39,11 @@ _MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 _MODIFIED_IN_XML = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _MOST_KEYS = 1000  # of one page
+_CHECKSUMS = {
+    "crc32": lambda content: zlib.crc32(content).to_bytes(4, "big"),
+    "sha1": lambda content: hashlib.sha1(content, usedforsecurity=False).digest(),
+    "sha256": lambda content: hashlib.sha256(content).digest(),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +103,23 @@ def operation_of(request: Request) -> str:
     return names.get(request.method, request.method)
 
 
+_OF_OBJECT = ("x-amz-checksum-type", "FULL_OBJECT")
+
+
+def checksum_fields(content: bytes, algorithm: str = "crc32") -> dict[str, str]:
+    """Returns the header fields of a checksum of a whole object."""
+    value = base64.b64encode(_CHECKSUMS[algorithm](content)).decode()
+    return dict([(f"x-amz-checksum-{algorithm}", value), _OF_OBJECT])
+
+
+@dataclass(slots=True)
+class _Upload:
+    """A multipart upload: its parts by number, and what it was begun with."""
+
+    parts: dict[int, bytes] = field(default_factory=dict)
+    checksum_type: str = ""
+
+
 class Objects(MutableMapping[str, bytes]):
     """The objects of one bucket by key: a mapping for the test, and an S3 for the client. May be shared by threads.
 
@@ -106,7 +131,8 @@ class Objects(MutableMapping[str, bytes]):
     def __init__(self, bucket: str, contents: Mapping[str, bytes] | None = None) -> None:
         self.bucket = bucket
         self._stored: dict[str, tuple[bytes, str]] = {}  # content and ETag
-        self._uploads: dict[str, dict[int, bytes]] = {}
+        self._checksums: dict[str, dict[str, str]] = {}  # header fields; of those that an upload brought
+        self._uploads: dict[str, _Upload] = {}
         self._uploads_begun = 0
         self._lock = threading.RLock()
         self.update(contents or {})
@@ -122,10 +148,12 @@ class Objects(MutableMapping[str, bytes]):
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         with self._lock:
             self._stored[key] = content, f'"{digest}"'
+            self._checksums[key] = checksum_fields(content)
 
     def __delitem__(self, key: str) -> None:
         with self._lock:
             del self._stored[key]
+            del self._checksums[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._stored))
@@ -138,6 +166,10 @@ class Objects(MutableMapping[str, bytes]):
         """The ids of multipart uploads that were neither completed nor aborted."""
         return list(self._uploads)
 
+    def checksums_of(self, key: str) -> dict[str, str]:
+        """Returns the header fields of the checksum that an object is stored with; a test may change them."""
+        return self._checksums[key]
+
     def key_of(self, request: Request) -> str:
         """Returns the key that a request is about; empty if it is about the bucket."""
         return unquote(request.path).removeprefix(f"/{self.bucket}").removeprefix("/")
@@ -149,20 +181,25 @@ class Objects(MutableMapping[str, bytes]):
         key, query = self.key_of(request), _query_of(request)
         operation = operation_of(request)
         with self._lock:
+            if operation in {"PutObject", "UploadPart"} and not _is_intact(request):
+                return _error(400, "BadDigest")
             if operation == "ListObjectsV2":
                 return self._page(query)
             if operation in {"GetObject", "HeadObject"}:
                 return self._read(request, key)
             if operation == "PutObject":
                 self[key] = request.body
+                for algorithm in _CHECKSUMS:
+                    if f"x-amz-checksum-{algorithm}" in request.headers:
+                        self._checksums[key] = checksum_fields(request.body, algorithm)
                 return Answer(status=200, fields={"ETag": self._stored[key][1]})
             if operation == "DeleteObject":
-                self._stored.pop(key, None)
+                self.pop(key, None)
                 return Answer(status=204)
             if operation == "CopyObject":
                 return self._copy(request, key)
             if operation == "CreateMultipartUpload":
-                return self._begin(key)
+                return self._begin(key, request.headers.get("x-amz-checksum-type", ""))
             return self._go_on(operation, request, key, query)
 
     def _read(self, request: Request, key: str) -> Answer:
@@ -173,13 +210,16 @@ class Objects(MutableMapping[str, bytes]):
         if request.headers.get("if-match", etag) not in {etag, "*"}:
             return _error(412, "PreconditionFailed")
         fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST", **_MODIFIED}
+        checksums = self._checksums[key] if "x-amz-checksum-mode" in request.headers else {}
         extent = parse_range(request.headers.get("range", ""), size)
         if extent is None:
-            return Answer(status=200, fields=fields, body=content)
+            return Answer(status=200, fields={**fields, **checksums}, body=content)
         start, stop = extent
         if start >= stop:
             return _error(416, "InvalidRange", {"Content-Range": f"bytes */{size}"})
         fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        if stop - start == size:
+            fields.update(checksums)
         return Answer(status=206, fields=fields, body=content[start:stop])
 
     def _copy(self, request: Request, key: str) -> Answer:
@@ -190,33 +230,44 @@ class Objects(MutableMapping[str, bytes]):
         etag = escape(self._stored[key][1])
         return _document(f"<CopyObjectResult><ETag>{etag}</ETag>{_MODIFIED_IN_XML}</CopyObjectResult>")
 
-    def _begin(self, key: str) -> Answer:
+    def _begin(self, key: str, checksum_type: str) -> Answer:
         self._uploads_begun += 1
         upload_id = f"upload-{self._uploads_begun}"
-        self._uploads[upload_id] = {}
-        return _document(
+        self._uploads[upload_id] = _Upload(checksum_type=checksum_type)
+        answer = _document(
             f"<InitiateMultipartUploadResult><Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key>"
             f"<UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"
         )
+        if not checksum_type:
+            return answer
+        told = {"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-type": checksum_type}
+        return replace(answer, fields={**answer.fields, **told})
 
     def _go_on(self, operation: str, request: Request, key: str, query: Mapping[str, str]) -> Answer:
-        parts = self._uploads.get(query.get("uploadId", ""))
+        upload = self._uploads.get(query.get("uploadId", ""))
         if operation not in OPERATIONS:
             return _error(405, "MethodNotAllowed")
-        if parts is None:
+        if upload is None:
             return _error(404, "NoSuchUpload")
         if operation == "UploadPart":
-            parts[int(query["partNumber"])] = request.body
+            upload.parts[int(query["partNumber"])] = request.body
             digest = hashlib.md5(request.body, usedforsecurity=False).hexdigest()
             return Answer(status=200, fields={"ETag": f'"{digest}"'})
         if operation == "AbortMultipartUpload":
             del self._uploads[query["uploadId"]]
             return Answer(status=204)
         numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", request.body)]
-        if not numbers or not set(numbers) <= parts.keys():
+        if not numbers or not set(numbers) <= upload.parts.keys():
             return _error(400, "InvalidPart")
+        content = b"".join(upload.parts[number] for number in numbers)
+        checksums = [checksum_fields(upload.parts[number])["x-amz-checksum-crc32"] for number in numbers]
+        told = [value.decode() for value in re.findall(rb"<ChecksumCRC32>([^<]*)</ChecksumCRC32>", request.body)]
+        if upload.checksum_type and told != checksums:
+            return _error(400, "InvalidPart")
+        if not _is_intact(replace(request, body=content)):
+            return _error(400, "BadDigest")
         del self._uploads[query["uploadId"]]
-        self[key] = b"".join(parts[number] for number in numbers)
+        self[key] = content
         return _document(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
@@ -260,6 +311,12 @@ class Objects(MutableMapping[str, bytes]):
 
 def _query_of(request: Request) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
+
+
+def _is_intact(request: Request) -> bool:
+    """Whether a body has the checksums that were sent with it."""
+    told = [name for name in _CHECKSUMS if f"x-amz-checksum-{name}" in request.headers]
+    return all(checksum_fields(request.body, name).items() <= {_OF_OBJECT, *request.headers.items()} for name in told)
 
 
 def _error(status: int, code: str, fields: Mapping[str, str] | None = None) -> Answer:
