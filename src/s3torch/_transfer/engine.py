@@ -384,6 +384,8 @@ class Engine:
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
+        while self._queue and self._queue[0].is_done:  # cancelled
+            self._queue.popleft()
         if not self._queue or len(self._flights) >= int(self._window.size):
             return False
         return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
@@ -391,9 +393,6 @@ class Engine:
     def _start_queued(self) -> None:
         while self._can_start():
             exchange = self._queue[0]
-            if exchange.is_done:  # cancelled
-                self._queue.popleft()
-                continue
             try:
                 connection = self._connection_to(exchange.origin)  # looks names up: until then it stays in the queue
             except S3Error as error:
