@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from s3torch import _buffer
-from s3torch._aws.answers import Subject
+from s3torch._aws.answers import Subject, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
@@ -254,7 +254,7 @@ class S3Client:
         return HeadObjectResult(
             fields.get("etag", ""),
             request.head.content_length,
-            _http_date(fields.get("last-modified", "")),
+            int(parse_http_date(fields.get("last-modified", "")) or 0),
             fields.get("x-amz-storage-class"),
             fields.get("x-amz-version-id"),
         )
@@ -477,12 +477,3 @@ def _check_object(bucket: str, key: str) -> None:
     _check_names(bucket, key)
     if not key:
         raise ArgumentError(f"Key should be specified: s3://{bucket} is a bucket and no object.", bucket=bucket)
-
-
-def _http_date(text: str) -> int:
-    from email.utils import parsedate_to_datetime  # takes 16 ms
-
-    try:
-        return int(parsedate_to_datetime(text).timestamp())
-    except (ValueError, OverflowError):
-        return 0

@@ -430,7 +430,7 @@ def test_bytes_in_flight_limit():
 
 
 def test_what_was_cancelled_holds_nothing_up():
-    """A large exchange that was cancelled while it was queued does not keep smaller ones behind it from their memory."""
+    """A large exchange that was cancelled while it was queued keeps no memory from smaller ones."""
     network = FakeNetwork(serve(answer(), delay=5.0), then=echo)
     engine = make(network, limits=Limits(bytes_in_flight=100))
     slow, large, small = Ask("slow", memory=60), Ask("large", memory=100), Ask("small", memory=40)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from s3torch.errors import (
     ThrottledError,
 )
 
-__all__ = ["ErrorDocument", "Subject", "error_from_answer", "parse_error_document"]
+__all__ = ["ErrorDocument", "Subject", "error_from_answer", "parse_error_document", "parse_http_date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,29 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
         code=document.code or None,
         request_id=document.request_id or fields.get("x-amz-request-id"),
         region=region,
-        retry_after=_retry_after(fields.get("retry-after", "")),
+        retry_after=_retry_after(fields),
     )
 
 
-def _retry_after(text: str) -> float | None:
-    """Return the seconds of a Retry-After field (RFC 9110 10.2.3); its other form, a date, is not heeded."""
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+def _retry_after(fields: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After field (RFC 9110 10.2.3); a date in it is compared with the answer's own."""
+    text = fields.get("retry-after", "")
+    if not text or (text.isascii() and text.isdigit()):
+        return float(text) if text and len(text) < 10 else None
+    until, now = parse_http_date(text), parse_http_date(fields.get("date", ""))
+    return None if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def parse_http_date(text: str) -> float | None:
+    """Return what a date stands for, in any form of RFC 9110 5.6.7, in seconds since the epoch; None if it is none."""
+    from datetime import timezone
+    from email.utils import parsedate_to_datetime  # takes 16 ms
+
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
