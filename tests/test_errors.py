@@ -333,6 +333,14 @@ ANSWERS = [
         ),
     ),
     (
+        (_UPLOAD, 412, {}, "PreconditionFailed", "At least one of the preconditions did not hold"),
+        RequestError,
+        (
+            "https://photos.s3.example:443 refused UploadPart on s3://photos/cat/1.jpg: "
+            "At least one of the preconditions did not hold."
+        ),
+    ),
+    (
         (_OBJECT, 403, {}, "InvalidObjectState", "no"),
         RequestError,
         "s3://photos/cat/1.jpg is archived and must be restored before it can be read (RestoreObject).",

@@ -166,7 +166,7 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code == "InvalidObjectState":
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
-    if status == 412:
+    if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
         return ObjectChangedError, (
             f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
             "Open it again to read the new version."
