@@ -24,6 +24,8 @@ from s3torch import S3ClientConfig, S3ReaderConfig
 from s3torch import client as client_module
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult, S3Client
+from s3torch.datasets.listing import list_table
+from s3torch.datasets.objects import ObjectTable
 from s3torch.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -89,6 +91,11 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     """A server's TLS context, and the file of the authority that a client has to trust."""
     return tls_contexts(tmp_path_factory.mktemp("tls"))
+
+
+def list_table_of_bucket(client: S3Client) -> ObjectTable:
+    """List a bucket as a map dataset does."""
+    return list_table(client, "bucket", "")
 
 
 @pytest.fixture(params=["http", "https"])
@@ -656,6 +663,23 @@ def test_nonsense_instead_of_a_listing(body: bytes):
     """A page that is no listing, or that has no next one where it says so, is an error."""
     with serving(lambda request, wire: wire.respond(200, {}, body)) as (_, client), pytest.raises(ProtocolError):
         next(client.list_objects("bucket"))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda page: page[: len(page) // 2], lambda page: page.replace(b"<Key>", b"<K\0y>"), lambda page: b"?"]
+)
+@pytest.mark.parametrize("lists", [lambda client: list(client.list_objects("bucket")), list_table_of_bucket])
+def test_damaged_page(damage: Callable[[bytes], bytes], lists: Callable[[S3Client], object]):
+    """A page that is damaged, whose length is right, is asked for again; three times, and then that is the error."""
+    page = b"<ListBucketResult><Contents><Key>k</Key><Size>5</Size></Contents></ListBucketResult>"
+    damaged = lambda request, wire: wire.respond(200, {}, damage(page))  # noqa: E731  # as short as its neighbours
+    with serving(first(2, damaged, lambda request, wire: wire.respond(200, {}, page))) as (server, client):
+        assert lists(client)
+        assert (len(server.requests), client.stats.retries) == (3, 2)
+    with serving(damaged, max_attempts=10) as (server, client):
+        with pytest.raises(ProtocolError) as caught:
+            lists(client)
+        assert (caught.value.bucket, caught.value.attempts, len(server.requests)) == ("bucket", 3, 3)
 
 
 # Objects that change

@@ -14,7 +14,7 @@ from s3torch._aws.answers import Subject, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
-from s3torch._aws.operations import Read
+from s3torch._aws.operations import HeadObject, ListObjectsV2
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
@@ -24,7 +24,7 @@ from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -245,11 +245,10 @@ class S3Client:
         """
         _check_object(bucket, key)
         _buffer.check_text(version_id=version_id)
-        query = {} if version_id is None else {"versionId": version_id}
-        request = Read("HeadObject", "HEAD", self.bucket(bucket), key, query=query)
+        request = HeadObject(self.bucket(bucket), key, version_id)
         self.engine().run([request])
         if request.head is None or request.head.content_length is None:
-            raise ProtocolError(f"HeadObject on s3://{bucket}/{key} answered without a Content-Length.")
+            raise AssertionError("a HEAD that succeeded without an answer")
         fields = request.head.fields
         return HeadObjectResult(
             fields.get("etag", ""),
@@ -423,7 +422,7 @@ class ListObjectStream:
         self.complete = False
         self.look_ahead = False
         self._client = client
-        self._begun: tuple[Engine, Read] | None = None
+        self._begun: tuple[Engine, ListObjectsV2[ListObjectsResult]] | None = None
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "more to come"
@@ -446,16 +445,16 @@ class ListObjectStream:
             engine, request = self._begin()
         self._begun = None
         engine.wait([request])
-        page = parse_page(request.body)
+        page = request.page
         self.continuation_token = page.continuation_token
         self.complete = page.continuation_token is None
         if self.look_ahead and not self.complete:
             self._begun = self._begin()
         return page
 
-    def _begin(self) -> tuple[Engine, Read]:
+    def _begin(self) -> tuple[Engine, ListObjectsV2[ListObjectsResult]]:
         query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
-        request = Read("ListObjectsV2", "GET", self._client.bucket(self.bucket), None, query=query)
+        request = ListObjectsV2(self._client.bucket(self.bucket), query, parse_page)
         engine = self._client.engine()
         engine.submit(request)
         engine.nudge()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from s3torch._aws import sigv4
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
@@ -16,14 +17,15 @@ from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
 
-__all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart"]
+__all__ = ["GetObject", "HeadObject", "ListObjectsV2", "Operation", "PlaceRange", "PutObject", "UploadPart"]
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
-_MAX_READ_BODY = 16 * 1024 * 1024
+_MAX_PAGE = 16 * 1024 * 1024
 
 Response = Generator[memoryview, int, S3Error | None]
+_Page = TypeVar("_Page")
 
 
 class Operation(Exchange):
@@ -122,21 +124,56 @@ class Operation(Exchange):
         return error_from_answer(self.subject, head.status, head.fields, document)
 
 
-class Read(Operation):
-    """A request whose answer is read whole: HeadObject, or a page of a listing.
+class HeadObject(Operation):
+    """HeadObject: ``head`` is the answer.
 
-    Attributes:
-        body: The answer's body; empty for HEAD.
+    Args:
+        bucket: Of the object.
+        key: Of the object.
+        version_id: The version, or None for the newest.
     """
 
     is_read = True
-    body = b""
+
+    def __init__(self, bucket: Bucket, key: str, version_id: str | None = None) -> None:
+        super().__init__("HeadObject", "HEAD", bucket, key, query=_version(version_id))
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Keep the body."""
-        if self._method != "HEAD" and head.status != 204:
-            self.body = yield from http1.read_small_body(inbox, head, _MAX_READ_BODY)
+        """Check that it tells a length."""
+        yield from ()  # there is no body, whatever length is told (RFC 9110 9.3.2)
+        if head.content_length is None:
+            return ProtocolError("The answer to a HEAD has no Content-Length.")
         return None
+
+
+class ListObjectsV2(Operation, Generic[_Page]):
+    """A page of a listing.
+
+    Args:
+        bucket: To list.
+        query: See ``listing.list_parameters``.
+        parse: Returns what a page says, or raises ProtocolError; a page that it refuses is asked for again.
+
+    Attributes:
+        page: What ``parse`` returned, once the exchange has succeeded.
+    """
+
+    is_read = True
+    page: _Page
+
+    def __init__(self, bucket: Bucket, query: Mapping[str, str], parse: Callable[[bytes], _Page]) -> None:
+        super().__init__("ListObjectsV2", "GET", bucket, None, query=query)
+        self._parse = parse
+
+    def accept(self, inbox: Inbox, head: Head) -> Response:
+        """Read and parse the page."""
+        body = yield from http1.read_small_body(inbox, head, _MAX_PAGE)
+        self.page = self._parse(body)
+        return None
+
+
+def _version(version_id: str | None) -> Mapping[str, str]:
+    return _NOTHING if version_id is None else {"versionId": version_id}
 
 
 PlaceRange = Callable[[ContentRange], memoryview]
@@ -178,8 +215,7 @@ class GetObject(Operation):
         etag: str | None = None,
         version_id: str | None = None,
     ) -> None:
-        query = None if version_id is None else {"versionId": version_id}
-        super().__init__("GetObject", "GET", bucket, key, query=query, memory=stop - start)
+        super().__init__("GetObject", "GET", bucket, key, query=_version(version_id), memory=stop - start)
         self.start = start
         self.stop = stop
         self.etag = etag
