@@ -140,7 +140,8 @@ class HeadObject(Operation):
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Check that it tells a length."""
-        yield from ()  # there is no body, whatever length is told (RFC 9110 9.3.2)
+        del inbox  # there is no body, whatever length is told (RFC 9110 9.3.2)
+        yield from ()
         if head.content_length is None:
             return ProtocolError("The answer to a HEAD has no Content-Length.")
         return None

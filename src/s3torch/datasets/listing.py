@@ -74,6 +74,7 @@ class _Listing:
 
     def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int) -> None:
         self._engine = client.engine()
+        self._deadline = self._engine.deadline()
         self._bucket = client.bucket(bucket)
         self._prefix = prefix
         self._page_size = page_size
@@ -94,7 +95,7 @@ class _Listing:
             self._begin(ranges.due(), pending)
             while pending:
                 while not (done := [request for request in pending if request.is_done]):
-                    self._engine.turn()
+                    self._engine.turn(self._deadline)
                 for request in done:
                     key_range = pending.pop(request)
                     if key_range.after and isinstance(request.error, RequestError):
@@ -119,7 +120,8 @@ class _Listing:
         try:
             while True:
                 request = self._request(token=token)
-                self._engine.run([request])
+                self._engine.submit(request)
+                self._engine.wait([request], self._deadline)
                 page = request.page
                 yield _columns(page.keys, page.sizes)
                 progress.add(len(page.keys))
