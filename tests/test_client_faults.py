@@ -177,6 +177,11 @@ def where(condition: Callable[[Request], bool], fault: Handler, then: Handler) -
     return lambda request, wire: (faulty if condition(request) else then)(request, wire)
 
 
+def by_method(*, get: Handler, head: Handler) -> Handler:
+    """Return a handler that gives GET and HEAD to different ones."""
+    return lambda request, wire: (head if request.method == "HEAD" else get)(request, wire)
+
+
 def in_turn(*handlers: Handler) -> Handler:
     """Return a handler that gives each request to the next one of these."""
     remaining = iter(handlers)
@@ -384,12 +389,17 @@ def test_body_that_only_lacks_its_end(end: Callable[[Wire], None], stop: int | N
         assert client.read_range("bucket", "key", 0, stop) == SMALL[:stop]
 
 
+def beyond_the_end(size: int, *, size_is_told: bool) -> Handler:
+    """Return a handler to which all ranges lie beyond the end of an object; HEAD tells its size, 416 if it is told."""
+    refusal = fail(416, "InvalidRange", headers={"Content-Range": f"bytes */{size}"} if size_is_told else None)
+    return by_method(get=refusal, head=serve_object(bytes(size)))
+
+
 @pytest.mark.parametrize("size_is_told", [True, False])
 @pytest.mark.parametrize("reader_config", [S3ReaderConfig.sequential(), S3ReaderConfig.range_based()])
 def test_empty_object(reader_config: S3ReaderConfig, size_is_told: bool):
     """An empty object, for whose ranges servers answer 416, reads as nothing."""
-    told = fail(416, "InvalidRange", headers={"Content-Range": "bytes */0"} if size_is_told else None)
-    with serving(told) as (_, client):
+    with serving(beyond_the_end(0, size_is_told=size_is_told)) as (_, client):
         assert client.read_range("bucket", "key", 0) == b""
         assert client.read_range("bucket", "key", 0, 10) == b""
         reader = client.get_object("bucket", "key", reader_config=reader_config)
@@ -407,8 +417,7 @@ def test_range_beyond_the_end():
 @pytest.mark.parametrize("size_is_told", [True, False])
 def test_ranges_beyond_the_end(size_is_told: bool):
     """Of several ranges none may lie beyond the end, whether the server says where that is or not."""
-    told = fail(416, "InvalidRange", headers={"Content-Range": "bytes */100"} if size_is_told else None)
-    with serving(told) as (_, client):
+    with serving(beyond_the_end(100, size_is_told=size_is_told)) as (_, client):
         memory = [bytearray(5), bytearray(7)]
         for into in (None, memory):
             with pytest.raises(ArgumentError, match="reaches beyond the"):
@@ -430,6 +439,48 @@ def test_416_for_what_is_there():
         with pytest.raises(S3Error) as caught:
             client.read_range("bucket", "key", 0, 10)
         assert "None" not in str(caught.value)
+
+
+BARE = fail(416, "InvalidRange")
+
+
+def with_size(request: Request, wire: Wire) -> None:
+    """Refuse a range as S3 does, that tells the size in the error."""
+    body = s3_error("InvalidRange").replace(b"</Error>", b"<ActualObjectSize>0</ActualObjectSize></Error>")
+    wire.respond(416, {}, body)
+
+
+@pytest.mark.parametrize("start", [0, 10])
+def test_416_that_tells_no_size(transport: Tls | None, start: int):
+    """A 416 without a size is not taken for the end of the object: its size is asked for, and then the range again."""
+    with serving(first(1, BARE, serve_object(LARGE)), transport) as (server, client):
+        assert client.read_range("bucket", "key", start) == LARGE[start:]
+        assert [request.method for request in server.requests[:3]] == ["GET", "HEAD", "GET"]
+        assert "range" not in server.requests[1].headers
+    with serving(by_method(get=BARE, head=serve_object(SMALL)), max_attempts=10) as (server, client):
+        with pytest.raises(ProtocolError, match="not how large the object is"):
+            client.read_range("bucket", "key", start)
+        assert [request.method for request in server.requests] == ["GET", "HEAD", "GET", "GET"]
+    with serving(by_method(get=BARE, head=serve_object(b""))) as (server, client):
+        assert client.read_range("bucket", "key", start) == b""
+        assert [request.method for request in server.requests] == ["GET", "HEAD"]
+
+
+def test_416_that_tells_the_size_in_its_document():
+    """The size in the document of the error is as good as a Content-Range."""
+    with serving(with_size) as (server, client):
+        assert client.read_range("bucket", "key", 0) == b""
+        assert len(server.requests) == 1
+
+
+def test_416_within_a_body():
+    """A 416 without a size to the rest of a body is no end, either: the rest is asked for again."""
+    with serving(in_turn(cut(SMALL, 1000), BARE, *[serve_object(SMALL)] * 2), max_attempts=10) as (server, client):
+        assert client.read_range("bucket", "key", 0) == SMALL
+        assert [request.method for request in server.requests] == ["GET", "GET", "HEAD", "GET"]
+    shorter = in_turn(cut(SMALL, 1000), BARE, serve_object(SMALL[:500]))
+    with serving(shorter) as (_, client), pytest.raises(ObjectChangedError):
+        client.read_range("bucket", "key", 0)
 
 
 # Answers that make no sense

@@ -50,16 +50,22 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDocument:
-    """What the XML of an error says; empty strings for what it does not."""
+    """What the XML of an error says; empty strings for what it does not.
+
+    Attributes:
+        object_size: Of the object whose range was asked for, in bytes; None if it does not say.
+    """
 
     code: str = ""
     message: str = ""
     request_id: str = ""
     region: str = ""
+    object_size: int | None = None
 
 
 _ELEMENTS = {
-    name: re.compile(rf"<{name}>([^<]{{0,2000}})</{name}>") for name in ("Code", "Message", "RequestId", "Region")
+    name: re.compile(rf"<{name}>([^<]{{0,2000}})</{name}>")
+    for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize")
 }
 
 _CREDENTIALS_CODES = {
@@ -81,7 +87,9 @@ def parse_error_document(body: bytes) -> ErrorDocument:
     for name, pattern in _ELEMENTS.items():
         match = pattern.search(text)
         found[name] = html.unescape(match.group(1)).strip() if match else ""
-    return ErrorDocument(found["Code"], found["Message"], found["RequestId"], found["Region"])
+    size = found.pop("ActualObjectSize")
+    object_size = int(size) if re.fullmatch(r"[0-9]{1,19}", size) else None
+    return ErrorDocument(found["Code"], found["Message"], found["RequestId"], found["Region"], object_size)
 
 
 def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], document: ErrorDocument) -> S3Error:

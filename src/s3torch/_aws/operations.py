@@ -184,7 +184,8 @@ class GetObject(Operation):
     """GetObject of a range, received into given memory.
 
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
-    that bytes of two versions are never mixed. Every Content-Range and length is checked.
+    that bytes of two versions are never mixed. Every Content-Range and length is checked. A 416 that does not tell the
+    object's size is not taken for an answer: HeadObject is asked for it, once.
 
     Args:
         bucket: Of the object.
@@ -197,8 +198,7 @@ class GetObject(Operation):
         version_id: The version to read, or None for the newest.
 
     Attributes:
-        total: The object's size in bytes, once known. None also if the range lies beyond the end and the server does
-            not say what the size is.
+        total: The object's size in bytes, once known.
         etag: The object's ETag, once known.
         filled: Bytes received.
     """
@@ -222,6 +222,7 @@ class GetObject(Operation):
         self.etag = etag
         self.total: int | None = None
         self._into = into
+        self._lacks_size = self._has_asked_size = False
         self._destination: Destination | None = None
         if not callable(into):
             self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
@@ -236,17 +237,23 @@ class GetObject(Operation):
         is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start
         if self._destination is not None and is_filled:
             self._destination.rewind(0)  # only the end mark of the body is missing, and no range asks for that
-        self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
+        if self._method == "GET":
+            self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
+        else:
+            self._fields.pop("range", None)
         if self.etag is not None:
             self._fields["if-match"] = self.etag
         return super().request()
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""
-        return head.status in (200, 206, 416)
+        return head.status in (200, 206, 416) if self._method == "GET" else head.status == 200
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Read the body into its memory."""
+        if self._method == "HEAD":
+            self._method = "GET"
+            return self._end_at(head.content_length, head.fields.get("etag"))
         if head.status == 416:
             return (yield from self._accept_nothing(inbox, head))
         begin = self.start + self.filled
@@ -267,20 +274,33 @@ class GetObject(Operation):
             raise
         return None
 
+    def recover(self, error: S3Error) -> bool:
+        """Ask for the object's size after a 416 that does not tell it."""
+        if not self._lacks_size:
+            return super().recover(error)
+        self._lacks_size = False
+        self._method = "HEAD"
+        self.attempts -= 1  # the two requests are one attempt
+        return True
+
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:
-        yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
+        body = yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
         field = head.fields.get("content-range")
-        total = http1.parse_content_range(field).total if field else None
-        if total is None and self.start == 0:
-            total = 0  # only an empty object has no first byte
-        if self.filled:
-            return self._changed(f"it was {self.total} bytes long, and is {total} now")
-        if total is not None and total > self.start:
-            raise ProtocolError(
-                f"Bytes {self.start}-{self.stop - 1} were asked for, and the server answers that its {total} bytes "
-                "have none of them. The server does not serve ranges properly."
+        total = http1.parse_content_range(field).total if field else parse_error_document(body).object_size
+        if total is None and not self._has_asked_size:
+            self._has_asked_size = self._lacks_size = True
+        return self._end_at(total, head.fields.get("etag"))
+
+    def _end_at(self, total: int | None, etag: str | None) -> S3Error | None:
+        """Take the answer for one of an object that ends before the range."""
+        where = f"Bytes {self.start + self.filled}-{self.stop - 1} were asked for, and the server answers that"
+        if total is None:
+            return ProtocolError(f"{where} there are none, and not how large the object is.")
+        if total > self.start and self.total in (None, total):
+            return ProtocolError(
+                f"{where} its {total} bytes have none of them. The server does not serve ranges properly."
             )
-        return self._observe(total, head.fields.get("etag"))
+        return self._observe(total, etag)
 
     def _answered_range(self, head: Head, begin: int) -> ContentRange:
         field = head.fields.get("content-range")
