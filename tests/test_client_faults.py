@@ -22,6 +22,9 @@ import pytest
 
 from s3torch import S3ClientConfig, S3ReaderConfig
 from s3torch import client as client_module
+from s3torch._aws.multipart import multipart_etag
+from s3torch._aws.operations import GetObject
+from s3torch._transfer.http1 import ContentRange
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult, S3Client
 from s3torch.datasets.listing import list_table
@@ -973,6 +976,29 @@ def test_clock_is_corrected_for_all_parts():
         assert len(server.requests) <= 6
 
 
+def test_rare_calls_are_corrected():
+    """What begins and ends an upload, and what deletes, is corrected as reads are: region, clock and credentials."""
+    uploads = Uploads()
+    refuse = fail(400, "AuthorizationHeaderMalformed", headers={"x-amz-bucket-region": "eu-west-1"})
+    with serving(in_region("eu-west-1", refuse, signed_in_2040(uploads))) as (server, client):
+        client.delete_object("bucket", "key")
+        with client.put_object("bucket", "key") as writer:
+            writer.write(LARGE)
+        assert uploads.log == ["Abort", "Create", "Part 1", "Part 2", "Part 3", "Complete"]
+        assert len(server.requests) == 8
+    for call in (lambda client: client.delete_object("bucket", "key"), write_large):
+        uploads = Uploads()
+        with serving(first(1, fail(400, "ExpiredToken"), uploads), max_attempts=1) as (_, client):
+            call(client)
+            assert uploads.log
+
+
+def write_large(client: S3Client) -> None:
+    """Write an object of several parts."""
+    with client.put_object("bucket", "key") as writer:
+        writer.write(LARGE)
+
+
 @pytest.mark.parametrize("date", [None, "yesterday", "now"])
 def test_clock_that_cannot_be_corrected(date: str | None):
     """If the service does not tell its time, or that is ours, the error says that the clock is to be set."""
@@ -1183,7 +1209,7 @@ def test_parameters_are_encoded():
         client.head_object("bucket", "key", version_id=evil)
         with pytest.raises(ProtocolError):
             next(client.list_objects("bucket", prefix=evil, delimiter=evil))
-    assert len(server.requests) == 2
+    assert len(server.requests) == 4  # the page, which is none, three times
     for request in server.requests:
         assert [evil] in parse_qs(urlsplit(request.target).query).values()
         assert not re.search(r"[^!-~]", request.target)
@@ -1293,11 +1319,15 @@ class Uploads:
     Attributes:
         log: The operations, in order; of an upload's parts with their numbers.
         objects: What was stored, by path.
+        head: The fields of an answer to HeadObject.
+        tags: A format of the parts' ETags.
     """
 
     def __init__(self, *, times: int = 0, **faults: Handler) -> None:
         self.log: list[str] = []
         self.objects: dict[str, bytes] = {}
+        self.tags = '"part {}"'
+        self.head: dict[str, str | None] = {"ETag": '"another"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         self._parts: dict[int, bytes] = {}
         self._faults = {name: itertools.repeat(fault, times or 1000) for name, fault in faults.items()}
 
@@ -1314,23 +1344,27 @@ class Uploads:
     def _operation(self, method: str, query: Mapping[str, list[str]]) -> str:
         if method == "POST":
             return "Create" if "uploads" in query else "Complete"
-        if method == "DELETE":
-            return "Abort"
+        if method in {"DELETE", "HEAD"}:
+            return "Abort" if method == "DELETE" else "Head"
         return "Part" if "partNumber" in query else "Put"
 
     def _succeed(self, name: str, number: int, request: Request, wire: Wire) -> None:
         body = b""
-        fields = {"ETag": f'"{name}{number}"'}
+        fields: dict[str, str | None] = {"ETag": self.tags.format(number), "Date": "Sun, 01 Feb 2026 00:00:00 GMT"}
         if name == "Create":
             body = b"<InitiateMultipartUploadResult><UploadId>UPLOAD</UploadId></InitiateMultipartUploadResult>"
         elif name == "Part":
             self._parts[number] = request.body
         elif name == "Put":
             self.objects[request.path] = request.body
+        elif name == "Head":
+            if request.path not in self.objects:
+                return wire.respond(404)
+            return wire.respond(200, self.head, self.objects[request.path])
         elif name == "Complete":
             self.objects[request.path] = b"".join(self._parts[number] for number in sorted(self._parts))
             body = b'<CompleteMultipartUploadResult><ETag>"done"</ETag></CompleteMultipartUploadResult>'
-        wire.respond(204 if name == "Abort" else 200, fields, body)
+        return wire.respond(204 if name == "Abort" else 200, fields, body)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, PART])
@@ -1452,6 +1486,112 @@ def test_complete_that_fails_with_200(body: bytes, error: type[S3Error]):
         assert uploads.log == ["Create", "Part 1", "Part 2", "Complete", "Abort"]
 
 
+class Lost:
+    """A handler of CompleteMultipartUpload that carries it out, and whose answers are lost.
+
+    Args:
+        content: What is stored by that.
+        then: What answers when it is sent again; None loses this answer, too.
+    """
+
+    def __init__(self, content: bytes, then: Handler | None) -> None:
+        self.uploads: Uploads | None = None
+        self._content = content
+        self._then = then
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        if self.uploads is None:
+            raise AssertionError("no uploads to store in")
+        if self._then is not None and request.path in self.uploads.objects:
+            return self._then(request, wire)
+        self.uploads.objects[request.path] = self._content
+        return wire.close()
+
+
+TWO_PARTS = LARGE[: PART + 1]
+GONE = fail(404, "NoSuchUpload")
+PARTS_ETAG = multipart_etag([f'"{name:032x}"' for name in (1, 2)])
+
+
+@contextlib.contextmanager
+def losing(then: Handler | None, content: bytes = TWO_PARTS, **faults: Handler) -> Iterator[tuple[Uploads, S3Writer]]:
+    """Two parts of an upload whose completion goes unanswered; the ETags of the parts are MD5s."""
+    lost = Lost(content, then)
+    uploads = lost.uploads = Uploads(Complete=lost, **faults)
+    uploads.tags = '"{:032x}"'
+    with serving(uploads, max_attempts=2) as (_, client):
+        writer = client.put_object("bucket", "key")
+        writer.write(TWO_PARTS)
+        yield uploads, writer
+        assert writer.closed
+
+
+@pytest.mark.parametrize("then", [GONE, None], ids=["then gone", "lost twice"])
+def test_complete_whose_answer_is_lost(then: Handler | None):
+    """If the answer that the upload is complete gets lost, the object's ETag tells that it is stored."""
+    with losing(then) as (uploads, writer):
+        uploads.head["ETag"] = PARTS_ETAG
+        writer.close()
+        assert repr(writer).endswith(f"committed position={len(TWO_PARTS)} parts=2>")
+        assert uploads.log[-3:] == ["Complete", "Complete", "Head"]
+
+
+@pytest.mark.parametrize("then", [GONE, None], ids=["then gone", "lost twice"])
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_complete_that_may_be_done(then: Handler | None, is_asked_for: bool):
+    """If another object is there, or it cannot be asked for, the error says what is known of it."""
+    faults = {} if is_asked_for else {"Head": fail(403, "AccessDenied")}
+    with losing(then, **faults) as (uploads, writer):
+        expected = "has another size, ETag or time" if is_asked_for else "is not known, as asking for it failed, too"
+        with pytest.raises(RequestError if then else ConnectionFailedError, match=expected):
+            writer.close()
+        assert uploads.log[-4:] == ["Complete", "Complete", "Head", "Abort"]
+
+
+@pytest.mark.parametrize(
+    ("size", "modified", "is_ours"),
+    [
+        (len(TWO_PARTS), "Sun, 01 Feb 2026 00:00:05 GMT", True),
+        (len(TWO_PARTS), "Sat, 31 Jan 2026 23:59:59 GMT", False),
+        (len(TWO_PARTS), None, False),
+        (len(TWO_PARTS) - 1, "Sun, 01 Feb 2026 00:00:05 GMT", False),
+    ],
+)
+def test_complete_without_md5s(size: int, modified: str | None, is_ours: bool):
+    """Where ETags of parts are no MD5s, an object of the size that is as new as the upload is what was uploaded."""
+    with losing(GONE, LARGE[:size]) as (uploads, writer):
+        uploads.tags = '"part-{}"'
+        uploads.head["Last-Modified"] = modified
+        with contextlib.nullcontext() if is_ours else pytest.raises(RequestError, match="another size, ETag or time"):
+            writer.close()
+
+
+def test_complete_that_nobody_has_carried_out():
+    """An upload that is gone at the first try was not completed by us: the object is not so much as looked at."""
+    uploads = Uploads(Complete=GONE)
+    with serving(uploads) as (_, client):
+        with pytest.raises(RequestError, match="does not exist any more"), client.put_object("bucket", "key") as writer:
+            writer.write(TWO_PARTS)
+        assert uploads.log[-2:] == ["Complete", "Abort"]
+
+
+def test_complete_that_takes_its_time():
+    """White space that comes while S3 is at work is progress, however slowly it comes."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(6):
+            time.sleep(0.1)
+            wire.send(b"1\r\n \r\n")
+        wire.send(b"20\r\n<CompleteMultipartUploadResult/>\r\n0\r\n\r\n")
+
+    uploads = Uploads(Complete=handle)
+    with serving(uploads, max_attempts=1, stall_timeout=0.2, first_byte_timeout=0.3) as (_, client):
+        with client.put_object("bucket", "key") as writer:
+            writer.write(TWO_PARTS)
+        assert uploads.log[-1] == "Complete"
+
+
 @pytest.mark.parametrize("operation", ["Create", "Complete", "Abort"])
 @pytest.mark.parametrize(
     "fault",
@@ -1491,6 +1631,15 @@ def test_failing_abort(caplog: pytest.LogCaptureFixture):
     assert "Upload UPLOAD of s3://bucket/key could not be aborted" in record.getMessage()
 
 
+def test_abort_of_what_is_gone(caplog: pytest.LogCaptureFixture):
+    """If the upload to give up is gone already, nothing is logged."""
+    with serving(Uploads(Abort=GONE)) as (_, client), caplog.at_level(logging.WARNING, "s3torch"):
+        writer = client.put_object("bucket", "key")
+        writer.write(LARGE)
+        writer.abort()
+    assert not [record for record in caplog.records if record.name == "s3torch.writer"]
+
+
 @pytest.mark.parametrize(("written", "log"), [(1000, []), (PART + 1, ["Create", "Part 1", "Abort"])])
 def test_forgotten_writer(written: int, log: list[str]):
     """A writer that is collected open gives its upload up and warns; what was written never appears."""
@@ -1499,6 +1648,26 @@ def test_forgotten_writer(written: int, log: list[str]):
         with pytest.warns(ResourceWarning, match=rf"s3://bucket/key open position={written} .*never closed"):
             client.put_object("bucket", "key").write(LARGE[:written])
         assert (uploads.log, uploads.objects) == (log, {})
+
+
+def test_writer_collected_in_the_middle_of_a_turn():
+    """A writer that the garbage collector finds while the engine turns gives its upload up without turning it."""
+    uploads = Uploads()
+    with serving(where(lambda request: request.method == "GET", serve_object(SMALL), uploads)) as (_, client):
+        writers = [client.put_object("bucket", "key")]
+        writers[0].write(TWO_PARTS)
+        engine = client.engine()
+        turns = []
+
+        def place(content_range: ContentRange) -> memoryview:
+            writers.clear()
+            turns.append(repr(engine))
+            return memoryview(bytearray(content_range.stop))
+
+        with pytest.warns(ResourceWarning, match="never closed"):
+            engine.run([GetObject(client.bucket("bucket"), "key", 0, len(SMALL), place)])
+        assert turns == ["<Engine 1 in flight, 0 queued, 1 connections, 3 requests>"]
+        assert uploads.log == ["Create", "Part 1", "Abort"]
 
 
 def test_early_refusal_of_an_upload(monkeypatch: pytest.MonkeyPatch, transport: Tls | None):

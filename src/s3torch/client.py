@@ -14,12 +14,12 @@ from s3torch._aws.answers import Subject, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
-from s3torch._aws.operations import HeadObject, ListObjectsV2
+from s3torch._aws.operations import DeleteObject, HeadObject, ListObjectsV2
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.connection import Network
-from s3torch._transfer.engine import Engine, Limits
+from s3torch._transfer.engine import Engine, Exchange, Limits
 from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
@@ -300,7 +300,8 @@ class S3Client:
 
     def delete_object(self, bucket: str, key: str) -> None:
         """Delete an object. That it does not exist is no error, as in S3."""
-        self.call_rarely("DeleteObject", bucket, key, "delete_object")
+        _check_object(bucket, key)
+        self.engine().run([DeleteObject(self.bucket(bucket), key)])
 
     def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         """Copy an object of up to 5 GiB within S3.
@@ -336,6 +337,17 @@ class S3Client:
         except AttributeError:
             engine = state.threads.engine = self._new_engine(state)
         return engine
+
+    def run_apart(self, exchange: Exchange) -> None:
+        """Run an exchange on a connection of its own, and wait for it.
+
+        The garbage collector may call in the middle of a turn of the thread's engine, which then must not be turned.
+        """
+        engine = self._new_engine(self._process())
+        try:
+            engine.run([exchange])
+        finally:
+            engine.close()
 
     def bucket(self, name: str) -> Bucket:
         """Return where a bucket is and how requests for it are signed."""

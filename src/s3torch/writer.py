@@ -12,20 +12,22 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
+from s3torch._aws import multipart
 from s3torch._aws.operations import PutObject, UploadPart
 from s3torch._file import S3File
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentTypeError, ProtocolError, RequestError, S3Error
+from s3torch.errors import ArgumentTypeError, RequestError, S3Error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from s3torch._aws.bucket import Bucket
     from s3torch.client import S3Client
 
 __all__ = ["S3Writer"]
@@ -62,7 +64,7 @@ class S3Writer(S3File):
         self._state = _State.OPEN
         self._position = 0
         self._pending = bytearray()
-        self._upload_id: str | None = None
+        self._upload: multipart.CreateMultipartUpload | None = None
         self._etags: list[str] = []
 
     def __repr__(self) -> str:
@@ -145,17 +147,17 @@ class S3Writer(S3File):
         """Send what is left and make the object appear. Does nothing if the writer is closed already.
 
         Raises:
-            S3Error: The object could not be stored; nothing of it is visible, unless the answer to the last request
-                was lost on its way, in which case it may be complete.
+            S3Error: The object could not be stored, and nothing of it is visible; if that is not certain, the message
+                says so.
         """
         if self.closed:
             return
         with self._abort_on_error():
-            if self._upload_id is None:
+            if self._upload is None:
                 self._put_whole()
             else:
                 self._send_part(memoryview(self._pending))
-                self._complete()
+                self._complete(self._upload)
             self._end(_State.COMMITTED)
 
     def abort(self) -> None:
@@ -166,14 +168,17 @@ class S3Writer(S3File):
         """
         if self.closed:
             return
-        upload_id = self._upload_id
+        upload = self._upload
         self._end(_State.ABORTED)
-        if upload_id is None:
+        if upload is None:
             return
+        request = multipart.AbortMultipartUpload(self._where(), self.key, upload.upload_id)
         try:
-            self._call("AbortMultipartUpload", "abort_multipart_upload", UploadId=upload_id)
+            self._client.run_apart(request)
         except S3Error as error:
-            _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", upload_id, self.bucket, self.key, error)
+            if error.code != "NoSuchUpload":  # then it is gone already
+                where = f"s3://{self.bucket}/{self.key}"
+                _log.warning("Upload %s of %s could not be aborted: %s", upload.upload_id, where, error)
 
     def _end(self, state: _State) -> None:
         self._state = state
@@ -200,41 +205,26 @@ class S3Writer(S3File):
         return plan.upload_part_size(number, self._client.s3client_config.part_size)
 
     def _put_whole(self) -> None:
-        fields = {"x-amz-storage-class": self.storage_class} if self.storage_class else {}
-        bucket = self._client.bucket(self.bucket)
-        self._client.engine().run([PutObject(bucket, self.key, memoryview(self._pending), signed_fields=fields)])
+        body = memoryview(self._pending)
+        self._client.engine().run([PutObject(self._where(), self.key, body, signed_fields=self._fields())])
 
     def _send_part(self, body: memoryview) -> None:
         with self._abort_on_error():
-            if self._upload_id is None:
-                more = {"StorageClass": self.storage_class} if self.storage_class else {}
-                answer = self._call("CreateMultipartUpload", "create_multipart_upload", **more)
-                self._upload_id = _upload_id(answer)
-            part = UploadPart(
-                self._client.bucket(self.bucket),
-                self.key,
-                body,
-                upload_id=self._upload_id,
-                part_number=len(self._etags) + 1,
-            )
+            if self._upload is None:
+                upload = multipart.CreateMultipartUpload(self._where(), self.key, self._fields())
+                self._client.engine().run([upload])
+                self._upload = upload
+            upload_id, number = self._upload.upload_id, len(self._etags) + 1
+            part = UploadPart(self._where(), self.key, body, upload_id=upload_id, part_number=number)
             self._client.engine().run([part])
             self._etags.append(part.etag)
 
-    def _complete(self) -> None:
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)]
-        self._call(
-            "CompleteMultipartUpload",
-            "complete_multipart_upload",
-            UploadId=self._upload_id,
-            MultipartUpload={"Parts": parts},
-        )
+    def _complete(self, upload: multipart.CreateMultipartUpload) -> None:
+        engine, where = self._client.engine(), self._where()
+        multipart.complete(engine, where, self.key, upload.upload_id, self._etags, self._position, upload.began)
 
-    def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
-        return self._client.call_rarely(operation, self.bucket, self.key, method, **parameters)
+    def _where(self) -> Bucket:
+        return self._client.bucket(self.bucket)
 
-
-def _upload_id(answer: Mapping[str, object]) -> str:
-    upload_id = answer.get("UploadId")
-    if not isinstance(upload_id, str) or not upload_id:
-        raise ProtocolError("CreateMultipartUpload was answered without an UploadId.")
-    return upload_id
+    def _fields(self) -> dict[str, str]:
+        return {"x-amz-storage-class": self.storage_class} if self.storage_class else {}

@@ -25,7 +25,7 @@ from s3torch.errors import (
     ThrottledError,
 )
 
-__all__ = ["ErrorDocument", "Subject", "error_from_answer", "parse_error_document", "parse_http_date"]
+__all__ = ["ErrorDocument", "Subject", "element_text", "error_from_answer", "parse_error_document", "parse_http_date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,6 @@ class ErrorDocument:
     object_size: int | None = None
 
 
-_ELEMENTS = {
-    name: re.compile(rf"<{name}>([^<]{{0,2000}})</{name}>")
-    for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize")
-}
-
 _CREDENTIALS_CODES = {
     "InvalidAccessKeyId": "the access key is unknown there",
     "SignatureDoesNotMatch": "the secret key does not fit the access key, or a proxy changes requests on their way",
@@ -77,19 +72,24 @@ _CREDENTIALS_CODES = {
     "InvalidSecurity": "they are not valid",
 }
 _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+# S3 may answer with status 200, and find out then that it fails.
+_SERVER_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable"}
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
 def parse_error_document(body: bytes) -> ErrorDocument:
     """Return what can be found in an error's body; anything else than S3's XML gives empty fields."""
-    text = body.decode("utf-8", "replace")
-    found = {}
-    for name, pattern in _ELEMENTS.items():
-        match = pattern.search(text)
-        found[name] = html.unescape(match.group(1)).strip() if match else ""
-    size = found.pop("ActualObjectSize")
+    code, message, request_id, region, size = (
+        element_text(body, name) for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize")
+    )
     object_size = int(size) if re.fullmatch(r"[0-9]{1,19}", size) else None
-    return ErrorDocument(found["Code"], found["Message"], found["RequestId"], found["Region"], object_size)
+    return ErrorDocument(code, message, request_id, region, object_size)
+
+
+def element_text(body: bytes, name: str) -> str:
+    """Return the text of the first element of this name in a small document; empty if there is none."""
+    match = re.search(rf"<{name}>([^<]{{0,2000}})</{name}>", body.decode("utf-8", "replace"))
+    return html.unescape(match.group(1)).strip() if match else ""
 
 
 def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], document: ErrorDocument) -> S3Error:
@@ -179,7 +179,7 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
             f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
             "Open it again to read the new version."
         )
-    if status in (401, 403):
+    if status in (401, 403) or code == "AccessDenied":
         reason = f" ({document.message})" if document.message else ""
         return AccessDeniedError, (
             f"{subject.operation} on {subject} is forbidden{reason}. "
@@ -187,7 +187,7 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code in _THROTTLING_CODES or status in (429, 503):
         return ThrottledError, f"{subject.where} asks for fewer requests ({subject.operation} on {subject})."
-    if (status >= 500 and status != 501) or code == "RequestTimeout" or status in (307, 408):
+    if (status >= 500 and status != 501) or code in _SERVER_CODES or status in (307, 408):
         reason = f": {document.message}" if document.message else ""
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"

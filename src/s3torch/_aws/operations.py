@@ -1,4 +1,4 @@
-"""The requests that are made often, as exchanges: GetObject, HeadObject, PutObject, UploadPart, ListObjectsV2.
+"""The requests to S3 as exchanges; those that begin and end a multipart upload are in ``multipart``.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
 """
@@ -17,7 +17,17 @@ from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import ObjectChangedError, ProtocolError, S3Error
 
-__all__ = ["GetObject", "HeadObject", "ListObjectsV2", "Operation", "PlaceRange", "PutObject", "UploadPart"]
+__all__ = [
+    "DeleteObject",
+    "GetObject",
+    "HeadObject",
+    "ListObjectsV2",
+    "Operation",
+    "PlaceRange",
+    "PutObject",
+    "Send",
+    "UploadPart",
+]
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
@@ -119,7 +129,7 @@ class Operation(Exchange):
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
-        if self._method != "HEAD" and head.status not in (204, 304):
+        if self._method != "HEAD":
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
         return error_from_answer(self.subject, head.status, head.fields, document)
 
@@ -171,6 +181,13 @@ class ListObjectsV2(Operation, Generic[_Page]):
         body = yield from http1.read_small_body(inbox, head, _MAX_PAGE)
         self.page = self._parse(body)
         return None
+
+
+class DeleteObject(Operation):
+    """DeleteObject. That there is no such object is no error, as in S3."""
+
+    def __init__(self, bucket: Bucket, key: str) -> None:
+        super().__init__("DeleteObject", "DELETE", bucket, key)
 
 
 def _version(version_id: str | None) -> Mapping[str, str]:
@@ -344,17 +361,49 @@ class GetObject(Operation):
         )
 
 
-class PutObject(Operation):
-    """PutObject of bytes that are at hand; also UploadPart, which differs by its query.
+class Send(Operation):
+    """A request with a body that is at hand.
 
     Over TLS the body is signed as ``UNSIGNED-PAYLOAD``; over plain HTTP its SHA-256 is signed, which lets the server
     verify it.
 
     Args:
+        name: The S3 API's name of the operation.
+        method: The HTTP method.
         bucket: Of the object.
         key: Of the object.
         body: Must not change until the exchange is done.
+        query: Parameters.
         signed_fields: More header fields, such as ``x-amz-storage-class``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        bucket: Bucket,
+        key: str,
+        body: memoryview,
+        *,
+        query: Mapping[str, str] | None = None,
+        signed_fields: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
+        self._body = body
+        self._fields["content-length"] = str(len(body))
+        is_secure = bucket.endpoint.origin.scheme == "https"
+        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_secure else hashlib.sha256(body).hexdigest()
+
+    def request(self) -> Sequence[memoryview]:
+        """Return the signed head and the body."""
+        head = memoryview(self._sign(self._payload_sha256))
+        return [head, self._body] if len(self._body) else [head]
+
+
+class PutObject(Send):
+    """PutObject; also UploadPart, which differs by its query.
+
+    Args: see ``Send``.
 
     Attributes:
         etag: What the server answered.
@@ -370,17 +419,8 @@ class PutObject(Operation):
         name: str = "PutObject",
         query: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(name, "PUT", bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
+        super().__init__(name, "PUT", bucket, key, body, query=query, signed_fields=signed_fields)
         self.etag = ""
-        self._body = body
-        self._fields["content-length"] = str(len(body))
-        is_secure = bucket.endpoint.origin.scheme == "https"
-        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_secure else hashlib.sha256(body).hexdigest()
-
-    def request(self) -> Sequence[memoryview]:
-        """Return the signed head and the body."""
-        head = memoryview(self._sign(self._payload_sha256))
-        return [head, self._body] if len(self._body) else [head]
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Remember the ETag."""

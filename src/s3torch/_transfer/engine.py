@@ -58,6 +58,8 @@ class Exchange(ABC):
 
     Attributes:
         is_read: Whether it changes nothing, so that a second request may go out beside it.
+        is_slow: Whether the server says by a byte now and then that it is at work: that is progress enough, and as much
+            time may pass between two of them as before the first byte.
         attempts: How often it was sent; second requests do not count.
         is_done: Whether it has succeeded or failed.
         error: What it failed with.
@@ -65,6 +67,7 @@ class Exchange(ABC):
     """
 
     is_read = False
+    is_slow = False
 
     def __init__(self, origin: Origin, memory: int) -> None:
         self.origin = origin
@@ -151,10 +154,13 @@ class _Flight:
             if waited >= limits.first_byte_timeout:
                 return f"No answer from {self.connection.origin} within {limits.first_byte_timeout:g} s"
             return None
-        if waited < limits.stall_timeout:
+        timeout, least = limits.stall_timeout, _SLOWEST_RATE * limits.stall_timeout
+        if self.exchange.is_slow:
+            timeout, least = max(timeout, limits.first_byte_timeout), 1
+        if waited < timeout:
             return None
         progress = self.moved - self.moved_at_mark
-        if progress < _SLOWEST_RATE * limits.stall_timeout:
+        if progress < least:
             return f"Only {progress} bytes moved to or from {self.connection.origin} in {waited:.3g} s"
         self.mark, self.moved_at_mark = now, self.moved
         return None

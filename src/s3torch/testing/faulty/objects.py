@@ -216,7 +216,9 @@ class Objects(MutableMapping[str, bytes]):
         if not numbers or not set(numbers) <= parts.keys():
             return _error(400, "InvalidPart")
         del self._uploads[query["uploadId"]]
-        self[key] = b"".join(parts[number] for number in numbers)
+        digests = b"".join(hashlib.md5(parts[number], usedforsecurity=False).digest() for number in numbers)
+        etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(numbers)}"'
+        self._stored[key] = b"".join(parts[number] for number in numbers), etag
         return _document(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
