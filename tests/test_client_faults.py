@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -34,6 +35,7 @@ from s3torch.errors import (
     ArgumentError,
     ArgumentTypeError,
     BucketNotFoundError,
+    CertificateError,
     ClockSkewError,
     ConfigError,
     ConnectionFailedError,
@@ -1304,6 +1306,55 @@ def test_stale_connection(transport: Tls | None):
         for _ in range(5):
             assert client.read_range("bucket", "key", 0) == SMALL
         assert (len(server.requests), server.connections, client.stats.retries) == (5, 5, 0)
+
+
+# Copying
+
+
+def copy(request: Request, wire: Wire) -> None:
+    """Answer a CopyObject."""
+    wire.respond(200, {}, b'<CopyObjectResult><ETag>"e"</ETag></CopyObjectResult>')
+
+
+def test_copy_to_a_server_that_is_not_trusted(tls: Tls):
+    """A copy meets a certificate that is not trusted as reads do: an error at once, which says so."""
+    with serving(copy, (tls[0], True), max_attempts=10) as (server, client):
+        with pytest.raises(CertificateError, match=r"CopyObject on s3://bucket/b failed: the certificate"):
+            client.copy_object("bucket", "a", "bucket", "b")
+        assert server.connections <= 1
+
+
+def test_copies_are_corrected():
+    """The credentials of a copy are looked for anew when they have expired; its region is corrected."""
+    refuse = fail(400, "AuthorizationHeaderMalformed", headers={"x-amz-bucket-region": "eu-west-1"})
+    with serving(in_region("eu-west-1", refuse, copy)) as (server, client):
+        client.copy_object("bucket", "a", "bucket", "b")
+        assert [scope(request) for request in server.requests][-1] == "ACCESS eu-west-1"
+    with serving(first(1, fail(400, "ExpiredToken"), copy), max_attempts=1) as (server, client):
+        client.copy_object("bucket", "a", "bucket", "b")
+        assert len(server.requests) == 2
+    with serving(fail(400, "ExpiredToken"), max_attempts=1) as (server, client):
+        with pytest.raises(CredentialsError):
+            client.copy_object("bucket", "a", "bucket", "b")
+        assert len(server.requests) == 2
+
+
+def test_close_closes_the_connections_of_copies():
+    """After ``close`` a client holds no connection of a copy any more, and can copy again."""
+    with serving(copy) as (server, client):
+        client.copy_object("bucket", "a", "bucket", "b")
+        before = open_sockets()
+        client.close()
+        assert open_sockets() == before - 1
+        client.copy_object("bucket", "a", "bucket", "b")
+        assert server.connections == 2
+
+
+def open_sockets() -> int:
+    """Return how many connected sockets of clients this process has, but for the servers of tests."""
+    gc.collect()
+    found = [each for each in gc.get_objects() if type(each) is socket.socket and each.fileno() >= 0]
+    return sum(each.gettimeout() == 30.0 for each in found)  # first_byte_timeout, as botocore sets it
 
 
 # Writing

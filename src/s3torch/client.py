@@ -24,7 +24,7 @@ from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError
+from s3torch.errors import ArgumentError, ArgumentTypeError, CredentialsError, ObjectNotFoundError, RegionError
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -324,10 +324,12 @@ class S3Client:
             raise
 
     def close(self) -> None:
-        """Close the calling thread's connections; the client can still be used."""
-        engine: Engine | None = getattr(self._process().threads, "engine", None)
+        """Close the calling thread's connections, and those of copies; the client can still be used."""
+        state = self._process()
+        engine: Engine | None = getattr(state.threads, "engine", None)
         if engine is not None:
             engine.reset()
+        state.session.close()
 
     def engine(self) -> Engine:
         """Return the transfer engine of the calling thread in this process."""
@@ -361,7 +363,7 @@ class S3Client:
     def call_rarely(
         self, operation: str, bucket: str, key: str, method: str, **parameters: object
     ) -> dict[str, object]:
-        """Make one of the calls about an object that are rare enough to go through botocore.
+        """Make a call about an object through botocore; region and credentials are corrected once.
 
         Args:
             operation: The S3 API's name.
@@ -375,6 +377,12 @@ class S3Client:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
         subject = Subject(operation, bucket, key, str(where.endpoint.origin))
+        corrections = where.corrections
+        try:
+            return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
+        except (RegionError, CredentialsError) as error:
+            if not where.correct(error, {}, corrections):
+                raise
         return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
 
     def _process(self) -> _ProcessState:
