@@ -8,6 +8,7 @@ import inspect
 import pickle
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from torch._utils import ExceptionWrapper
@@ -22,6 +23,7 @@ from s3torch.errors import (
     IntegrityError,
     NotFoundError,
     ObjectChangedError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RegionError,
     RequestError,
@@ -217,6 +219,14 @@ ANSWERS = [
         )
         for code in ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
     ),
+    *(
+        (
+            (replace(_UPLOAD, operation=operation), 412, {}, "PreconditionFailed", "It is there."),
+            ObjectExistsError,
+            "s3://photos/cat/1.jpg is there already, and was not to be replaced.",
+        )
+        for operation in ("PutObject", "CompleteMultipartUpload")
+    ),
     (
         (_OBJECT, 404, {}, "NoSuchKey", "The specified key does not exist."),
         ObjectNotFoundError,
@@ -342,6 +352,14 @@ ANSWERS = [
             "s3://photos/cat/1.jpg was replaced while it was read: "
             "its ETag is no longer the one that reading began with. "
             "Open it again to read the new version."
+        ),
+    ),
+    (
+        (_UPLOAD, 412, {}, "PreconditionFailed", "At least one of the preconditions did not hold"),
+        RequestError,
+        (
+            "https://photos.s3.example:443 refused UploadPart on s3://photos/cat/1.jpg: "
+            "At least one of the preconditions did not hold."
         ),
     ),
     (

@@ -369,11 +369,13 @@ def _service(request: Request, wire: Wire) -> None:
             b"<ListBucketResult><IsTruncated>false</IsTruncated>"
             b"<Contents><Key>key</Key><Size>25600</Size></Contents></ListBucketResult>",
         )
-    if request.method == "POST" and request.target.endswith("?uploads"):
+    if request.method == "POST" and request.target.endswith("?uploads="):
         return wire.respond(
             200, {}, b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
         )
-    if request.method in {"PUT", "POST"}:
+    if request.method == "POST":
+        return wire.respond(200, {}, b"<CompleteMultipartUploadResult/>")
+    if request.method == "PUT":
         return wire.respond(
             200, {"ETag": '"e"'}, b"<CopyObjectResult/>" if "copy-source" in str(request.headers) else b""
         )

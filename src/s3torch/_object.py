@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from s3torch import _buffer
 from s3torch._aws import checksums
 from s3torch._aws.checksums import Checksum
-from s3torch._aws.operations import GetObject, PlaceRange, Read, damaged
+from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch._transfer.http1 import ContentRange
@@ -362,15 +362,8 @@ class RemoteObject:
             raise damaged(stored, arrived, self.bucket, self.key)
 
     def _ask_for_checksum(self) -> Checksum:
-        request = Read(
-            "HeadObject",
-            "HEAD",
-            self._client.bucket(self.bucket),
-            self.key,
-            query={} if self.version_id is None else {"versionId": self.version_id},
-            signed_fields=checksums.MODE_FIELDS,
-            etag=self.etag,
-        )
+        bucket = self._client.bucket(self.bucket)
+        request = HeadObject(bucket, self.key, self.version_id, etag=self.etag, asks_checksum=True)
         self._client.engine().run([request])
         fields = request.head.fields if request.head is not None else {}
         stored = checksums.checksum_of_object(fields, is_range=False)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws import checksums
+from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
+from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.operations import UploadPart
-from s3torch.errors import ProtocolError, S3Error
+from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
     from s3torch._aws.checksums import Checksum
@@ -60,15 +61,6 @@ class PartBuffer:
         # A view is written to directly; a slice of a bytearray would make another copy first.
         memoryview(self._memory)[self.length : end] = piece
         self.length = end
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A part that the service has."""
-
-    etag: str
-    checksum: Checksum | None
-    length: int
 
 
 @dataclass(slots=True)
@@ -121,9 +113,10 @@ class MultipartUpload:
         self._options = options
         self._checksums = UploadChecksums(is_wanted=client.s3client_config.checksums != "off")
         self._stored: dict[int, _Stored] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, UploadedPart] = {}
         self._flying: deque[_Flying] = deque()
         self._free: list[PartBuffer] = []
+        self._began: float | None = None
         self._id = (self._find_interrupted() if resumes else None) or self._create()
 
     def buffer(self, capacity: int) -> PartBuffer:
@@ -145,7 +138,7 @@ class MultipartUpload:
         self.parts += 1
         stored = self._stored.get(self.parts)
         if stored is not None and stored.holds(buffer.view):
-            self._sent[self.parts] = _Sent(stored.etag, self._checksum_of(buffer.view), buffer.length)
+            self._sent[self.parts] = self._uploaded(stored.etag, self._checksum_of(buffer.view), buffer)
             self._free.append(buffer)
             return
         flying = _Flying(self._part(self.parts, buffer), self._client.engine(), buffer)
@@ -163,27 +156,24 @@ class MultipartUpload:
         while self._flying:
             self._await(self._flying[0])
             self._settle()
-        for number in range(1, self.parts + 1):
-            sent = self._sent[number]
-            self._checksums.note_part(number, sent.etag, sent.checksum, sent.length)
-        more = {"IfNoneMatch": "*"} if self._options.if_none_match else {}
-        self._call(
-            "CompleteMultipartUpload",
-            "complete_multipart_upload",
-            UploadId=self._id,
-            **self._checksums.parameters_to_complete(),
-            **more,
-        )
+        parts = [self._sent[number] for number in range(1, self.parts + 1)]
+        known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
+        fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)
+        bucket, engine = self._client.bucket(self._bucket), self._client.engine()
+        multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
 
     def leave(self) -> None:
         """Stop sending; the parts that arrived stay with the service. Safe from the garbage collector."""
         for flying in self._flying:
             flying.engine.give_up([flying.request])
+        engine = self._client.engine()
+        if self._flying and not engine.is_turning:  # the garbage collector may call in the middle of a turn
+            engine.nudge()
         self._flying.clear()
         self._free.clear()
 
     def abort(self) -> None:
-        """Stop sending and delete the parts that arrived; an error is logged and not raised."""
+        """Stop sending and delete the parts that arrived; an error is logged and not raised. See ``leave``."""
         self.leave()
         try:
             self._client.abort_multipart_upload(self._bucket, self._key, self._id)
@@ -203,7 +193,7 @@ class MultipartUpload:
             if request.error is not None:
                 raise request.error
             self._flying.remove(flying)
-            self._sent[request.part_number] = _Sent(request.etag, request.checksum, flying.buffer.length)
+            self._sent[request.part_number] = self._uploaded(request.etag, request.checksum, flying.buffer)
             self._free.append(flying.buffer)
 
     def _await(self, flying: _Flying) -> None:
@@ -226,18 +216,20 @@ class MultipartUpload:
             verifies_checksum=self._checksums.are_verified,
         )
 
+    def _uploaded(self, etag: str, checksum: Checksum | None, buffer: PartBuffer) -> UploadedPart:
+        return UploadedPart(etag, buffer.length, checksum if self._checksums.are_verified else None)
+
     def _checksum_of(self, view: memoryview) -> Checksum | None:
         has_checksums = self._client.bucket(self._bucket).has_checksums
         return checksums.compute(checksums.CRC32, [view]) if has_checksums else None
 
     def _create(self) -> str:
-        parameters = self._options.parameters() | self._checksums.parameters_to_create()
-        answer = self._call("CreateMultipartUpload", "create_multipart_upload", **parameters)
-        self._checksums.note_created(answer)
-        upload_id = answer.get("UploadId")
-        if not isinstance(upload_id, str) or not upload_id:
-            raise ProtocolError("CreateMultipartUpload was answered without an UploadId.")
-        return upload_id
+        fields = self._options.fields_to_create() | self._checksums.fields_to_create()
+        request = multipart.CreateMultipartUpload(self._client.bucket(self._bucket), self._key, fields)
+        self._client.engine().run([request])
+        self._checksums.note_created(request.checksum_algorithm, request.checksum_type)
+        self._began = request.began
+        return request.upload_id
 
     def _find_interrupted(self) -> str | None:
         """Return the id of the newest upload of this key, and remember its parts; None if there is none."""
@@ -245,8 +237,10 @@ class MultipartUpload:
         found = max((each for each in uploads if each.key == self._key), key=lambda each: each.initiated, default=None)
         if found is None:
             return None
+        self._began = found.initiated
         for page in self._pages_of_parts(found.upload_id):
-            self._checksums.note_created(page)
+            told: Any = page
+            self._checksums.note_created(told.get("ChecksumAlgorithm"), told.get("ChecksumType"))
             parts: Any = page.get("Parts", [])
             self._stored |= {part["PartNumber"]: _Stored(part["ETag"], part["Size"]) for part in parts}
         return found.upload_id

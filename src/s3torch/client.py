@@ -10,21 +10,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from s3torch import _buffer
-from s3torch._aws.answers import Subject
+from s3torch._aws.answers import Subject, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
+from s3torch._aws.multipart import AbortMultipartUpload
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._aws.operations import Read
+from s3torch._aws.operations import DeleteObject, HeadObject, ListObjectsV2
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.connection import Network
-from s3torch._transfer.engine import Engine, Limits
+from s3torch._transfer.engine import Engine, Exchange, Limits
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError, S3Error
+from s3torch.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CredentialsError,
+    ObjectNotFoundError,
+    RegionError,
+    S3Error,
+)
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -262,16 +270,15 @@ class S3Client:
         """
         _check_object(bucket, key)
         _buffer.check_text(version_id=version_id)
-        query = {} if version_id is None else {"versionId": version_id}
-        request = Read("HeadObject", "HEAD", self.bucket(bucket), key, query=query)
+        request = HeadObject(self.bucket(bucket), key, version_id)
         self.engine().run([request])
         if request.head is None or request.head.content_length is None:
-            raise ProtocolError(f"HeadObject on s3://{bucket}/{key} answered without a Content-Length.")
+            raise AssertionError("a HEAD that succeeded without an answer")
         fields = request.head.fields
         return HeadObjectResult(
             fields.get("etag", ""),
             request.head.content_length,
-            _http_date(fields.get("last-modified", "")),
+            int(parse_http_date(fields.get("last-modified", "")) or 0),
             fields.get("x-amz-storage-class"),
             fields.get("x-amz-version-id"),
         )
@@ -383,15 +390,17 @@ class S3Client:
             key: Of the object.
             upload_id: Which upload of that key.
         """
+        _check_object(bucket, key)
         try:
-            self.call_rarely("AbortMultipartUpload", bucket, key, "abort_multipart_upload", UploadId=upload_id)
+            self.run_apart(AbortMultipartUpload(self.bucket(bucket), key, upload_id))
         except S3Error as error:
             if error.code != "NoSuchUpload":
                 raise
 
     def delete_object(self, bucket: str, key: str) -> None:
         """Delete an object. That it does not exist is no error, as in S3."""
-        self.call_rarely("DeleteObject", bucket, key, "delete_object")
+        _check_object(bucket, key)
+        self.engine().run([DeleteObject(self.bucket(bucket), key)])
 
     def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         """Copy an object of up to 5 GiB within S3.
@@ -414,10 +423,12 @@ class S3Client:
             raise
 
     def close(self) -> None:
-        """Close the calling thread's connections; the client can still be used."""
-        engine: Engine | None = getattr(self._process().threads, "engine", None)
+        """Close the calling thread's connections, and those of copies; the client can still be used."""
+        state = self._process()
+        engine: Engine | None = getattr(state.threads, "engine", None)
         if engine is not None:
             engine.reset()
+        state.session.close()
 
     def engine(self) -> Engine:
         """Return the transfer engine of the calling thread in this process."""
@@ -427,6 +438,17 @@ class S3Client:
         except AttributeError:
             engine = state.threads.engine = self._new_engine(state)
         return engine
+
+    def run_apart(self, exchange: Exchange) -> None:
+        """Run an exchange on a connection of its own, and wait for it.
+
+        The garbage collector may call in the middle of a turn of the thread's engine, which then must not be turned.
+        """
+        engine = self._new_engine(self._process())
+        try:
+            engine.run([exchange])
+        finally:
+            engine.close()
 
     def bucket(self, name: str) -> Bucket:
         """Return where a bucket is and how requests for it are signed."""
@@ -445,7 +467,7 @@ class S3Client:
     def call_rarely(
         self, operation: str, bucket: str, key: str, method: str, **parameters: object
     ) -> dict[str, object]:
-        """Make one of the calls about an object that are rare enough to go through botocore.
+        """Make a call about an object through botocore; region and credentials are corrected once.
 
         Args:
             operation: The S3 API's name.
@@ -464,6 +486,12 @@ class S3Client:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
         subject = Subject(operation, bucket, key, str(where.endpoint.origin))
+        corrections = where.corrections
+        try:
+            return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
+        except (RegionError, CredentialsError) as error:
+            if not where.correct(error, {}, corrections):
+                raise
         return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
 
     def _process(self) -> _ProcessState:
@@ -523,7 +551,7 @@ class ListObjectStream:
         self.complete = False
         self.look_ahead = False
         self._client = client
-        self._begun: tuple[Engine, Read] | None = None
+        self._begun: tuple[Engine, ListObjectsV2[ListObjectsResult]] | None = None
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "more to come"
@@ -546,16 +574,16 @@ class ListObjectStream:
             engine, request = self._begin()
         self._begun = None
         engine.wait([request])
-        page = parse_page(request.body)
+        page = request.page
         self.continuation_token = page.continuation_token
         self.complete = page.continuation_token is None
         if self.look_ahead and not self.complete:
             self._begun = self._begin()
         return page
 
-    def _begin(self) -> tuple[Engine, Read]:
+    def _begin(self) -> tuple[Engine, ListObjectsV2[ListObjectsResult]]:
         query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
-        request = Read("ListObjectsV2", "GET", self._client.bucket(self.bucket), None, query=query)
+        request = ListObjectsV2(self._client.bucket(self.bucket), query, parse_page)
         engine = self._client.engine()
         engine.submit(request)
         engine.nudge()
@@ -577,12 +605,3 @@ def _check_object(bucket: str, key: str) -> None:
     _check_names(bucket, key)
     if not key:
         raise ArgumentError(f"Key should be specified: s3://{bucket} is a bucket and no object.", bucket=bucket)
-
-
-def _http_date(text: str) -> int:
-    from email.utils import parsedate_to_datetime  # takes 16 ms
-
-    try:
-        return int(parsedate_to_datetime(text).timestamp())
-    except (ValueError, OverflowError):
-        return 0

@@ -153,8 +153,8 @@ class S3Writer(S3File):
         """Send what is left and make the object appear. Does nothing if the writer is closed already.
 
         Raises:
-            S3Error: The object could not be stored; nothing of it is visible, unless the answer to the last request
-                was lost on its way, in which case it may be complete.
+            S3Error: The object could not be stored, and nothing of it is visible; if that is not certain, the message
+                says so.
         """
         if self.closed:
             return
@@ -172,27 +172,26 @@ class S3Writer(S3File):
         Does nothing if the writer is closed already, and never raises: if the service can't be reached, a warning with
         the upload's id is logged, and the bucket's lifecycle rule for incomplete uploads must clear it.
         """
-        if self.closed:
-            return
-        upload = self._upload
-        self._end(_State.ABORTED)
-        if upload is not None:
-            upload.abort()
+        if not self.closed:
+            upload = self._end(_State.ABORTED)
+            if upload is not None:
+                upload.abort()
 
     def _give_up(self) -> None:
         """Abort; or leave what arrived, if a later writer is to go on with it."""
-        if not self._resumes or self.closed or self._upload is None:
-            self.abort()
-            return
-        upload = self._upload
-        self._end(_State.ABORTED)
-        upload.leave()
+        upload = None if self.closed else self._end(_State.ABORTED)
+        if upload is not None and self._resumes:
+            upload.leave()
+        elif upload is not None:
+            upload.abort()
 
-    def _end(self, state: _State) -> None:
+    def _end(self, state: _State) -> MultipartUpload | None:
+        """Close the file; returns the upload that was under way."""
+        upload, self._upload = self._upload, None
         self._state = state
         self._ending = state.value
-        self._upload = None
         self._buffer = PartBuffer(0)
+        return upload
 
     @contextlib.contextmanager
     def _give_up_on_error(self) -> Iterator[None]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
+from s3torch._aws import answers
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document, parse_http_date
 from s3torch.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -182,12 +183,57 @@ def test_facts_that_are_missing_are_none():
 
 @pytest.mark.parametrize(
     ("field", "seconds"),
-    [("3", 3.0), ("0", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None), ("9" * 10, None), ("", None)],
+    [
+        ("3", 3.0),
+        ("0", 0.0),
+        ("-1", None),
+        ("9" * 10, None),
+        ("", None),
+        ("soon", None),
+        ("Wed, 21 Oct 2026 07:28:03 GMT", 3.0),
+        ("Wednesday, 21-Oct-26 07:28:03 GMT", 3.0),
+        ("Wed Oct 21 07:28:03 2026", 3.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+        ("Wed, 32 Oct 2026 07:27:00 GMT", None),
+    ],
 )
 def test_retry_after(field: str, seconds: float | None):
-    """How long the service asked to be left alone is kept, if it is a number of seconds."""
-    error = error_from_answer(OBJECT, 503, {"retry-after": field}, ErrorDocument("SlowDown"))
+    """How long the service asked to be left alone is kept: a number of seconds, or a date beside that of the answer."""
+    fields = {"retry-after": field, "date": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    error = error_from_answer(OBJECT, 503, fields, ErrorDocument("SlowDown"))
     assert error.retry_after == seconds
+
+
+def test_retry_after_without_a_date(monkeypatch: pytest.MonkeyPatch):
+    """If the answer does not tell its time, a date of Retry-After is compared with this machine's."""
+    monkeypatch.setattr(answers.time, "time", lambda: 1_792_567_680.0)  # 21 October 2026, 07:28
+    fields = {"retry-after": "Wed, 21 Oct 2026 07:28:05 GMT"}
+    assert error_from_answer(OBJECT, 503, fields, ErrorDocument("SlowDown")).retry_after == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 784111777.0),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777.0),
+        ("Sun Nov  6 08:49:37 1994", 784111777.0),
+        ("Sun, 06 Nov 1994 08:49:37 -0000", 784111777.0),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_http_date(text: str, seconds: float | None):
+    """A date is read in the three forms of RFC 9110, as UTC wherever the machine is."""
+    assert parse_http_date(text) == seconds
+
+
+_DATES = st.from_regex(r"(Mon, )?[0-9]{1,5}[ -](Jan|Feb|X)[ -][0-9]{1,6} [0-9:]{0,9} ?(GMT|[+-][0-9]{1,7})?")
+
+
+@given(st.text() | _DATES)
+def test_any_date(text: str):
+    """Whatever stands for a date is one or is none."""
+    assert isinstance(parse_http_date(text), float | None)
 
 
 def test_facts_of_the_head():
@@ -229,7 +275,9 @@ def test_the_missing_permission_is_named(operation: str, permission: str):
 @given(
     subject=st.sampled_from([OBJECT, BUCKET]),
     status=st.integers(300, 599),
-    fields=st.dictionaries(st.sampled_from(["x-amz-bucket-region", "x-amz-request-id", "date"]), st.text()),
+    fields=st.dictionaries(
+        st.sampled_from(["x-amz-bucket-region", "x-amz-request-id", "date", "retry-after"]), st.text()
+    ),
     document=st.builds(ErrorDocument, st.text(), st.text(), st.text(), st.text()),
 )
 def test_any_answer_is_an_error(subject: Subject, status: int, fields: dict[str, str], document: ErrorDocument):

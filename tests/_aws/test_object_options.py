@@ -22,7 +22,8 @@ ALL: dict[str, Any] = {
 def test_nothing_is_sent_that_was_not_given():
     """Without options the service decides."""
     assert ObjectOptions().fields() == {}
-    assert ObjectOptions().parameters() == {}
+    assert ObjectOptions().fields_to_create() == {}
+    assert ObjectOptions().fields_to_complete() == {}
 
 
 def test_fields():
@@ -38,15 +39,12 @@ def test_fields():
     }
 
 
-def test_parameters():
+def test_fields_of_an_upload():
     """An upload is created with the same options; whether it may replace an object is asked when it is completed."""
-    assert ObjectOptions(**ALL).parameters() == {
-        "StorageClass": "STANDARD_IA",
-        "ContentType": "application/zip",
-        "ServerSideEncryption": "aws:kms",
-        "SSEKMSKeyId": "key",
-        "Metadata": {"Epoch": "7", "loss": "0.25"},
-    }
+    options = ObjectOptions(**ALL)
+    assert options.fields_to_complete() == {"if-none-match": "*"}
+    assert {**options.fields_to_create(), "if-none-match": "*"} == options.fields()
+    assert "if-none-match" not in options.fields_to_create()
 
 
 @pytest.mark.parametrize(

@@ -429,6 +429,21 @@ def test_bytes_in_flight_limit():
     assert {(40, 40), (500,), (0, 60), (41,), (100,)} <= seen
 
 
+def test_what_was_cancelled_holds_nothing_up():
+    """A large exchange that was cancelled while it was queued keeps no memory from smaller ones."""
+    network = FakeNetwork(serve(answer(), delay=5.0), then=echo)
+    engine = make(network, limits=Limits(bytes_in_flight=100))
+    slow, large, small = Ask("slow", memory=60), Ask("large", memory=100), Ask("small", memory=40)
+    for ask in (slow, large, small):
+        engine.submit(ask)
+    engine.nudge()
+    engine.cancel([large])
+    engine.wait([small])
+    assert not slow.is_done
+    engine.wait([slow])
+    assert targets(network) == [[b"/slow"], [b"/small"]]
+
+
 def test_bytes_in_flight_after_failures():
     """Failed, cancelled and stale exchanges give their share of the limit back."""
     network = FakeNetwork(serve(answer(), Peer.close), serve(answer(500)), refuse, serve(), echo, then=echo)

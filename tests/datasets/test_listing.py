@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import multiprocessing
 import pickle
 import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote_plus, urlsplit
@@ -18,7 +20,7 @@ from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset
 from s3torch._aws.operations import PutObject
 from s3torch.datasets.listing import ListingProgress, list_table
 from s3torch.datasets.objects import ObjectTable, list_prefix
-from s3torch.errors import BucketNotFoundError, ObjectNotFoundError, ObjectTableError, S3Error
+from s3torch.errors import BucketNotFoundError, DeadlineError, ObjectNotFoundError, ObjectTableError, S3Error
 from tests.support.server import Request, ScriptedServer, Wire, fail
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -202,9 +204,10 @@ def test_directory_buckets_are_listed_in_turn():
 def test_an_error_in_the_middle():
     """An error in the middle of a listing names bucket and prefix, ends all requests, and the client can go on."""
     listing = Listing([f"k/{number:05}" for number in range(2000)])
+    numbers = itertools.count(1)  # requests come side by side: each takes its number by itself
 
     def handler(request: Request, wire: Wire) -> bool:
-        if len(listing.queries) == 10:
+        if next(numbers) == 10:
             return fail(403, "AccountProblem")(request, wire)
         return listing(request, wire)
 
@@ -214,9 +217,26 @@ def test_an_error_in_the_middle():
             list_table(client, "b", "k/", page_size=50)
         assert caught.value.bucket == "b"
         assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued")
-        listing.queries.clear()
-        listing.queries.append({})
         assert len(list_table(client, "b", "k/00", page_size=1000)) == 2000
+
+
+@pytest.mark.parametrize("bucket", ["b", "b--use1-az4--x-s3"])
+def test_call_timeout(bucket: str):
+    """A listing that takes longer than a call may is given up, whether its pages come side by side or in turn."""
+    listing = Listing([f"k/{number:05}" for number in range(2000)])
+
+    def handler(request: Request, wire: Wire) -> bool:
+        if bucket == "b" and len(listing.queries) >= 10:
+            return wire.stall()
+        time.sleep(0.05)  # of the 40 pages in turn none is late, all together are
+        return listing(request, wire)
+
+    with ScriptedServer(handler) as server:
+        config = S3ClientConfig(unsigned=True, call_timeout=0.5, hedging=False)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        with pytest.raises(DeadlineError, match=r"^Listing s3://b.*/k/ failed: .*not done within 0.5 s"):
+            list_table(client, bucket, "k/", page_size=50)
+        assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued")
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------

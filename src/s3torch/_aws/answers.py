@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from s3torch.errors import (
     ThrottledError,
 )
 
-__all__ = ["ErrorDocument", "Subject", "error_from_answer", "parse_error_document"]
+__all__ = ["ErrorDocument", "Subject", "element_text", "error_from_answer", "parse_error_document", "parse_http_date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +52,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDocument:
-    """What the XML of an error says; empty strings for what it does not."""
+    """What the XML of an error says; empty strings for what it does not.
+
+    Attributes:
+        object_size: Of the object whose range was asked for, in bytes; None if it does not say.
+    """
 
     code: str = ""
     message: str = ""
     request_id: str = ""
     region: str = ""
+    object_size: int | None = None
 
-
-_ELEMENTS = {
-    name: re.compile(rf"<{name}>([^<]{{0,2000}})</{name}>") for name in ("Code", "Message", "RequestId", "Region")
-}
 
 _CREDENTIALS_CODES = {
     "InvalidAccessKeyId": "the access key is unknown there",
@@ -73,17 +75,24 @@ _CREDENTIALS_CODES = {
 }
 _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 _DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+# S3 may answer with status 200, and find out then that it fails.
+_SERVER_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable"}
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
 def parse_error_document(body: bytes) -> ErrorDocument:
     """Return what can be found in an error's body; anything else than S3's XML gives empty fields."""
-    text = body.decode("utf-8", "replace")
-    found = {}
-    for name, pattern in _ELEMENTS.items():
-        match = pattern.search(text)
-        found[name] = html.unescape(match.group(1)).strip() if match else ""
-    return ErrorDocument(found["Code"], found["Message"], found["RequestId"], found["Region"])
+    code, message, request_id, region, size = (
+        element_text(body, name) for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize")
+    )
+    object_size = int(size) if re.fullmatch(r"[0-9]{1,19}", size) else None
+    return ErrorDocument(code, message, request_id, region, object_size)
+
+
+def element_text(body: bytes, name: str) -> str:
+    """Return the text of the first element of this name in a small document; empty if there is none."""
+    match = re.search(rf"<{name}>([^<]{{0,2000}})</{name}>", body.decode("utf-8", "replace"))
+    return html.unescape(match.group(1)).strip() if match else ""
 
 
 def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], document: ErrorDocument) -> S3Error:
@@ -105,13 +114,29 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
         code=document.code or None,
         request_id=document.request_id or fields.get("x-amz-request-id"),
         region=region,
-        retry_after=_retry_after(fields.get("retry-after", "")),
+        retry_after=_retry_after(fields),
     )
 
 
-def _retry_after(text: str) -> float | None:
-    """Return the seconds of a Retry-After field (RFC 9110 10.2.3); its other form, a date, is not heeded."""
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+def _retry_after(fields: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After field (RFC 9110 10.2.3); a date in it is compared with the answer's own."""
+    text = fields.get("retry-after", "")
+    if not text or (text.isascii() and text.isdigit()):
+        return float(text) if text and len(text) < 10 else None
+    until, now = parse_http_date(text), parse_http_date(fields.get("date", ""))
+    return None if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def parse_http_date(text: str) -> float | None:
+    """Return what a date stands for, in any form of RFC 9110 5.6.7, in seconds since the epoch; None if it is none."""
+    from datetime import timezone
+    from email.utils import parsedate_to_datetime  # takes 16 ms
+
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
@@ -159,12 +184,12 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
     if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload"):  # sent with If-None-Match
         return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
-    if status == 412:
+    if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
         return ObjectChangedError, (
             f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
             "Open it again to read the new version."
         )
-    if status in (401, 403):
+    if status in (401, 403) or code == "AccessDenied":
         reason = f" ({document.message})" if document.message else ""
         return AccessDeniedError, (
             f"{subject.operation} on {subject} is forbidden{reason}. "
@@ -172,7 +197,7 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code in _THROTTLING_CODES or status in (429, 503):
         return ThrottledError, f"{subject.where} asks for fewer requests ({subject.operation} on {subject})."
-    if (status >= 500 and status != 501) or code == "RequestTimeout" or status in (307, 408):
+    if (status >= 500 and status != 501) or code in _SERVER_CODES or status in (307, 408):
         reason = f": {document.message}" if document.message else ""
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from s3torch._aws import sigv4
+from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Signer
@@ -192,11 +193,8 @@ class Bucket:
         return True
 
     def _correct_clock(self, date: str) -> bool:
-        from email.utils import parsedate_to_datetime  # takes 16 ms
-
-        try:
-            theirs = parsedate_to_datetime(date).timestamp()
-        except (ValueError, OverflowError):
+        theirs = parse_http_date(date)
+        if theirs is None:
             return False
         offset = theirs - self._clock()
         if abs(offset - self._clock_offset) < _TOLERATED_SKEW:

@@ -18,7 +18,7 @@ import binascii
 import functools
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ __all__ = [
     "is_available",
     "upload_fields",
 ]
+
+_OF_OBJECT = "FULL_OBJECT"
 
 # What a request for an object or its head carries so that the answer has its checksums.
 MODE_FIELDS: Mapping[str, str] = {"x-amz-checksum-mode": "ENABLED"}
@@ -99,7 +101,7 @@ def checksum_of_object(fields: Mapping[str, str], *, is_range: bool) -> Checksum
         compared with the object's bytes.
     """
     kind = fields.get(TYPE_FIELD)
-    if kind != "FULL_OBJECT" and (kind is not None or is_range):
+    if kind != _OF_OBJECT and (kind is not None or is_range):
         return None
     found = None
     for field, algorithm in _FIELDS:
@@ -168,42 +170,33 @@ class UploadChecksums:
     """
 
     def __init__(self, *, is_wanted: bool) -> None:
-        self._is_wanted = is_wanted
         self.are_verified = False
+        self._is_wanted = is_wanted
         self._is_of_object = False
-        self._parts: list[dict[str, object]] = []
-        self._object: Checksum | None = None
 
-    def parameters_to_create(self) -> dict[str, object]:
-        """Return parameters of CreateMultipartUpload."""
-        return {"ChecksumAlgorithm": CRC32.name, "ChecksumType": "FULL_OBJECT"} if self._is_wanted else {}
+    def fields_to_create(self) -> dict[str, str]:
+        """Return header fields of CreateMultipartUpload."""
+        if not self._is_wanted:
+            return {}
+        return {"x-amz-checksum-algorithm": CRC32.name, "x-amz-checksum-type": _OF_OBJECT}
 
-    def note_created(self, answer: Mapping[str, object]) -> None:
-        """Note the answer to CreateMultipartUpload."""
-        self.are_verified = self._is_wanted and answer.get("ChecksumAlgorithm") == CRC32.name
-        self._is_of_object = self.are_verified and answer.get("ChecksumType") == "FULL_OBJECT"
+    def note_created(self, algorithm: str | None, kind: str | None) -> None:
+        """Note which checksums an upload has, as the server tells."""
+        self.are_verified = self._is_wanted and algorithm == CRC32.name
+        self._is_of_object = self.are_verified and kind == _OF_OBJECT
 
-    def note_part(self, number: int, etag: str, checksum: Checksum | None, length: int) -> None:
-        """Note a part that was sent; parts in their order.
+    def fields_to_complete(self, parts: Sequence[tuple[Checksum, int]]) -> dict[str, str]:
+        """Return header fields of CompleteMultipartUpload.
 
         Args:
-            number: From 1.
-            etag: From the answer.
-            checksum: That was sent with it.
-            length: In bytes.
+            parts: Checksum and length in bytes of each, in order.
         """
-        part: dict[str, object] = {"PartNumber": number, "ETag": etag}
-        if self.are_verified and checksum is not None:
-            part[f"Checksum{CRC32.name}"] = str(checksum)
-            self._object = combine(self._object, checksum, length) if self._object is not None else checksum
-        self._parts.append(part)
-
-    def parameters_to_complete(self) -> dict[str, object]:
-        """Return parameters of CompleteMultipartUpload."""
-        parameters: dict[str, object] = {"MultipartUpload": {"Parts": self._parts}}
-        if self._is_of_object and self._object is not None:
-            parameters |= {f"Checksum{CRC32.name}": str(self._object), "ChecksumType": "FULL_OBJECT"}
-        return parameters
+        if not self._is_of_object or not parts:
+            return {}
+        (whole, _), *others = parts
+        for checksum, length in others:
+            whole = combine(whole, checksum, length)
+        return {CRC32.field: str(whole), "x-amz-checksum-type": _OF_OBJECT}
 
 
 def _decoded(text: str, algorithm: Algorithm) -> bytes | None:

@@ -62,16 +62,13 @@ class ObjectOptions:
         fields |= {f"x-amz-meta-{name.lower()}": value for name, value in (self.metadata or {}).items()}
         return {name: value for name, value in fields.items() if value}
 
-    def parameters(self) -> dict[str, object]:
-        """Return botocore's parameters of CreateMultipartUpload."""
-        parameters = {
-            "StorageClass": self.storage_class,
-            "ContentType": self.content_type,
-            "ServerSideEncryption": self.server_side_encryption,
-            "SSEKMSKeyId": self.sse_kms_key_id,
-            "Metadata": dict(self.metadata or {}),
-        }
-        return {name: value for name, value in parameters.items() if value}
+    def fields_to_create(self) -> dict[str, str]:
+        """Return those of CreateMultipartUpload, which replaces nothing yet."""
+        return {name: value for name, value in self.fields().items() if name != "if-none-match"}
+
+    def fields_to_complete(self) -> dict[str, str]:
+        """Return those of CompleteMultipartUpload."""
+        return {name: value for name, value in self.fields().items() if name == "if-none-match"}
 
     def _check_metadata(self) -> None:
         if self.metadata is None:

@@ -1,4 +1,4 @@
-"""The requests that are made often, as exchanges: GetObject, HeadObject, PutObject, UploadPart, ListObjectsV2.
+"""The requests to S3 as exchanges; those that begin and end a multipart upload are in ``multipart``.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from s3torch._aws import checksums, sigv4
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
@@ -17,14 +18,26 @@ from s3torch._transfer.engine import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import IntegrityError, ObjectChangedError, ProtocolError, S3Error
 
-__all__ = ["GetObject", "Operation", "PlaceRange", "PutObject", "Read", "UploadPart", "damaged"]
+__all__ = [
+    "DeleteObject",
+    "GetObject",
+    "HeadObject",
+    "ListObjectsV2",
+    "Operation",
+    "PlaceRange",
+    "PutObject",
+    "Send",
+    "UploadPart",
+    "damaged",
+]
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
-_MAX_READ_BODY = 16 * 1024 * 1024
+_MAX_PAGE = 16 * 1024 * 1024
 
 Response = Generator[memoryview, int, S3Error | None]
+_Page = TypeVar("_Page")
 
 
 class Operation(Exchange):
@@ -118,44 +131,82 @@ class Operation(Exchange):
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
-        if self._method != "HEAD" and head.status not in (204, 304):
+        if self._method != "HEAD":
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
         return error_from_answer(self.subject, head.status, head.fields, document)
 
 
-class Read(Operation):
-    """A request whose answer is read whole: HeadObject, or a page of a listing.
+class HeadObject(Operation):
+    """HeadObject: ``head`` is the answer.
 
     Args:
-        etag: What the object's ETag must be, or None for any; the others are those of ``Operation``.
-
-    Attributes:
-        body: The answer's body; empty for HEAD.
+        bucket: Of the object.
+        key: Of the object.
+        version_id: The version, or None for the newest.
+        etag: What the object's ETag must be, or None for any.
+        asks_checksum: Whether the answer is to tell the object's checksum.
     """
 
     is_read = True
-    body = b""
 
     def __init__(
         self,
-        name: str,
-        method: str,
         bucket: Bucket,
-        key: str | None,
+        key: str,
+        version_id: str | None = None,
         *,
-        query: Mapping[str, str] | None = None,
-        signed_fields: Mapping[str, str] | None = None,
         etag: str | None = None,
+        asks_checksum: bool = False,
     ) -> None:
-        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields)
+        fields = checksums.MODE_FIELDS if asks_checksum else None
+        super().__init__("HeadObject", "HEAD", bucket, key, query=_version(version_id), signed_fields=fields)
         if etag is not None:
             self._fields["if-match"] = etag
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Keep the body."""
-        if self._method != "HEAD" and head.status != 204:
-            self.body = yield from http1.read_small_body(inbox, head, _MAX_READ_BODY)
+        """Check that it tells a length."""
+        del inbox  # there is no body, whatever length is told (RFC 9110 9.3.2)
+        yield from ()
+        if head.content_length is None:
+            return ProtocolError("The answer to a HEAD has no Content-Length.")
         return None
+
+
+class ListObjectsV2(Operation, Generic[_Page]):
+    """A page of a listing.
+
+    Args:
+        bucket: To list.
+        query: See ``listing.list_parameters``.
+        parse: Returns what a page says, or raises ProtocolError; a page that it refuses is asked for again.
+
+    Attributes:
+        page: What ``parse`` returned, once the exchange has succeeded.
+    """
+
+    is_read = True
+    page: _Page
+
+    def __init__(self, bucket: Bucket, query: Mapping[str, str], parse: Callable[[bytes], _Page]) -> None:
+        super().__init__("ListObjectsV2", "GET", bucket, None, query=query)
+        self._parse = parse
+
+    def accept(self, inbox: Inbox, head: Head) -> Response:
+        """Read and parse the page."""
+        body = yield from http1.read_small_body(inbox, head, _MAX_PAGE)
+        self.page = self._parse(body)
+        return None
+
+
+class DeleteObject(Operation):
+    """DeleteObject. That there is no such object is no error, as in S3."""
+
+    def __init__(self, bucket: Bucket, key: str) -> None:
+        super().__init__("DeleteObject", "DELETE", bucket, key)
+
+
+def _version(version_id: str | None) -> Mapping[str, str]:
+    return _NOTHING if version_id is None else {"versionId": version_id}
 
 
 PlaceRange = Callable[[ContentRange], memoryview]
@@ -166,7 +217,8 @@ class GetObject(Operation):
 
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
     that bytes of two versions are never mixed. Every Content-Range and length is checked. If the answer has all bytes
-    of the object and their checksum, that is checked, too.
+    of the object and their checksum, that is checked, too. A 416 that does not tell the object's size is not taken for
+    an answer: HeadObject is asked for it, once.
 
     Args:
         bucket: Of the object.
@@ -181,8 +233,7 @@ class GetObject(Operation):
             tell no checksum with a range, even of all bytes.
 
     Attributes:
-        total: The object's size in bytes, once known. None also if the range lies beyond the end and the server does
-            not say what the size is.
+        total: The object's size in bytes, once known.
         etag: The object's ETag, once known.
         filled: Bytes received.
         is_verified: Whether they were compared with the object's checksum.
@@ -202,8 +253,8 @@ class GetObject(Operation):
         version_id: str | None = None,
         is_whole: bool = False,
     ) -> None:
-        query = None if version_id is None else {"versionId": version_id}
         fields = checksums.MODE_FIELDS if bucket.has_checksums else None
+        query = _version(version_id)
         super().__init__("GetObject", "GET", bucket, key, query=query, signed_fields=fields, memory=stop - start)
         self.start = start
         self.stop = stop
@@ -213,6 +264,7 @@ class GetObject(Operation):
         self._checksum: Checksum | None = None
         self.total: int | None = None
         self._into = into
+        self._lacks_size = self._has_asked_size = False
         self._destination: Destination | None = None
         if not callable(into):
             self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
@@ -228,7 +280,7 @@ class GetObject(Operation):
         if self._destination is not None and is_filled:
             # Only the end mark of the body is missing, and no range asks for that; or all of it is there, and damaged.
             self._destination.rewind(0)
-        if self._is_whole and not self.filled:
+        if self._method == "HEAD" or (self._is_whole and not self.filled):
             self._fields.pop("range", None)
         else:
             self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
@@ -238,10 +290,13 @@ class GetObject(Operation):
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""
-        return head.status in (200, 206, 416)
+        return head.status in (200, 206, 416) if self._method == "GET" else head.status == 200
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Read the body into its memory."""
+        if self._method == "HEAD":
+            self._method = "GET"
+            return self._end_at(head.content_length, head.fields.get("etag"))
         if head.status == 416:
             return (yield from self._accept_nothing(inbox, head))
         begin = self.start + self.filled
@@ -275,20 +330,33 @@ class GetObject(Operation):
             raise damaged(stored, arrived, self._bucket.name, self._key)
         self.is_verified = True
 
+    def recover(self, error: S3Error) -> bool:
+        """Ask for the object's size after a 416 that does not tell it."""
+        if not self._lacks_size:
+            return super().recover(error)
+        self._lacks_size = False
+        self._method = "HEAD"
+        self.attempts -= 1  # the two requests are one attempt
+        return True
+
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:
-        yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
+        body = yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
         field = head.fields.get("content-range")
-        total = http1.parse_content_range(field).total if field else None
-        if total is None and self.start == 0:
-            total = 0  # only an empty object has no first byte
-        if self.filled:
-            return self._changed(f"it was {self.total} bytes long, and is {total} now")
-        if total is not None and total > self.start:
-            raise ProtocolError(
-                f"Bytes {self.start}-{self.stop - 1} were asked for, and the server answers that its {total} bytes "
-                "have none of them. The server does not serve ranges properly."
+        total = http1.parse_content_range(field).total if field else parse_error_document(body).object_size
+        if total is None and not self._has_asked_size:
+            self._has_asked_size = self._lacks_size = True
+        return self._end_at(total, head.fields.get("etag"))
+
+    def _end_at(self, total: int | None, etag: str | None) -> S3Error | None:
+        """Take the answer for one of an object that ends before the range."""
+        where = f"Bytes {self.start + self.filled}-{self.stop - 1} were asked for, and the server answers that"
+        if total is None:
+            return ProtocolError(f"{where} there are none, and not how large the object is.")
+        if total > self.start and self.total in (None, total):
+            return ProtocolError(
+                f"{where} its {total} bytes have none of them. The server does not serve ranges properly."
             )
-        return self._observe(total, head.fields.get("etag"))
+        return self._observe(total, etag)
 
     def _answered_range(self, head: Head, begin: int) -> ContentRange:
         field = head.fields.get("content-range")
@@ -346,10 +414,51 @@ def damaged(stored: Checksum, arrived: Checksum, bucket: str, key: str | None) -
     )
 
 
-class PutObject(Operation):
-    """PutObject of bytes that are at hand; also UploadPart, which differs by its query.
+class Send(Operation):
+    """A request with a body that is at hand.
 
-    Its CRC32 is sent and signed. Over plain HTTP the SHA-256 of the body is signed as well, which takes three times as
+    Over TLS the body is signed as ``UNSIGNED-PAYLOAD``; over plain HTTP its SHA-256 is signed, which lets the server
+    verify it.
+
+    Args:
+        name: The S3 API's name of the operation.
+        method: The HTTP method.
+        bucket: Of the object.
+        key: Of the object.
+        body: Must not change until the exchange is done.
+        query: Parameters.
+        signed_fields: More header fields, such as ``x-amz-storage-class``.
+        is_verified: Whether the server is known to verify the body by one of these fields: then it is never hashed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        bucket: Bucket,
+        key: str,
+        body: memoryview,
+        *,
+        query: Mapping[str, str] | None = None,
+        signed_fields: Mapping[str, str] | None = None,
+        is_verified: bool = False,
+    ) -> None:
+        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
+        self._body = body
+        self._fields["content-length"] = str(len(body))
+        is_safe = is_verified or bucket.endpoint.origin.scheme == "https"
+        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else hashlib.sha256(body).hexdigest()
+
+    def request(self) -> Sequence[memoryview]:
+        """Return the signed head and the body."""
+        head = memoryview(self._sign(self._payload_sha256))
+        return [head, self._body] if len(self._body) else [head]
+
+
+class PutObject(Send):
+    """PutObject; also UploadPart, which differs by its query.
+
+    The CRC32 of the body is sent and signed. Over plain HTTP its SHA-256 is signed as well, which takes three times as
     long, unless the server is known to verify the CRC32: there are servers that look at one of them only.
 
     Args:
@@ -376,19 +485,12 @@ class PutObject(Operation):
         query: Mapping[str, str] | None = None,
     ) -> None:
         self.checksum = checksums.compute(checksums.CRC32, [body]) if bucket.has_checksums else None
-        if self.checksum is not None:
-            signed_fields = {**(signed_fields or {}), **checksums.upload_fields(self.checksum)}
-        super().__init__(name, "PUT", bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
         self.etag = ""
-        self._body = body
-        self._fields["content-length"] = str(len(body))
-        is_safe = bucket.endpoint.origin.scheme == "https" or (verifies_checksum and self.checksum is not None)
-        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else hashlib.sha256(body).hexdigest()
-
-    def request(self) -> Sequence[memoryview]:
-        """Return the signed head and the body."""
-        head = memoryview(self._sign(self._payload_sha256))
-        return [head, self._body] if len(self._body) else [head]
+        fields = dict(signed_fields or {})
+        if self.checksum is not None:
+            fields |= checksums.upload_fields(self.checksum)
+        is_verified = verifies_checksum and self.checksum is not None
+        super().__init__(name, "PUT", bucket, key, body, query=query, signed_fields=fields, is_verified=is_verified)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Remember the ETag."""

@@ -1,4 +1,4 @@
-"""What botocore does for us: credentials, region, addresses, and the calls that are made rarely.
+"""What botocore does for us: credentials, region, addresses, and copies.
 
 botocore is imported when it is first needed: it takes a quarter of a second. A session belongs to one process; a
 forked child makes its own, since a lock inside botocore may have been held at the fork. ``NO_FORK`` serves as the
@@ -20,7 +20,15 @@ from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
 from s3torch._forks import NO_FORK
-from s3torch.errors import ArgumentError, ConfigError, ConnectionFailedError, CredentialsError, RequestError, S3Error
+from s3torch.errors import (
+    ArgumentError,
+    CertificateError,
+    ConfigError,
+    ConnectionFailedError,
+    CredentialsError,
+    RequestError,
+    S3Error,
+)
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["AwsSession"]
 
 BotocoreClient = Any  # made at run time, from a description of the service
+
+# What OpenSSL calls it; botocore keeps only the text.
+_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
@@ -118,6 +129,13 @@ class AwsSession:
             self._session = None
             self._cold_clients.clear()
 
+    def close(self) -> None:
+        """Close the connections of calls; the next one opens others."""
+        with NO_FORK:
+            clients, self._cold_clients = list(self._cold_clients.values()), {}
+        for client in clients:
+            client.close()
+
     def region(self) -> str:
         """Return the region to begin with: given, AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
         found = self._region or os.environ.get("AWS_REGION")
@@ -158,7 +176,7 @@ class AwsSession:
             return self._tls
 
     def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
-        """Make one of the rare calls through botocore.
+        """Make a call through botocore.
 
         Args:
             subject: For the error's sentence.
@@ -175,6 +193,7 @@ class AwsSession:
             ConnectionError,  # noqa: A004  # botocore's own
             HTTPClientError,
             NoCredentialsError,
+            SSLError,
         )
 
         try:
@@ -191,6 +210,14 @@ class AwsSession:
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from error
         except (HTTPClientError, ConnectionError) as error:
+            if isinstance(error, SSLError) and _CERTIFICATE in str(error):
+                raise CertificateError(
+                    f"{subject.operation} on {subject} failed: the certificate of {subject.where} is not valid for it. "
+                    "If the server's authority is your own, name its PEM file in AWS_CA_BUNDLE or "
+                    "S3ClientConfig(verify=...).",
+                    bucket=subject.bucket,
+                    key=subject.key,
+                ) from error
             raise ConnectionFailedError(
                 f"{subject.operation} on {subject} failed at {subject.where}: {error}",
                 bucket=subject.bucket,
@@ -242,6 +269,7 @@ class AwsSession:
             signature = UNSIGNED if self._config.unsigned else "s3v4"
             client = self._new_client(region, style, signature, {"verify": self._verify()})
             client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
+            client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
             self._cold_clients[region] = client
         return client
 
@@ -325,6 +353,12 @@ def _refuse_head_bucket(**_: object) -> None:
     from botocore.exceptions import ClientError
 
     raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")  # type: ignore[typeddict-item]  # all that is read
+
+
+def _refuse_certificate(caught_exception: Exception | None = None, **_: object) -> None:
+    """Raise what is wrong with a certificate at once: another attempt would meet the same."""
+    if caught_exception is not None and _CERTIFICATE in str(caught_exception):
+        raise caught_exception
 
 
 def _check_text_of(credentials: Credentials) -> None:

@@ -58,6 +58,8 @@ class Exchange(ABC):
 
     Attributes:
         is_read: Whether it changes nothing, so that a second request may go out beside it.
+        is_slow: Whether the server says by a byte now and then that it is at work: that is progress enough, and as much
+            time may pass between two of them as before the first byte.
         attempts: How often it was sent; second requests do not count.
         is_done: Whether it has succeeded or failed.
         error: What it failed with.
@@ -65,6 +67,7 @@ class Exchange(ABC):
     """
 
     is_read = False
+    is_slow = False
 
     def __init__(self, origin: Origin, memory: int) -> None:
         self.origin = origin
@@ -151,10 +154,13 @@ class _Flight:
             if waited >= limits.first_byte_timeout:
                 return f"No answer from {self.connection.origin} within {limits.first_byte_timeout:g} s"
             return None
-        if waited < limits.stall_timeout:
+        timeout, least = limits.stall_timeout, _SLOWEST_RATE * limits.stall_timeout
+        if self.exchange.is_slow:
+            timeout, least = max(timeout, limits.first_byte_timeout), 1
+        if waited < timeout:
             return None
         progress = self.moved - self.moved_at_mark
-        if progress < _SLOWEST_RATE * limits.stall_timeout:
+        if progress < least:
             return f"Only {progress} bytes moved to or from {self.connection.origin} in {waited:.3g} s"
         self.mark, self.moved_at_mark = now, self.moved
         return None
@@ -168,6 +174,10 @@ class Engine:
         policy: Decides on retries.
         limits: Bounds and deadlines.
         jitter: Returns random numbers in [0, 1).
+
+    Attributes:
+        stats: What it has sent and received.
+        is_turning: Whether it is in the middle of a turn, where only ``give_up`` may be called.
     """
 
     def __init__(
@@ -179,6 +189,7 @@ class Engine:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.stats = TransferStats()
+        self.is_turning = False
         self._network = network
         self._policy = policy or RetryPolicy()
         self._limits = limits or Limits()
@@ -280,11 +291,7 @@ class Engine:
         if deadline is not None and self._now >= deadline:
             limit = f"{self._limits.call_timeout:g} s"
             raise DeadlineError(f"The call was not done within {limit}, as S3ClientConfig(call_timeout=...) asks.")
-        try:
-            self._turn()
-        except BaseException:
-            self.reset()
-            raise
+        self._guarded_turn()
 
     def nudge(self, interval: float = 0.0) -> None:
         """Move what can be moved without waiting, and send what is queued; see ``turn`` for interrupts.
@@ -294,11 +301,7 @@ class Engine:
         """
         if interval and self._network.clock() - self._left_at < interval:
             return
-        try:
-            self._turn(block=False)
-        except BaseException:
-            self.reset()
-            raise
+        self._guarded_turn(block=False)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
         """Give exchanges up; the connections of those in flight are closed."""
@@ -348,7 +351,17 @@ class Engine:
             if exchange.error is not None:
                 raise exchange.error
 
-    def _turn(self, *, block: bool = True) -> None:
+    def _guarded_turn(self, *, block: bool = True) -> None:
+        self.is_turning = True
+        try:
+            self._turn(block=block)
+        except BaseException:
+            self.reset()
+            raise
+        finally:
+            self.is_turning = False
+
+    def _turn(self, *, block: bool) -> None:
         self._come_back()
         while self._given_up:
             self.cancel(self._given_up.popleft())
@@ -384,6 +397,8 @@ class Engine:
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
+        while self._queue and self._queue[0].is_done:  # cancelled
+            self._queue.popleft()
         if not self._queue or len(self._flights) >= int(self._window.size):
             return False
         return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
@@ -391,9 +406,6 @@ class Engine:
     def _start_queued(self) -> None:
         while self._can_start():
             exchange = self._queue[0]
-            if exchange.is_done:  # cancelled
-                self._queue.popleft()
-                continue
             try:
                 connection = self._connection_to(exchange.origin)  # looks names up: until then it stays in the queue
             except S3Error as error:

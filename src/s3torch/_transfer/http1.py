@@ -50,6 +50,8 @@ _MAX_INTERIM_HEADS = 16
 _HEAD_ROOM = 4096
 _MAX_CHUNK_LINE = 256
 _LINE_END = "\r\n"
+# RFC 9112 6.3: these have no body, whatever their fields say.
+_WITHOUT_BODY = (204, 304)
 
 
 class Inbox:
@@ -177,7 +179,7 @@ class Head:
     @property
     def ends_with_connection(self) -> bool:
         """Whether only the end of the connection ends the body."""
-        return not self.is_chunked and self.content_length is None
+        return not self.is_chunked and self.content_length is None and self.status not in _WITHOUT_BODY
 
 
 def _content_length(text: str | None) -> int | None:
@@ -435,6 +437,8 @@ def read_small_body(inbox: Inbox, head: Head, limit: int) -> Generator[memoryvie
         TruncatedBodyError: The connection ended before the body did.
         ProtocolError: The body is larger than ``limit`` bytes.
     """
+    if head.status in _WITHOUT_BODY:
+        return b""
     body = bytearray()
     if head.is_chunked:
         while size := (yield from _read_chunk_size(inbox)):

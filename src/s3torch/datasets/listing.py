@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
 from s3torch._aws.listing import KeyPage, list_parameters, parse_keys
-from s3torch._aws.operations import Read
+from s3torch._aws.operations import ListObjectsV2
 from s3torch.client import S3Client
 from s3torch.datasets.objects import KeyColumns, ObjectTable
 from s3torch.errors import RequestError, S3Error
@@ -66,11 +66,15 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
         raise
 
 
+_PageRequest = ListObjectsV2[KeyPage]
+
+
 class _Listing:
     """The requests of one listing."""
 
     def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int) -> None:
         self._engine = client.engine()
+        self._deadline = self._engine.deadline()
         self._bucket = client.bucket(bucket)
         self._prefix = prefix
         self._page_size = page_size
@@ -85,18 +89,20 @@ class _Listing:
         """
         ranges = KeyRanges(self._prefix, self._max_requests)
         columns: dict[KeyRange, list[KeyColumns]] = {}
-        pending: dict[Read, KeyRange] = {}
+        pending: dict[_PageRequest, KeyRange] = {}
         progress = ListingProgress(self._where)
         try:
             self._begin(ranges.due(), pending)
             while pending:
                 while not (done := [request for request in pending if request.is_done]):
-                    self._engine.turn()
+                    self._engine.turn(self._deadline)
                 for request in done:
                     key_range = pending.pop(request)
                     if key_range.after and isinstance(request.error, RequestError):
                         raise UnorderedKeysError from request.error  # a server that does not know start-after
-                    page = _page_of(request)
+                    if request.error is not None:
+                        raise request.error
+                    page = request.page
                     is_truncated = page.continuation_token is not None
                     count = ranges.receive(key_range, page.keys, is_truncated=is_truncated)
                     columns.setdefault(key_range, []).append(_columns(page.keys[:count], page.sizes[:count]))
@@ -114,8 +120,9 @@ class _Listing:
         try:
             while True:
                 request = self._request(token=token)
-                self._engine.run([request])
-                page = _page_of(request)
+                self._engine.submit(request)
+                self._engine.wait([request], self._deadline)
+                page = request.page
                 yield _columns(page.keys, page.sizes)
                 progress.add(len(page.keys))
                 token = page.continuation_token
@@ -124,7 +131,7 @@ class _Listing:
         finally:
             progress.close()
 
-    def _begin(self, due: Sequence[KeyRange], pending: dict[Read, KeyRange]) -> None:
+    def _begin(self, due: Sequence[KeyRange], pending: dict[_PageRequest, KeyRange]) -> None:
         """Send the requests for the next pages of ranges."""
         for key_range in due:
             request = self._request(start_after=key_range.after)
@@ -133,15 +140,9 @@ class _Listing:
         if due:
             self._engine.nudge()
 
-    def _request(self, *, token: str | None = None, start_after: str = "") -> Read:
+    def _request(self, *, token: str | None = None, start_after: str = "") -> _PageRequest:
         query = list_parameters(self._prefix, "", self._page_size, token, start_after)
-        return Read("ListObjectsV2", "GET", self._bucket, None, query=query)
-
-
-def _page_of(request: Read) -> KeyPage:
-    if request.error is not None:
-        raise request.error
-    return parse_keys(request.body)
+        return ListObjectsV2(self._bucket, query, parse_keys)
 
 
 def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:

@@ -267,7 +267,9 @@ class Objects(MutableMapping[str, bytes]):
         if not _is_intact(replace(request, body=content)):
             return _error(400, "BadDigest")
         del self._uploads[query["uploadId"]]
-        self[key] = content
+        digests = b"".join(hashlib.md5(upload.parts[number], usedforsecurity=False).digest() for number in numbers)
+        etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(numbers)}"'
+        self._stored[key] = content, etag
         return _document(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
