@@ -384,7 +384,7 @@ def test_fork_with_a_writer(tmp_path: Path):
     log: list[str] = []
 
     def handle(request: Request, wire: Wire) -> None:
-        is_begin = request.target.endswith("?uploads")
+        is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
         wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
@@ -525,7 +525,7 @@ def test_exit_with_an_open_writer(tmp_path: Path):
     log: list[str] = []
 
     def handle(request: Request, wire: Wire) -> None:
-        is_begin = request.target.endswith("?uploads")
+        is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
         wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
