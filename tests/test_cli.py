@@ -140,11 +140,13 @@ def test_demo():
     assert done.stderr.count("FAILED") == done.returncode
 
 
-# What runs in a shell's background ignores SIGINT, and hands that on. This demo is not small, as its first epoch has to
-# last until the signal comes.
+# What runs in a shell's background ignores SIGINT, and hands that on. Each sample is a batch, so that the first epoch
+# lasts until the signal comes, also on a machine that is busy.
 _INTERRUPTIBLE_DEMO = """if True:
     import signal, sys
+    from s3torch import demo
     from s3torch.cli import main
+    demo._BATCH = 1
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(["demo", "--epochs", "1000"]))
 """
@@ -164,6 +166,7 @@ def test_an_interrupted_demo():
             printed = _read_until(demo.stdout, rb"process \d+\n")
             server = int(re.search(rb"process (\d+)\n", printed)[1])
             guard = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
+            # A worker that is interrupted before torch's loop begins prints that; by then both are in it.
             _read_until(demo.stderr, rb"epoch 1/1000: +[1-9]")
             workers = [pid for pid in _session(demo.pid) if pid != demo.pid]
             os.killpg(demo.pid, signal.SIGINT)

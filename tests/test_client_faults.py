@@ -340,6 +340,16 @@ def test_no_connection():
 # Bodies of every kind
 
 
+@pytest.mark.parametrize(("exempted", "is_said"), [("", True), ("127.0.0.1", False)])
+def test_no_connection_beside_a_proxy(monkeypatch: pytest.MonkeyPatch, exempted: str, is_said: bool):
+    """Where no connection can be made and the environment names a proxy, the error says that it is not used."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", exempted)
+    with serving(lambda request, wire: wire.reset()) as (_, client), pytest.raises(ConnectionFailedError) as caught:
+        client.read_range("bucket", "key", 0)
+    assert ("HTTP_PROXY is set, and s3torch uses no proxies" in str(caught.value)) == is_said
+
+
 def chunked(content: bytes, size: int, *, extension: bytes = b"", end: bytes = b"0\r\n\r\n") -> Handler:
     """Return a handler that answers in chunks."""
 

@@ -55,13 +55,39 @@ def test_a_window_has_bounds():
     assert window.size == 8.0
 
 
-def test_a_window_recovers_by_one_for_each_of_its_rounds():
-    """When all requests of a window succeed it widens by about one."""
+def _succeed(window: ConcurrencyWindow) -> None:
+    """Let all requests of a window succeed."""
+    for _ in range(int(window.size)):
+        window.note_success()
+
+
+def test_a_window_recovers_fast_to_where_it_was():
+    """After one refusal a window is what it was in some fifteen rounds; near that it widens by about one in each."""
     window = ConcurrencyWindow(128)
     window.note_throttled(0.0, 1.0)
-    for _ in range(64):
-        window.note_success()
-    assert 64.9 < window.size < 65.0
+    rounds = 0
+    while window.size < 128.0:
+        before = window.size
+        _succeed(window)
+        rounds += 1
+        if before > 125.0:
+            assert window.size - before <= 1.0
+    assert 10 < rounds < 20
+
+
+def test_a_window_feels_its_way_beyond_its_limit():
+    """Beyond where it was refused a window widens by one for each round at first, and then faster."""
+    window = ConcurrencyWindow(1024)
+    for began in (0.0, 2.0, 4.0):
+        window.note_throttled(began, began + 1.0)
+    steps = []
+    while window.size < 1024.0:
+        before = window.size
+        _succeed(window)
+        steps.append((before, window.size - before))
+    assert all(step <= 1.0 for before, step in steps if 254.0 < before < 270.0)
+    assert max(step for _, step in steps) > 20.0
+    assert len(steps) < 100
 
 
 def _round(windows: list[ConcurrencyWindow], capacity: int, now: float, chance: random.Random) -> tuple[int, int]:
@@ -90,7 +116,7 @@ def test_clients_share_a_limited_server(capacity: int):
     assert refused < 0.15
     assert used > 0.7
     assert fairness > 0.7
-    for number in range(400, 800):  # the limit goes away
+    for number in range(400, 480):  # the limit goes away
         _round(windows, 10**9, float(number), chance)
     assert all(window.size == 128.0 for window in windows)
 

@@ -18,11 +18,10 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
-from s3torch._aws.answers import Subject, error_from_answer, parse_error_document
+from s3torch._aws.answers import Subject, error_from_answer, parse_error_document, parse_http_date
 from s3torch._aws.listing import parse_keys, parse_page
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
-from s3torch.client import _http_date
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.errors import ConnectionFailedError, InvalidURIError, ObjectTableError, ProtocolError, TruncatedBodyError
 from s3torch.uri import parse_s3_uri
@@ -166,7 +165,7 @@ def _uri(data: bytes, chance: Random) -> None:
 
 
 def _date(data: bytes, chance: Random) -> None:
-    assert isinstance(_http_date(data.decode("latin-1")), int)
+    assert isinstance(parse_http_date(data.decode("latin-1")), float | None)
 
 
 def _encoding(data: bytes, chance: Random) -> None:

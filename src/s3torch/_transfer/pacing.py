@@ -11,6 +11,12 @@ __all__ = ["ConcurrencyWindow", "FirstBytes", "RetryBudget"]
 _RETRY_TOKENS = 100.0
 _TOKENS_OF_A_SUCCESS = 0.1
 
+# In a window of successes this share of the way to the last limit is made up for, and beyond it this share of the way
+# from there is added. Of the pairs that were tried in the simulation of the tests (4, 8, 16, and none) these come back
+# soonest (15 windows from a half instead of 64) while they use as much of the server, to 0.3 %, as steps of one do.
+_WINDOWS_UP = 4.0
+_WINDOWS_BEYOND = 16.0
+
 # Late is what takes this many times as long as 95 % of the first bytes did, and at least so many seconds. A second
 # request is worth it where lateness has another cause than load: one host, one lost packet. Not tuned.
 _TIMES_THE_USUAL = 2.0
@@ -46,8 +52,10 @@ class RetryBudget:
 class ConcurrencyWindow:
     """How many requests may be in flight: the service says when they are too many.
 
-    Half as many when it does, and one more for each window of successes: additive increase and multiplicative decrease,
-    by which clients that know nothing of each other come to share it (Chiu and Jain, 1989; RFC 5681 for TCP).
+    Half as many when it does, and at least one more for each window of successes: additive increase and multiplicative
+    decrease, by which clients that know nothing of each other come to share it (Chiu and Jain, 1989; RFC 5681 for TCP).
+    What was too many last time is looked for as CUBIC does (RFC 9438): fast up to its neighbourhood, one by one there,
+    and faster and faster beyond it, as the limit must have gone away.
 
     Args:
         most: Never more than this.
@@ -59,6 +67,7 @@ class ConcurrencyWindow:
     def __init__(self, most: int) -> None:
         self.size = float(most)
         self._most = float(most)
+        self._too_many = float(most)
         self._cut_at = float("-inf")
 
     def note_throttled(self, began: float, now: float) -> None:
@@ -69,13 +78,16 @@ class ConcurrencyWindow:
             now: In seconds.
         """
         if began >= self._cut_at:
+            self._too_many = self.size
             self.size = max(1.0, self.size / 2)
             self._cut_at = now
 
     def note_success(self) -> None:
         """Widen the window a little."""
         if self.size < self._most:
-            self.size = min(self._most, self.size + 1.0 / self.size)
+            lacking = self._too_many - self.size
+            step = lacking / _WINDOWS_UP if lacking > 0.0 else -lacking / _WINDOWS_BEYOND
+            self.size = min(self._most, self.size + max(1.0, step) / self.size)
 
 
 class FirstBytes:
