@@ -342,9 +342,8 @@ class S3Client:
         """Return where a bucket is and how requests for it are signed."""
         bucket = self._buckets.get(name)
         if bucket is None:
-            bucket = self._buckets[name] = Bucket(
-                name, self._session, self.user_agent, requester_pays=self.s3client_config.requester_pays
-            )
+            made = Bucket(name, self._session, self.user_agent, requester_pays=self.s3client_config.requester_pays)
+            bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 
     def call_rarely(
@@ -372,8 +371,8 @@ class S3Client:
         state = self._states.get(pid)
         if state is None:
             state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
-            for inherited in [other for other in self._states if other != pid]:
-                dropped = self._states.pop(inherited, None)  # another thread may be dropping it, too
+            for inherited in set(self._states) - {pid}:  # a copy: others may be dropping, too
+                dropped = self._states.pop(inherited, None)
                 for engine in dropped.engines if dropped is not None else ():
                     engine.abandon()
         return state
