@@ -4,7 +4,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check test fuzz docs soak demo bench compare build-check clean
+.PHONY: help venv fmt check audit test fuzz docs soak demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
@@ -45,6 +45,10 @@ check: $(VENV)/$(READY)  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy src $(wildcard tests/typing)
+
+audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and may be used; asks no network
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pytest -q tests/test_dependencies.py
 
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 	$(BIN)/python -m pytest $(ARGS)
