@@ -188,8 +188,8 @@ def test_threads_at_everything():
     interval = sys.getswitchinterval()
     with FaultyServer(objects) as server:
         server.rates({faults.status(503, "SlowDown"): 0.02, faults.reset_mid_body: 0.02, faults.close_idle: 0.05})
-        server.script(faults.wrong_region)
-        config = replace(server.config, unsigned=False, max_attempts=10)
+        waits = dict.fromkeys(["connect_timeout", "first_byte_timeout", "stall_timeout"], PATIENCE)
+        config = replace(server.config, unsigned=False, max_attempts=10, **waits)
         client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
         buckets = set()
 
@@ -217,8 +217,6 @@ def test_threads_at_everything():
         finally:
             sys.setswitchinterval(interval)
         assert len(buckets) == 1
-        assert client.region == "us-east-1"
-        assert client.bucket("bucket").region == "eu-west-1"
 
 
 @pytest.mark.usefixtures("credentials")
@@ -508,7 +506,6 @@ def test_a_fork_waits_for_imports(tmp_path: Path):
             server,
             """
             from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
             from s3torch._forks import NO_FORK
 
             class Watch:
