@@ -1,10 +1,10 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
 # PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
-# docs, soak and bench.
+# docs, soak, bench and compare.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check test fuzz docs soak demo bench build-check clean
+.PHONY: help venv fmt check audit test fuzz docs soak demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
@@ -24,12 +24,13 @@ define install
 	@touch $(1)/$(READY)
 endef
 
-# The extra dev holds test and lint, test holds demo, demo holds local: one environment for all.
+# The extra dev holds test and lint, test holds demo, demo holds local: one environment for all. The other holds the
+# other clients, and what runs tests against one of them.
 $(VENV)/$(READY): pyproject.toml constraints.txt
 	$(call install,$(VENV),dev,constraints.txt)
 
 $(BENCH_VENV)/$(READY): pyproject.toml constraints-bench.txt
-	$(call install,$(BENCH_VENV),bench,constraints-bench.txt)
+	$(call install,$(BENCH_VENV),compare,constraints-bench.txt)
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,10 @@ check: $(VENV)/$(READY)  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy src $(wildcard tests/typing)
+
+audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and may be used; asks no network
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pytest -q tests/test_dependencies.py
 
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 	$(BIN)/python -m pytest $(ARGS)
@@ -62,6 +67,9 @@ demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 
 bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
 	$(BENCH_VENV)/bin/s3torch bench $(ARGS)
+
+compare: $(BENCH_VENV)/$(READY)  ## run the tests that s3torchconnector must fail, against it
+	S3TORCH_TEST_CONNECTOR=s3torchconnector $(BENCH_VENV)/bin/python -m pytest tests/compare $(ARGS)
 
 # What a user installs is the wheel, not the source tree: is everything in it?
 WHEEL := build/wheel

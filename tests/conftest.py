@@ -7,15 +7,18 @@ import itertools
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
+from typing import TYPE_CHECKING
 
 import botocore.loaders
 import botocore.session
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch.testing import LocalS3
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader  # most tests do without torch
 
 pytest.register_assert_rewrite("tests.readers.conformance")
 

@@ -59,7 +59,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
             yield from _runtime_nodes(child)
 
 
-def _imports(name: str) -> set[str]:
+def imports_of(name: str) -> set[str]:
     """Return the modules that a module imports at run time, inside of functions too."""
     found: set[str] = set()
     for node in _runtime_nodes(TREES[name]):
@@ -78,7 +78,7 @@ def _imports(name: str) -> set[str]:
 def _importers(*modules: str) -> set[str]:
     """Return the modules of s3torch that import any of these, or something within them."""
     wanted = tuple(f"{module}." for module in modules)
-    return {name for name in TREES if any(f"{found}.".startswith(wanted) for found in _imports(name))}
+    return {name for name in TREES if any(f"{found}.".startswith(wanted) for found in imports_of(name))}
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -212,7 +212,7 @@ def test_the_benchmarks_are_imported_by_the_command_only():
     """Nothing of s3torch imports the benchmarks, but the command, which knows their arguments."""
     importers = {name for name in _importers("s3torch.bench") if not name.startswith("s3torch.bench")}
     assert importers == {"s3torch.cli"}
-    assert {each for each in _imports("s3torch.bench.arguments") if each.startswith("s3torch")} == set()
+    assert {each for each in imports_of("s3torch.bench.arguments") if each.startswith("s3torch")} == set()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_the_benchmarks_are_imported_by_the_command_only():
 )
 def test_pure_modules(name: str):
     """A pure module needs the standard library and the errors (one counts by awscrt), and does no input or output."""
-    imports = _imports(name)
+    imports = imports_of(name)
     ours = {each for each in imports if each.startswith("s3torch")}
     others = {each.partition(".")[0] for each in imports - ours}
     assert ours <= _GROUND
@@ -246,7 +246,7 @@ def test_pure_modules(name: str):
 def test_layers():
     """The transfer layer knows nothing of AWS, and neither knows anything above it."""
     for name in TREES:
-        ours = {each for each in _imports(name) if each.startswith("s3torch.")}
+        ours = {each for each in imports_of(name) if each.startswith("s3torch.")}
         if name.startswith("s3torch._transfer."):
             assert {each for each in ours if not each.startswith("s3torch._transfer.")} <= _GROUND, name
         elif name.startswith("s3torch._aws."):
@@ -264,7 +264,7 @@ def test_the_client_is_imported_from_above_only():
 
 def test_imports_go_round_no_circle():
     """The imports of the package's modules form no circle."""
-    open_edges = {name: {each for each in _imports(name) if each in TREES and each != "s3torch"} for name in TREES}
+    open_edges = {name: {each for each in imports_of(name) if each in TREES and each != "s3torch"} for name in TREES}
     while leaves := {name for name, edges in open_edges.items() if not edges}:
         open_edges = {name: edges - leaves for name, edges in open_edges.items() if name not in leaves}
     assert open_edges == {}

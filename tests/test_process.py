@@ -19,6 +19,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from botocore.session import Session
 from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.testing import FaultyServer
+from s3torch.testing import FaultyServer, faults
 from tests.support.server import Request, ScriptedServer, Wire, fail, serve_object
 
 PATIENCE = 60.0  # seconds that a script has
@@ -174,6 +175,48 @@ def test_threads():
         assert client.stats.requests == len(server.requests) == 5 * THREADS
     assert len(used) == THREADS
     assert len(set().union(*used.values())) == sum(len(numbers) for numbers in used.values()) == THREADS
+
+
+@pytest.mark.usefixtures("credentials")
+def test_threads_at_everything():
+    """Threads that share a client, and do all that it can at the same time, get the right bytes under faults.
+
+    What they share they have to make at the same moment: there is nothing yet when they begin. Without a GIL they
+    really run at once; with it they take turns as often as it lets them.
+    """
+    objects = {f"key{number}": content(f"key{number}") for number in range(8)}
+    interval = sys.getswitchinterval()
+    with FaultyServer(objects) as server:
+        server.rates({faults.status(503, "SlowDown"): 0.02, faults.reset_mid_body: 0.02, faults.close_idle: 0.05})
+        waits = dict.fromkeys(["connect_timeout", "first_byte_timeout", "stall_timeout"], PATIENCE)
+        config = replace(server.config, unsigned=False, max_attempts=10, **waits)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        buckets = set()
+
+        def use(number: int) -> None:
+            name = f"key{number % 8}"
+            buckets.add(client.bucket("bucket"))
+            for turn in range(5):
+                assert client.read_range("bucket", name, turn, 40_000) == objects[name][turn:40_000]
+                with client.get_object("bucket", name, reader_config=S3ReaderConfig.adaptive()) as reader:
+                    reader.seek(turn)
+                    assert reader.read(1000) + reader.read() == objects[name][turn:]
+                assert client.read_ranges("bucket", name, [(0, 9), (5, 20)]) == [objects[name][:9], objects[name][5:20]]
+                with client.put_object("bucket", f"new{number}") as writer:
+                    writer.write(objects[name])
+                assert server.objects[f"new{number}"] == objects[name]
+                assert pickle.loads(pickle.dumps(client)).s3client_config == client.s3client_config
+                assert client.stats.requests > 0
+            keys = {info.key for page in client.list_objects("bucket", "key") for info in page.object_info}
+            assert keys == set(objects)
+            client.close()
+
+        sys.setswitchinterval(1e-5)
+        try:
+            assert in_threads(use) == []
+        finally:
+            sys.setswitchinterval(interval)
+        assert len(buckets) == 1
 
 
 @pytest.mark.usefixtures("credentials")

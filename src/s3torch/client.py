@@ -455,13 +455,14 @@ class S3Client:
         bucket = self._buckets.get(name)
         if bucket is None:
             config = self.s3client_config
-            bucket = self._buckets[name] = Bucket(
+            made = Bucket(
                 name,
                 self._session,
                 self.user_agent,
                 requester_pays=config.requester_pays,
                 has_checksums=config.checksums != "off",
             )
+            bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 
     def call_rarely(
@@ -500,8 +501,8 @@ class S3Client:
         state = self._states.get(pid)
         if state is None:
             state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
-            for inherited in [other for other in self._states if other != pid]:
-                dropped = self._states.pop(inherited, None)  # another thread may be dropping it, too
+            for inherited in set(self._states) - {pid}:  # a copy: others may be dropping, too
+                dropped = self._states.pop(inherited, None)
                 for engine in dropped.engines if dropped is not None else ():
                     engine.abandon()
         return state

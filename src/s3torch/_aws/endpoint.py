@@ -39,6 +39,10 @@ def check_endpoint_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        if "[" in parts.netloc:
+            ipaddress.IPv6Address(
+                (parts.hostname or "").partition("%")[0]
+            )  # Python 3.10 does not look into the brackets
     except ValueError as error:
         raise ConfigError(f"The endpoint {url!r} is not a URL: {error}.") from error
     if parts.username is not None or parts.password is not None:

@@ -105,6 +105,15 @@ class FaultyServer:
         return self._running.endpoint
 
     @property
+    def unresolvable_endpoint(self) -> str:
+        """The URL with a host that has no address: what a name server that fails, or a typing error, looks like.
+
+        Names below ``invalid`` never exist (RFC 6761, section 6.4), but a resolver may ask the network about them.
+        """
+        scheme, _, rest = self.endpoint.partition("://")
+        return f"{scheme}://s3.invalid:{rest.rpartition(':')[2]}"
+
+    @property
     def authority(self) -> Path | None:
         """The PEM file of the authority that a client has to trust; None without TLS."""
         return None if self._authority is None else self._authority.path
