@@ -7,6 +7,7 @@ Each class is named by what the caller can do about it::
     │   ├── ArgumentTypeError (TypeError)     fix the type of an argument
     │   ├── ConfigError                       fix the configuration
     │   ├── InvalidURIError                   fix the s3:// URI
+    │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -39,6 +40,7 @@ __all__ = [
     "ArgumentTypeError",
     "BucketNotFoundError",
     "CertificateError",
+    "CheckpointFormatError",
     "ClockSkewError",
     "ClosedError",
     "ConfigError",
@@ -128,6 +130,10 @@ class ConfigError(ArgumentError):
 
 class InvalidURIError(ArgumentError):
     """A string is not of the form ``s3://bucket/key``."""
+
+
+class CheckpointFormatError(ArgumentError):
+    """A file is no checkpoint of the format that it is read as, is cut off or damaged, or is of a newer version."""
 
 
 class ObjectTableError(ArgumentError):
