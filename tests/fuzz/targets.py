@@ -400,8 +400,6 @@ TARGETS: dict[str, Target] = {
             b"true",
             b"null",
             b"NaN",
-        )
-        + (
             b'"F32"',
             b'"F6_E2M3"',
             b'"a":',
