@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import s3torch
-from s3torch import S3ClientConfig
+from s3torch import S3Client, S3ClientConfig
 from s3torch.checkpoint.safetensors import load as load_module
 from s3torch.errors import (
     ArgumentError,
@@ -21,6 +21,7 @@ from s3torch.errors import (
     ObjectNotFoundError,
 )
 from s3torch.safetensors import load_file, safe_open, save_file
+from s3torch.testing import FaultyServer, faults
 
 MiB = 1024 * 1024
 DTYPES = [
@@ -309,3 +310,50 @@ def test_own_client(server, s3, uri):
 def test_it_is_an_attribute():
     """``s3torch.safetensors`` needs no import of its own."""
     assert s3torch.safetensors.load_file is load_file
+
+
+@pytest.mark.parametrize("fault", [faults.reset_mid_body, faults.truncate, faults.status(503, "SlowDown")], ids=repr)
+@pytest.mark.parametrize("healthy", [0, 1], ids=["header", "tensors"])
+def test_faults(fault, healthy):
+    """A fault while the header or the tensors come costs a retry, and no byte is wrong."""
+    model = {"a": _tensor(torch.float32, MiB), "b": _tensor(torch.bfloat16, 33)}
+    with FaultyServer({"m": safetensors.torch.save(model)}, seed=1) as server:
+        client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+        server.script(*[faults.none()] * healthy, fault)
+        _assert_same(load_file("s3://bucket/m", client=client), model)
+        assert sum(server.injected.values()) >= 1
+        client.close()
+
+
+def test_replaced_while_it_is_loaded():
+    """Header and tensors of two versions are never put together."""
+    first, second = (safetensors.torch.save({"a": torch.full((MiB,), value)}) for value in (1.0, 2.0))
+    with FaultyServer({"m": first}, seed=1) as server:
+        client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+        server.script(faults.none(), faults.replaced(second))
+        with pytest.raises(ObjectChangedError):
+            load_file("s3://bucket/m", client=client)
+        client.close()
+
+
+def _unsaveable() -> dict[str, tuple[object, str]]:
+    base = torch.zeros(4, 4)
+    return {
+        "shared": ({"a": base, "b": base[0]}, "'a' and 'b' share memory"),
+        "transposed": ({"a": torch.zeros(2, 3).t()}, "'a' is not contiguous"),
+        "sparse": ({"a": base.to_sparse()}, "'a' is sparse"),
+        "meta": ({"a": torch.zeros(2, device="meta")}, "'a' is on the meta device"),
+        "dtype": ({"a": torch.zeros(2, dtype=torch.complex128)}, "the safetensors format lacks"),
+        "no tensor": ({"a": [1]}, "must map str to tensors"),
+        "no dict": ([base], "must be a dict"),
+    }
+
+
+@pytest.mark.parametrize("name", _unsaveable())
+def test_what_is_not_saved(client, bucket, key, uri, name):
+    """What would be another model when it is loaded is refused, and nothing is written."""
+    tensors, message = _unsaveable()[name]
+    with pytest.raises(ArgumentError, match=message):
+        save_file(tensors, uri, client=client)
+    with pytest.raises(ObjectNotFoundError):
+        client.head_object(bucket, f"{key}.safetensors")
