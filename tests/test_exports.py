@@ -232,6 +232,8 @@ def test_the_benchmarks_are_imported_by_the_command_only():
         "s3torch._aws.key_ranges",
         "s3torch._aws.listing",
         "s3torch.readers.window",
+        "s3torch.checkpoint.safetensors.format",
+        "s3torch.checkpoint.safetensors.slices",
     ],
 )
 def test_pure_modules(name: str):

@@ -19,6 +19,7 @@ from s3torch.readers import S3Reader
 from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
+    from s3torch import safetensors
     from s3torch.checkpoint import S3Checkpoint
     from s3torch.datasets import LookAheadBatchSampler, S3IterableDataset, S3MapDataset
 
@@ -37,6 +38,7 @@ __all__ = [
     "TransferStats",
     "__version__",
     "errors",
+    "safetensors",
 ]
 
 _NEED_TORCH = {
@@ -48,6 +50,8 @@ _NEED_TORCH = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "safetensors":
+        return import_module("s3torch.safetensors")
     if name not in _NEED_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_NEED_TORCH[name]), name)

@@ -281,8 +281,19 @@ class RemoteObject:
         Raises:
             ArgumentError: A range reaches beyond the object's end.
         """
-        engine = self._client.engine()
-        part_size = self.part_size(sum(stop - start for start, stop in ranges), engine.pending)
+        gets = self.vector(ranges, views, max_gap)
+        _run(self.engine(), gets, progress)
+        self.conclude_vector(gets, ranges)
+        if self.is_strict:
+            for (start, _), view in zip(ranges, views, strict=True):
+                if not start:
+                    self.verify_if_whole(view)
+
+    def vector(
+        self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int = DEFAULT_MAX_GAP
+    ) -> list[GetObject]:
+        """Return the requests of ``read_ranges``, for those who send them beside those of other objects."""
+        part_size = self.part_size(sum(stop - start for start, stop in ranges), self._client.engine().pending)
         gets = []
         for group in plan.coalesce(ranges, max_gap, part_size):
             if len(group) == 1:
@@ -293,12 +304,11 @@ class RemoteObject:
             else:
                 pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
-        _run(engine, gets, progress)
+        return gets
+
+    def conclude_vector(self, gets: list[GetObject], ranges: Sequence[tuple[int, int]]) -> None:
+        """Check what the requests of ``vector`` brought; see ``read_ranges``."""
         self.conclude(gets)
-        if self.is_strict:
-            for (start, _), view in zip(ranges, views, strict=True):
-                if not start:
-                    self.verify_if_whole(view)
         for start, stop in ranges:
             if stop > start and (self.size is None or stop > self.size):  # None: all lie there, and no answer told it
                 end = "end" if self.size is None else f"{self.size} bytes"
@@ -316,6 +326,10 @@ class RemoteObject:
     def is_current(self, fetch: Fetch) -> bool:
         """Whether the calling thread of this process may wait for a fetch, because it has begun it."""
         return fetch.engine is self._client.engine()
+
+    def engine(self) -> Engine:
+        """Return the engine that the calling thread sends requests by."""
+        return self._client.engine()
 
     @property
     def client_config(self) -> S3ClientConfig:

@@ -7,7 +7,7 @@ Each class is named by what the caller can do about it::
     │   ├── ArgumentTypeError (TypeError)     fix the type of an argument
     │   ├── ConfigError                       fix the configuration
     │   ├── InvalidURIError                   fix the s3:// URI
-    │   ├── CheckpointFormatError             the file is no checkpoint, or damaged: save it anew, or load another
+    │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -139,7 +139,7 @@ class InvalidURIError(ArgumentError):
 
 
 class CheckpointFormatError(ArgumentError):
-    """A file is no checkpoint, or is cut off or damaged."""
+    """A file is no checkpoint of the format that it is read as, is cut off or damaged, or is of a newer version."""
 
 
 class ObjectTableError(ArgumentError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import hmac
 import os
 import re
 import string
@@ -199,6 +200,17 @@ def test_signing_key_is_derived_for_a_day_and_a_region():
     ]
     assert len({key, *others}) == 4
     assert signing_key(SECRET_KEY, "20130524", REGION) == key
+
+
+@given(secret=st.text(max_size=200), date=st.text(max_size=100))
+@example(secret="s" * 60, date="d" * 64)
+@example(secret="s" * 61, date="d" * 65)
+def test_signing_key_is_an_hmac(secret: str, date: str):
+    """Python's hmac derives the same key, from secrets longer than a block of the hash, too."""
+    expected = f"AWS4{secret}".encode()
+    for part in (date, REGION, "s3", "aws4_request"):
+        expected = hmac.digest(expected, part.encode(), "sha256")
+    assert signing_key(secret, date, REGION) == expected
 
 
 def _signature(**changed: Any) -> str:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from math import prod
 from random import Random
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -22,8 +23,16 @@ from s3torch._aws.answers import Subject, error_from_answer, parse_error_documen
 from s3torch._aws.listing import parse_keys, parse_page
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
+from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
-from s3torch.errors import ConnectionFailedError, InvalidURIError, ObjectTableError, ProtocolError, TruncatedBodyError
+from s3torch.errors import (
+    CheckpointFormatError,
+    ConnectionFailedError,
+    InvalidURIError,
+    ObjectTableError,
+    ProtocolError,
+    TruncatedBodyError,
+)
 from s3torch.uri import parse_s3_uri
 
 __all__ = ["TARGETS", "Target", "mutate"]
@@ -229,6 +238,35 @@ def _table(data: bytes, chance: Random) -> None:
     assert len(rows) == len(table)
 
 
+def _safetensors(data: bytes, chance: Random) -> None:
+    if chance.random() < 0.7:  # a length that fits
+        data = max(0, len(data) - 8 - _TENSORS_SIZE).to_bytes(8, "little") + data[8:]
+    try:
+        stop = 8 + parse_header_size(data, len(data), "fuzz")
+        header = parse_header(data[8:stop], len(data), "fuzz")
+    except CheckpointFormatError:
+        return
+    end = stop
+    for info in header.tensors.values():
+        assert info.start == end
+        assert BITS[info.dtype] * prod(info.shape) == 8 * (info.stop - info.start)
+        end = info.stop
+    assert end == len(data)
+
+
+def _safetensors_index(data: bytes, chance: Random) -> None:
+    try:
+        shards = parse_index(data, "fuzz")
+    except CheckpointFormatError:
+        return
+    assert all(shards.values())
+    assert all(".." not in file.split("/") and not file.startswith("/") for file in shards)
+
+
+_TENSORS_SIZE = 24
+_TENSORS = {"a": ("F32", (2, 2), 16), "é": ("BF16", (), 2), "b": ("F4", (3, 4), 6), "empty": ("I64", (0, 3), 0)}
+
+
 def _saved(*objects: tuple[str, str]) -> bytes:
     return b"".join(ObjectTable(S3BucketKeyData(bucket, key) for bucket, key in objects)._to_bytes())
 
@@ -338,6 +376,46 @@ TARGETS: dict[str, Target] = {
     ),
     "signature": Target(
         _signature, (b"a/b c?prefix=x y", "é?versionId=ü".encode(), b"a"), (b"%", b"/", b"+", b"\r\n", b"?", b"=", b"~")
+    ),
+    "safetensors": Target(
+        _safetensors,
+        (
+            build_header(_TENSORS, {"format": "pt"})[0] + bytes(_TENSORS_SIZE),
+            build_header({"x": ("U8", (24,), 24)}, None)[0] + bytes(_TENSORS_SIZE),
+        ),
+        (
+            b'"',
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b",",
+            b":",
+            b"0",
+            b"-1",
+            b"1e3",
+            b"9" * 20,
+            b"9" * 5000,
+            b"true",
+            b"null",
+            b"NaN",
+            b'"F32"',
+            b'"F6_E2M3"',
+            b'"a":',
+            b'"__metadata__":',
+            b"\\ud800",
+            b"\xff",
+            b"[" * 2000,
+            b" ",
+            b"\xef\xbb\xbf",
+        ),
+        weight=4,
+    ),
+    "safetensors index": Target(
+        _safetensors_index,
+        (b'{"metadata":{"total_size":3},"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}',),
+        (b'"', b"{", b"}", b"..", b"/", b"../", b"//", b"null", b'"weight_map":', b"\\ud800", b"\xff"),
+        weight=2,
     ),
     "table": Target(
         _table,

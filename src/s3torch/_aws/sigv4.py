@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import re
 import time
 from collections.abc import Mapping
@@ -29,6 +28,10 @@ __all__ = [
 ]
 
 _NEEDS_NO_CODE = re.compile(r"[A-Za-z0-9/_.~-]*")
+
+_BLOCK = 64  # bytes that SHA-256 takes at a time
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -101,13 +104,27 @@ def signing_key(secret_key: str, date: str, region: str) -> bytes:
     """Derive the key for one day (``YYYYMMDD``) and region."""
     key = f"AWS4{secret_key}".encode()
     for part in (date, region, "s3", "aws4_request"):
-        key = hmac.digest(key, part.encode(), "sha256")
+        inner, outer = _keyed_hashes(key)
+        inner.update(part.encode())
+        outer.update(inner.digest())
+        key = outer.digest()
     return key
 
 
+def _keyed_hashes(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """Return the inner and outer hash of an HMAC (RFC 2104): to copy and feed these takes half of what ``hmac`` takes.
+
+    Nor do they let other threads run meanwhile, which may fork and leave the child the locks of OpenSSL.
+    """
+    if len(key) > _BLOCK:
+        key = hashlib.sha256(key).digest()
+    key = key.ljust(_BLOCK, b"\0")
+    return hashlib.sha256(key.translate(_INNER_PAD)), hashlib.sha256(key.translate(_OUTER_PAD))
+
+
 @functools.lru_cache(maxsize=64)  # a key is valid for a day
-def _keyed_hash(secret_key: str, date: str, region: str) -> hmac.HMAC:
-    return hmac.new(signing_key(secret_key, date, region), digestmod="sha256")
+def _signing_hashes(secret_key: str, date: str, region: str) -> tuple[hashlib._Hash, hashlib._Hash]:
+    return _keyed_hashes(signing_key(secret_key, date, region))
 
 
 class Signer:
@@ -124,7 +141,7 @@ class Signer:
         preamble: The Authorization field up to the signature.
     """
 
-    __slots__ = ("_canonical_end", "_keyed_hash", "preamble")
+    __slots__ = ("_canonical_end", "_inner", "_outer", "preamble")
 
     def __init__(
         self, fields: Mapping[str, str], *, payload_sha256: str, credentials: Credentials, region: str, when: str
@@ -132,8 +149,9 @@ class Signer:
         date = when[:8]
         scope = f"{date}/{region}/s3/aws4_request"
         self._canonical_end, signed_names = _canonical_end(fields, payload_sha256)
-        self._keyed_hash = _keyed_hash(credentials.secret_key, date, region).copy()
-        self._keyed_hash.update(_beginning_to_sign(when, scope).encode())
+        inner, self._outer = _signing_hashes(credentials.secret_key, date, region)
+        self._inner = inner.copy()
+        self._inner.update(_beginning_to_sign(when, scope).encode())
         self.preamble = (
             f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope},SignedHeaders={signed_names},Signature="
         )
@@ -141,6 +159,7 @@ class Signer:
     def signature(self, method: str, path: str, query: str) -> str:
         """Return the signature of a request; arguments as in ``canonical_request``."""
         canonical = f"{method}\n{path}\n{query}\n{self._canonical_end}"
-        keyed_hash = self._keyed_hash.copy()
-        keyed_hash.update(hashlib.sha256(canonical.encode()).hexdigest().encode())
-        return keyed_hash.hexdigest()
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(hashlib.sha256(canonical.encode()).hexdigest().encode())
+        outer.update(inner.digest())
+        return outer.hexdigest()

@@ -1,0 +1,6 @@
+"""The safetensors format: files of tensors in S3."""
+
+from s3torch.checkpoint.safetensors.load import SafeOpen, SafeSlice, load_file, safe_open
+from s3torch.checkpoint.safetensors.save import save_file
+
+__all__ = ["SafeOpen", "SafeSlice", "load_file", "safe_open", "save_file"]

@@ -1,0 +1,446 @@
+"""Tensors read from safetensors files: the header by one request, and the tensors' bytes straight into their memory.
+
+All files of a sharded model are read at the same time. What a header says is checked against the size of the object
+before a tensor is allocated, and header and tensors are of the same version of the object: its ETag is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from s3torch._object import RemoteObject
+from s3torch._transfer.buffers import BytesBuffer
+from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
+from s3torch.checkpoint.safetensors.format import (
+    LENGTH_SIZE,
+    MAX_HEADER_SIZE,
+    Header,
+    TensorInfo,
+    parse_header,
+    parse_header_size,
+    parse_index,
+)
+from s3torch.checkpoint.safetensors.slices import ranges_of, select
+from s3torch.client import S3Client
+from s3torch.config import S3ClientConfig
+from s3torch.errors import ArgumentError, ArgumentTypeError, CheckpointFormatError, ClosedError, ObjectNotFoundError
+from s3torch.uri import parse_s3_uri
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from s3torch._object import Fetch
+
+__all__ = ["SafeOpen", "SafeSlice", "client_for", "load_file", "safe_open"]
+
+# Bytes of the first request: 8 and a header, which takes some 100 for each tensor. Fewer cost a request as well.
+_HEAD_SIZE = 256 * 1024
+_INDEX_SUFFIX = ".json"
+_NAME = "model.safetensors"  # in a folder, as Hugging Face names it
+# Pinned memory that is filled before it is copied to another device, in bytes: two of these are held at most.
+_STAGE_SIZE = 512 * 1024**2
+
+
+def load_file(
+    uri: str,
+    device: torch.device | str | int = "cpu",
+    keys: Iterable[str] | None = None,
+    *,
+    client: S3Client | None = None,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> dict[str, torch.Tensor]:
+    """Load the tensors of a safetensors file, or of a model in many, as ``safetensors.torch.load_file`` does of a file.
+
+    Args:
+        uri: Of a file (``s3://bucket/model.safetensors``), or of the index of a sharded model
+            (``s3://bucket/model.safetensors.index.json``), whose files lie beside it; or of the folder that they lie in
+            by these names (``s3://bucket/model/``).
+        device: Where the tensors are to be. Other devices than the CPU get them by way of host memory, which is pinned
+            for CUDA.
+        keys: Names of the tensors to load, no others are read; None loads all.
+        client: Sends the requests; None makes one of the following.
+        region: Of the bucket; None finds it.
+        endpoint: URL of the server; None finds it.
+        s3client_config: See S3ClientConfig.
+
+    Returns:
+        The tensors by name, each contiguous in memory of its own.
+
+    Raises:
+        CheckpointFormatError: A file is damaged or of an unknown format; nothing was allocated.
+        ArgumentError: There is no tensor of one of the ``keys``, or a device cannot hold tensors.
+        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``.
+        ObjectNotFoundError: There is no such object.
+        ObjectChangedError: A file was replaced while it was read.
+        S3Error: Any other failure.
+    """
+    target = _device(device)
+    wanted = None if keys is None else _names(keys)
+    bucket, key = parse_s3_uri(uri)
+    with client_for(client, region, endpoint, s3client_config) as own:
+        files = _open(own, bucket, key, wanted)
+        found = {name: file for file in files for name in file.header.tensors}
+        missing = [name for name in wanted or () if name not in found]
+        if missing:
+            raise ArgumentError(f"{uri} has no tensor {missing[0]!r} ({len(missing)} of the keys are not there).")
+        return _load([(found[name], name) for name in (found if wanted is None else wanted)], target)
+
+
+def safe_open(
+    uri: str,
+    framework: str = "pt",
+    device: torch.device | str | int = "cpu",
+    *,
+    client: S3Client | None = None,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> SafeOpen:
+    """Open one safetensors file to read some of its tensors, or slices of them, as ``safetensors.safe_open`` does.
+
+    Example::
+
+        with safe_open("s3://bucket/model.safetensors") as file:
+            weight = file.get_tensor("weight")
+            rows = file.get_slice("embedding")[1000:2000]
+
+    Args:
+        uri: Of the file.
+        framework: ``"pt"`` (or ``"torch"``, ``"pytorch"``): there is no other.
+        device: See ``load_file``.
+        client: Sends the requests; None makes one of the following.
+        region: Of the bucket; None finds it.
+        endpoint: URL of the server; None finds it.
+        s3client_config: See S3ClientConfig.
+
+    Raises: see ``load_file``.
+    """
+    if framework not in ("pt", "torch", "pytorch"):
+        raise ArgumentError(f"framework={framework!r} cannot be: only 'pt' is supported.")
+    target = _device(device)
+    bucket, key = parse_s3_uri(uri)
+    context = client_for(client, region, endpoint, s3client_config)
+    try:
+        (file,) = _open_files(context.client, bucket, [key])
+    except BaseException:
+        context.close()
+        raise
+    return SafeOpen(file, target, context)
+
+
+class _ClientContext:
+    """A client of the caller's, or one that is closed in the end."""
+
+    def __init__(self, client: S3Client, *, is_own: bool) -> None:
+        self.client = client
+        self._is_own = is_own
+
+    def __enter__(self) -> S3Client:
+        return self.client
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._is_own:
+            self.client.close()
+
+
+def client_for(
+    client: S3Client | None, region: str | None, endpoint: str | None, s3client_config: S3ClientConfig | None
+) -> _ClientContext:
+    """Return the client that was given, or a new one.
+
+    Raises:
+        ArgumentError: Both a client and what one is made of were given.
+        ArgumentTypeError: ``client`` is none.
+    """
+    if client is None:
+        return _ClientContext(S3Client(region, endpoint=endpoint, s3client_config=s3client_config), is_own=True)
+    if not isinstance(client, S3Client):
+        raise ArgumentTypeError(f"client must be an S3Client, got {client!r}.")
+    if region is not None or endpoint is not None or s3client_config is not None:
+        raise ArgumentError("client was given: region, endpoint and s3client_config are its own.")
+    return _ClientContext(client, is_own=False)
+
+
+class _File:
+    """A file whose header was read."""
+
+    def __init__(self, remote: RemoteObject, header: Header, head: bytes) -> None:
+        self.remote = remote
+        self.header = header
+        self.head = head
+
+    def __str__(self) -> str:
+        return _where(self.remote)
+
+
+class _HeaderRead:
+    """The first request for a file, under way."""
+
+    def __init__(self, remote: RemoteObject) -> None:
+        self._remote = remote
+        self._buffer = BytesBuffer(0)
+        self.fetch: Fetch = remote.begin(0, _HEAD_SIZE, self._place)
+
+    def _place(self, size: int) -> memoryview:
+        self._buffer = BytesBuffer(min(size, _HEAD_SIZE))
+        return self._buffer.view
+
+    def finish(self) -> _File:
+        self.fetch.finish()
+        head, where = self._buffer.to_bytes(), _where(self._remote)
+        file_size = self._remote.size or 0
+        stop = LENGTH_SIZE + parse_header_size(head, file_size, where)
+        if stop > len(head):
+            head += self._remote.read(len(head), stop)
+        return _File(self._remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
+
+
+def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None) -> list[_File]:
+    """Read the headers of a model's files: of those that hold what is wanted."""
+    if key.endswith("/"):
+        try:
+            return _open(client, bucket, f"{key}{_NAME}.index.json", wanted)
+        except ObjectNotFoundError as error:
+            if error.key is not None and not error.key.endswith(_INDEX_SUFFIX):
+                raise  # there is an index, and a file is missing
+            key += _NAME
+    if not key.endswith(_INDEX_SUFFIX):
+        return _open_files(client, bucket, [key])
+    where = f"s3://{bucket}/{key}"
+    index = RemoteObject(client, bucket, key)
+    text = index.read(0, MAX_HEADER_SIZE + 1)
+    if len(text) > MAX_HEADER_SIZE:
+        raise CheckpointFormatError(f"{where} is no index of a sharded model: it has over {MAX_HEADER_SIZE} bytes.")
+    shards = parse_index(text, where)
+    if wanted is not None:
+        shards = {file: [name for name in names if name in set(wanted)] for file, names in shards.items()}
+        shards = {file: names for file, names in shards.items() if names}
+    folder = key[: key.rfind("/") + 1]
+    files = _open_files(client, bucket, [folder + file for file in shards])
+    for file, names in zip(files, shards.values(), strict=True):
+        tensors = file.header.tensors
+        for name in names:
+            if name not in tensors:
+                raise CheckpointFormatError(f"{file} has no tensor {name!r}, which should be there by {where}.")
+        file.header = Header({name: tensors[name] for name in tensors if name in set(names)}, file.header.metadata)
+    return files
+
+
+def _open_files(client: S3Client, bucket: str, keys: Sequence[str]) -> list[_File]:
+    if not all(keys):
+        raise ArgumentError(f"s3://{bucket} is a bucket and no safetensors file: name the object.", bucket=bucket)
+    reads: list[_HeaderRead] = []
+    try:
+        reads += [_HeaderRead(RemoteObject(client, bucket, key)) for key in keys]
+        return [read.finish() for read in reads]
+    except BaseException:
+        for read in reads:
+            read.fetch.give_up()
+        raise
+
+
+def _load(wanted: Sequence[tuple[_File, str]], device: torch.device) -> dict[str, torch.Tensor]:
+    kinds = [_kind(file.header.tensors[name], name) for file, name in wanted]
+    if device.type == "cpu":
+        tensors = [empty(*kind) for kind in kinds]
+        _fill([(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(wanted, tensors, strict=True)])
+        return {name: tensor for (_, name), tensor in zip(wanted, tensors, strict=True)}
+    loaded: dict[str, torch.Tensor] = {}
+    for stage in _stages([file.header.tensors[name] for file, name in wanted]):
+        staged = [empty(*kinds[index], pinned=device.type == "cuda") for index in stage]
+        chosen = [wanted[index] for index in stage]
+        _fill([(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(chosen, staged, strict=True)])
+        # torch keeps pinned memory until the copies out of it are done.
+        for (_, name), tensor in zip(chosen, staged, strict=True):
+            loaded[name] = tensor.to(device, non_blocking=device.type == "cuda")
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return loaded
+
+
+def _stages(infos: Sequence[TensorInfo]) -> list[list[int]]:
+    """Return the indices of tensors that are staged together."""
+    stages: list[list[int]] = []
+    room = 0
+    for index, info in enumerate(infos):
+        if not stages or info.stop - info.start > room:
+            stages.append([])
+            room = _STAGE_SIZE
+        stages[-1].append(index)
+        room -= info.stop - info.start
+    return stages
+
+
+def _kind(info: TensorInfo, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    return torch_dtype(info.dtype, name), shape_in_items(info.dtype, info.shape, name)
+
+
+def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]]) -> None:
+    """Receive tensors into their memory, from all files at the same time."""
+    by_file: dict[_File, list[tuple[tuple[int, int], memoryview]]] = {}
+    for file, info, tensor in tensors:
+        view = bytes_of(tensor)
+        if info.stop <= len(file.head):
+            view[:] = file.head[info.start : info.stop]
+        else:
+            by_file.setdefault(file, []).append(((info.start, info.stop), view))
+    reads = []
+    for file, wanted in by_file.items():
+        ranges = [each for each, _ in wanted]
+        reads.append((file.remote, file.remote.vector(ranges, [view for _, view in wanted]), ranges))
+    if reads:
+        reads[0][0].engine().run([get for _, gets, _ in reads for get in gets])
+    for remote, gets, ranges in reads:
+        remote.conclude_vector(gets, ranges)
+
+
+class SafeOpen:
+    """A safetensors file, open for reading; made by ``safe_open``. Not to be used by two threads at the same time."""
+
+    def __init__(self, file: _File, device: torch.device, context: _ClientContext) -> None:
+        self._file = file
+        self._device = device
+        self._context = context
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<SafeOpen {self._file} {state} tensors={len(self._file.header.tensors)}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, and the client if it was made for this file."""
+        self._closed = True
+        self._context.close()
+
+    def keys(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return sorted(self._file.header.tensors)
+
+    def offset_keys(self) -> list[str]:
+        """Return the names of all tensors in the order of their bytes."""
+        return list(self._file.header.tensors)
+
+    def metadata(self) -> Mapping[str, str] | None:
+        """Return the text that its writer added; None if there is none."""
+        metadata = self._file.header.metadata
+        return None if metadata is None else dict(metadata)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Raises:
+            ArgumentError: There is none of this name.
+            S3Error: See ``load_file``.
+        """
+        self._info(name)
+        return _load([(self._file, name)], self._device)[name]
+
+    def get_slice(self, name: str) -> SafeSlice:
+        """Return what reads slices of a tensor; nothing is read yet.
+
+        Raises:
+            ArgumentError: There is none of this name.
+        """
+        return SafeSlice(self, name, self._info(name))
+
+    def _info(self, name: str) -> TensorInfo:
+        if self._closed:
+            raise ClosedError(f"{self._file} was closed: open it again.")
+        if name not in self._file.header.tensors:
+            raise ArgumentError(f"{self._file} has no tensor {name!r}.")
+        return self._file.header.tensors[name]
+
+    def _read_slice(self, name: str, index: object) -> torch.Tensor:
+        info = self._info(name)
+        dtype, shape = _kind(info, name)
+        selection = select(shape, index)
+        ranges, fetched = ranges_of(shape, selection.bounds, dtype.itemsize)
+        tensor = empty(dtype, [stop - start for start, stop in fetched])
+        if ranges:
+            _fill_ranges(self._file.remote, [(info.start + left, info.start + right) for left, right in ranges], tensor)
+        inner = zip(selection.bounds, fetched, strict=True)
+        cut = tensor
+        for dimension, ((start, stop), (begin, _)) in enumerate(inner):
+            cut = cut.narrow(dimension, start - begin, stop - start)
+        return cut.contiguous().reshape(selection.shape).to(self._device)
+
+
+class SafeSlice:
+    """Reads slices of one tensor: of its bytes, those that are needed; made by ``SafeOpen.get_slice``."""
+
+    def __init__(self, file: SafeOpen, name: str, info: TensorInfo) -> None:
+        self._file = file
+        self._name = name
+        self._info = info
+
+    def __repr__(self) -> str:
+        return f"<SafeSlice {self._name!r} {self._info.dtype} {list(self._info.shape)}>"
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of the whole tensor."""
+        return list(shape_in_items(self._info.dtype, self._info.shape, self._name))
+
+    def get_dtype(self) -> str:
+        """Return the dtype as the format names it, such as ``BF16``."""
+        return self._info.dtype
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        """Read a slice.
+
+        Args:
+            index: Integers, slices without a step, and ``...``, as torch understands them.
+
+        Raises:
+            ArgumentError: It is out of range or of another kind.
+            S3Error: See ``load_file``.
+        """
+        return self._file._read_slice(self._name, index)  # of the same module
+
+
+def _fill_ranges(remote: RemoteObject, ranges: Sequence[tuple[int, int]], tensor: torch.Tensor) -> None:
+    """Receive ranges one behind the other into a tensor."""
+    view, begin, views = bytes_of(tensor), 0, []
+    for start, stop in ranges:
+        views.append(view[begin : begin + stop - start])
+        begin += stop - start
+    gets = remote.vector(ranges, views)
+    remote.engine().run(gets)
+    remote.conclude_vector(gets, ranges)
+
+
+def _where(remote: RemoteObject) -> str:
+    return f"s3://{remote.bucket}/{remote.key}"
+
+
+def _device(device: torch.device | str | int) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device={device!r} is no device of torch: {error}") from error
+    if found.type == "meta":
+        raise ArgumentError("device='meta' holds no bytes: read the shapes by safe_open(...).get_slice(name).")
+    return found
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    names = [keys] if isinstance(keys, str) else list(keys)
+    if isinstance(keys, str) or not all(isinstance(name, str) for name in names):
+        raise ArgumentTypeError(f"keys must be names of tensors, such as ['weight'], got {keys!r}.")
+    return list(dict.fromkeys(names))

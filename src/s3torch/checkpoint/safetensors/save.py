@@ -1,0 +1,111 @@
+"""Tensors written as safetensors files, straight from their memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
+from s3torch.checkpoint.safetensors.format import build_header, shard_names, split_into_shards
+from s3torch.checkpoint.safetensors.load import client_for
+from s3torch.client import S3Client
+from s3torch.config import S3ClientConfig
+from s3torch.errors import ArgumentError, ArgumentTypeError
+from s3torch.uri import parse_s3_uri
+
+__all__ = ["save_file"]
+
+
+def save_file(
+    tensors: Mapping[str, torch.Tensor],
+    uri: str,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
+    *,
+    client: S3Client | None = None,
+    region: str | None = None,
+    endpoint: str | None = None,
+    s3client_config: S3ClientConfig | None = None,
+) -> None:
+    """Save tensors as a safetensors file, or several, as ``safetensors.torch.save_file`` does to a file.
+
+    A file appears when it is complete. If there are several, the index (``model.safetensors.index.json`` for
+    ``model.safetensors``) is written when all have appeared; a failure before leaves the files that are complete.
+
+    Args:
+        tensors: By name: dense, contiguous, and no two in the same memory. Those that are not on the CPU are copied
+            there, one at a time.
+        uri: Of the file: ``s3://bucket/model.safetensors``.
+        metadata: Text by name, kept in the header; None for none.
+        max_shard_size: Bytes of tensors in one file at most; a larger tensor has a file of its own. None, or enough for
+            all: one file without an index.
+        client: Sends the requests; None makes one of the following.
+        region: Of the bucket; None finds it.
+        endpoint: URL of the server; None finds it.
+        s3client_config: See S3ClientConfig.
+
+    Raises:
+        ArgumentError: A tensor cannot be saved as it is, or another argument cannot be. Nothing was written.
+        ArgumentTypeError: A tensor is none.
+        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``.
+        S3Error: Any other failure.
+    """
+    bucket, key = parse_s3_uri(uri)
+    if not key:
+        raise ArgumentError(f"{uri} is a bucket and no file: name the object.", bucket=bucket)
+    if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
+        raise ArgumentError(f"max_shard_size={max_shard_size!r} cannot be: it must be an integer of 1 or more.")
+    _check(tensors)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    shards = [list(tensors)] if max_shard_size is None else split_into_shards(sizes, max_shard_size) or [[]]
+    keys = [key] if len(shards) == 1 else shard_names(key, len(shards))
+    headers = [build_header({name: _describe(name, tensors[name]) for name in shard}, metadata) for shard in shards]
+    with client_for(client, region, endpoint, s3client_config) as own:
+        for shard_key, (head, order) in zip(keys, headers, strict=True):
+            with own.put_object(bucket, shard_key) as writer:
+                writer.write(head)
+                for name in order:
+                    writer.write(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
+        if len(shards) > 1:
+            files = [shard_key.rpartition("/")[2] for shard_key in keys]
+            weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+            with own.put_object(bucket, f"{key}.index.json") as writer:
+                writer.write(json.dumps(index, indent=2).encode())
+
+
+def _describe(name: str, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], int]:
+    dtype, shape = name_of(tensor.dtype, name), tuple(tensor.shape)
+    if dtype == "F4":  # torch counts two items as one
+        if not shape:
+            raise ArgumentError(f"Tensor {name!r} of {tensor.dtype} has no dimension, and cannot be saved.")
+        shape = (*shape[:-1], shape[-1] * 2)
+    return dtype, shape, tensor.nbytes
+
+
+def _check(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what would be another model when it is loaded, as the safetensors package does."""
+    given: object = tensors
+    if not isinstance(given, Mapping):
+        raise ArgumentTypeError(f"tensors must be a dict of tensors by name, got {type(given).__name__}.")
+    for name, tensor in given.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ArgumentTypeError(f"tensors must map str to tensors, got {name!r}: {type(tensor).__name__}.")
+        if tensor.layout is not torch.strided:
+            raise ArgumentError(f"Tensor {name!r} is sparse ({tensor.layout}): call to_dense() first.")
+        if tensor.is_meta:
+            raise ArgumentError(f"Tensor {name!r} is on the meta device, and has no bytes to save.")
+        if not tensor.is_contiguous():
+            raise ArgumentError(f"Tensor {name!r} is not contiguous: call contiguous() first.")
+    owners: dict[tuple[torch.device, int], str] = {}
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        other = owners.setdefault((tensor.device, tensor.untyped_storage().data_ptr()), name)
+        if other != name:
+            raise ArgumentError(
+                f"Tensors {other!r} and {name!r} share memory, and would not when they are loaded: save one of them, "
+                "or clone() one first."
+            )
