@@ -563,9 +563,19 @@ def test_a_fork_waits_for_tls(monkeypatch: pytest.MonkeyPatch, credentials: None
     assert {name: seen[name] for name in held} == dict.fromkeys(held, True)
 
 
+# The lock that each object has without a GIL may be held by another thread at the fork, and is held in the child for
+# ever: seen of a dict that threads share, in 1 of 3 runs with 3.13.5.
+beside_threads = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without a GIL Python does not fork safely beside threads",
+)
+
+
 @needs_fork
 @needs_proc
-@pytest.mark.parametrize("from_threads", [False, True], ids=["main thread", "threads"])
+@pytest.mark.parametrize(
+    "from_threads", [False, pytest.param(True, marks=beside_threads)], ids=["main thread", "threads"]
+)
 def test_many_forks(tmp_path: Path, from_threads: bool):
     """Forks at any moment, nested and from threads, neither hang nor share a connection nor leak a descriptor."""
     with ScriptedServer(serve) as server:
