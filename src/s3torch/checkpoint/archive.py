@@ -89,7 +89,8 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO, read_ranges: ReadRanges) -> None:
-        if file.seek(0, io.SEEK_END) < _SMALLEST_ARCHIVE:
+        size = file.seek(0, io.SEEK_END)
+        if size < _SMALLEST_ARCHIVE:
             raise zipfile.BadZipFile("too small")
         with zipfile.ZipFile(file) as directory:
             infos = sorted(directory.infolist(), key=lambda info: info.header_offset)
@@ -103,8 +104,8 @@ class Archive:
             (info.header_offset, end if end - info.header_offset <= _SMALL else info.header_offset + _HEADER.size)
             for info, end in to_read
         ]
-        if any(start + _HEADER.size > stop for start, stop in ranges):
-            raise CheckpointFormatError("Records of the archive overlap: it is damaged.")
+        if any(not 0 <= start <= stop - _HEADER.size or stop > size for start, stop in ranges):
+            raise CheckpointFormatError("Records of the archive overlap, or lie outside of it: it is damaged.")
         for (info, end), (start, _), block in zip(to_read, ranges, read_ranges(ranges) or (), strict=True):
             self._add(info, end, start, block)
         if self.pickle is None and not any(name.endswith("/data.pkl") for name in (info.filename for info in infos)):
