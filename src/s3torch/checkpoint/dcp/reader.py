@@ -73,7 +73,7 @@ class Span:
     reads: tuple[Read, ...]
 
 
-def spans(reads: Iterable[Read], max_gap: int = DEFAULT_MAX_GAP, max_size: int = _JOINED) -> list[Span]:
+def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
     """Join reads of the same file that overlap or lie near each other.
 
     Args:
@@ -199,7 +199,7 @@ class S3StorageReader(FileSystemReader):
 
     def _fetched(self, reads: Iterable[Read], objects: dict[str, RemoteObject]) -> Iterator[tuple[Read, memoryview]]:
         """Yield each read with its bytes, which are the consumer's only until it asks for the next."""
-        waiting = deque(spans(reads))
+        waiting = deque(spans(reads, DEFAULT_MAX_GAP, _JOINED))
         begun: deque[tuple[Span, BytesBuffer, RangeFetch]] = deque()
         ahead = 0
         try:
