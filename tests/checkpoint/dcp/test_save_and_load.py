@@ -25,7 +25,6 @@ from tests.conftest import Traffic
 
 pytestmark = [
     pytest.mark.usefixtures("s3"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
     pytest.mark.filterwarnings("ignore:Detected an existing checkpoint:UserWarning"),
 ]
 

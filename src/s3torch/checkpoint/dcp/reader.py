@@ -33,7 +33,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import S3Error
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["S3StorageReader"]
+__all__ = ["Read", "S3StorageReader", "Span", "spans"]
 
 MiB = 1024 * 1024
 # Bytes that are requested ahead of the items being unpacked; one larger item goes alone. Not tuned.

@@ -24,7 +24,7 @@ from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["S3StorageWriter"]
+__all__ = ["S3StorageWriter", "StoragePrefix"]
 
 
 @dataclasses.dataclass(frozen=True)
