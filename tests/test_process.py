@@ -430,7 +430,8 @@ def test_fork_with_a_writer(tmp_path: Path):
         is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
-        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+        done = b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b""
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else done)
 
     with ScriptedServer(handle) as server:
         run(
@@ -571,7 +572,8 @@ def test_exit_with_an_open_writer(tmp_path: Path):
         is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
-        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+        done = b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b""
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else done)
 
     with ScriptedServer(handle) as server:
         run(
