@@ -210,7 +210,7 @@ def test_small_read_of_a_large_object():
 @fails_elsewhere("the body is not part of what is signed", AssertionError, "UNSIGNED-PAYLOAD")
 @pytest.mark.parametrize("size", [0, 1000, 9 * MiB])
 def test_upload_signs_its_body(faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch, size: int):
-    """Over plain HTTP a digest or checksum of each body is signed, so that a byte that changes on the way is refused."""
+    """Over plain HTTP a digest or checksum of each body is signed: a byte that changes on the way is refused."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
     body = bytes(size)

@@ -92,9 +92,12 @@ class Archive:
         size = file.seek(0, io.SEEK_END)
         if size < _SMALLEST_ARCHIVE:
             raise zipfile.BadZipFile("too small")
-        with zipfile.ZipFile(file) as directory:
-            infos = sorted(directory.infolist(), key=lambda info: info.header_offset)
-            ends = [info.header_offset for info in infos[1:]] + [directory.start_dir]
+        try:
+            with zipfile.ZipFile(file) as directory:
+                infos = sorted(directory.infolist(), key=lambda info: info.header_offset)
+                ends = [info.header_offset for info in infos[1:]] + [directory.start_dir]
+        except (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error) as error:
+            raise CheckpointFormatError(f"Its directory is damaged: {error}") from error
         self.storages: dict[int, Record] = {}
         self._small: dict[str, bytes] = {}
         self._starts: list[int] = []
