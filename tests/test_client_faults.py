@@ -959,6 +959,25 @@ def test_credentials_with_the_same_secret(monkeypatch: pytest.MonkeyPatch):
         assert client.read_range("bucket", "key", 0) == SMALL
 
 
+def test_credentials_are_refreshed_for_rare_calls(monkeypatch: pytest.MonkeyPatch):
+    """Calls that botocore makes find rotated credentials anew, too; those that stay refused are an error."""
+
+    def refuse(request: Request, wire: Wire) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FRESH")
+        fail(403, "InvalidAccessKeyId")(request, wire)
+
+    def copied(_: Request, wire: Wire) -> None:
+        wire.respond(200, {}, b"<CopyObjectResult/>")
+
+    with serving(with_key("FRESH", refuse, copied)) as (server, client):
+        client.copy_object("bucket", "key", "bucket", "copy")
+        assert len(server.requests) == 2
+    with serving(fail(403, "InvalidAccessKeyId")) as (server, client):
+        with pytest.raises(CredentialsError, match="unknown"):
+            client.copy_object("bucket", "key", "bucket", "copy")
+        assert len(server.requests) == 2
+
+
 def test_credentials_that_stay_expired():
     """Credentials that have expired and are found again just so are an error after the second attempt."""
     with serving(fail(400, "ExpiredToken")) as (server, client):

@@ -24,7 +24,7 @@ from s3torch._transfer.http1 import format_fields
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError, ProtocolError
+from s3torch.errors import ArgumentError, ArgumentTypeError, CredentialsError, ObjectNotFoundError, ProtocolError
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -364,6 +364,12 @@ class S3Client:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
         subject = Subject(operation, bucket, key, str(where.endpoint.origin))
+        corrections = where.corrections
+        try:
+            return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
+        except CredentialsError as error:
+            if not where.correct(error, {}, corrections):
+                raise
         return self._session().call(subject, where.region, method, Bucket=bucket, Key=key, **parameters)
 
     def _process(self) -> _ProcessState:
