@@ -30,6 +30,7 @@ def rows(record: Record) -> dict[str, str]:
         "memory, second and last quarter": f"{memory[0] / MiB:.0f} MiB, {memory[1] / MiB:.0f} MiB",
         "descriptors, second and last quarter": f"{descriptors[0]:.0f}, {descriptors[1]:.0f}",
         "multipart uploads left open": str(len(record.uploads)),
+        "empty ones, begun by a request whose answer was lost": str(record.empty_uploads),
     }
 
 

@@ -81,9 +81,10 @@ def _serve(pipe: Connection, rates_of: Callable[[str], Rates], seed: int) -> Non
 
 
 def dataset_of(endpoint: str, config: S3ClientConfig) -> S3MapDataset[bytes]:
-    """Return the objects of the server as a dataset."""
-    uris = [f"s3://bucket/objects/{number:03}" for number in range(OBJECTS)]
-    return S3MapDataset.from_objects(uris, endpoint=endpoint, transform=_content, s3client_config=config)
+    """Return the objects of the server as a dataset, which knows their sizes."""
+    return S3MapDataset.from_prefix(
+        "s3://bucket/objects/", endpoint=endpoint, transform=_content, s3client_config=config
+    )
 
 
 def batches(count: int, seed: int) -> Iterator[list[int]]:
