@@ -40,7 +40,7 @@ USER = "trainer"
 ROOT = Path(__file__).parent.parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Nobody waits longer than this for a sample; a hang, then.
-PATIENCE = 90.0
+PATIENCE = 240.0
 # What the end may have more than the second quarter, beside 5 %: noise of what happens to be in flight.
 MORE_BYTES = 32 * 1024 * 1024
 MORE_DESCRIPTORS = 10
@@ -48,7 +48,7 @@ MORE_DESCRIPTORS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is done; times are seconds, those of chance are means."""
+    """What is done, from when both loaders have been through an epoch; times are seconds, those of chance are means."""
 
     seconds: float
     seed: int = 1
@@ -319,14 +319,14 @@ class Chaos(threading.Thread):
         self._end = threading.Event()
 
     def run(self) -> None:
-        """Do so until told to end; afterwards the server runs."""
-        plan = self._record.plan
+        """Do so for the time that is planned, or until told to end; afterwards the server runs."""
+        plan, end = self._record.plan, self._record.now() + self._record.plan.seconds
         means = {self._kill: plan.kill_every, self._rotate: plan.rotate_every, self._reset: plan.reset_every}
-        due = {action: self._record.now() + self._random.uniform(0, 2 * mean) for action, mean in means.items()}
+        due = {action: self._record.now() + self._random.uniform(0, mean) for action, mean in means.items()}
         try:
             while True:
                 action = min(due, key=lambda each: due[each])
-                if self._end.wait(max(0.0, due[action] - self._record.now())):
+                if self._end.wait(max(0.0, min(due[action], end) - self._record.now())) or self._record.now() >= end:
                     return
                 action()
                 due[action] = self._record.now() + self._random.expovariate(1 / means[action])
@@ -359,15 +359,20 @@ class Chaos(threading.Thread):
 
 
 def watch(record: Record, process: subprocess.Popen[str], chaos: Chaos) -> None:
-    """Read what the trainer tells and measure it until it ends; let chaos begin once both loaders have run."""
+    """Read what the trainer tells and measure it until it ends.
+
+    Chaos begins once both loaders have been through an epoch; when it is over, the trainer is told to end.
+    """
     record.began = time.monotonic()
     listener = threading.Thread(target=listen, args=(record, process))
     listener.start()
-    is_told = False
+    has_begun = False
+    assert process.stdin is not None
     try:
         while process.poll() is None:
             time.sleep(1.0)
-            if record.rounds and not chaos.is_alive() and not is_told:
+            if record.rounds and not has_begun:
+                has_begun = True
                 chaos.start()
             if record.rounds and not record.is_over:
                 measure(record, process.pid)
@@ -378,21 +383,14 @@ def watch(record: Record, process: subprocess.Popen[str], chaos: Chaos) -> None:
                     os.kill(pid, signal.SIGUSR1)  # shows where they are
                 time.sleep(1.0)
                 break
-            is_over = record.now() >= record.plan.seconds or not chaos_is_well(record, chaos)
-            if is_over and record.rounds and not is_told and process.stdin is not None:
+            if has_begun and not chaos.is_alive():
                 process.stdin.close()
-                is_told = True
         record.exit_status = process.poll()
     finally:
         chaos.end()
         process.kill()
         listener.join()
         record.ended = record.now()
-
-
-def chaos_is_well(record: Record, chaos: Chaos) -> bool:
-    """Whether it has not begun, or goes on."""
-    return not record.rounds or chaos.is_alive()
 
 
 def listen(record: Record, process: subprocess.Popen[str]) -> None:

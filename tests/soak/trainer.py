@@ -46,6 +46,20 @@ def sample(reader: S3Reader) -> tuple[str, str]:
     return reader.key, hashlib.sha256(reader.read()).hexdigest()
 
 
+def cause_of(error: BaseException) -> S3Error:
+    """Return the error of ours that led to this one.
+
+    Raises:
+        BaseException: None did: this one.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, S3Error):
+        cause = cause.__context__
+    if cause is None:
+        raise error
+    return cause
+
+
 class Shuffled:
     """Lists a prefix, in another order each time; the same one in all workers."""
 
@@ -108,8 +122,9 @@ class Trainer:
                 with self._checkpoint.writer(uri) as writer:
                     torch.save({"saved": self._saved, "weights": weights}, writer)
                 break
-            except S3Error as error:
-                tell(event="failed save", error=type(error).__name__, text=str(error))
+            except (S3Error, RuntimeError) as error:  # what torch.save makes of an error while it writes
+                cause = cause_of(error)
+                tell(event="failed save", error=type(cause).__name__, text=str(cause))
         with self._checkpoint.reader(uri) as reader:
             loaded = torch.load(reader, weights_only=True)
         same = loaded["saved"] == self._saved and torch.equal(loaded["weights"], weights)
