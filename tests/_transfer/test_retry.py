@@ -96,7 +96,7 @@ def test_pauses():
 
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_a_broken_connection_is_retried_at_once(kind: type[S3Error]):
-    """What ends one connection says nothing of load: its first retry has no pause, unless that makes an outage worse."""
+    """What ends one connection says nothing of load: its first retry has no pause, but for an outage."""
     policy, error = RetryPolicy(), kind("It broke.")
     is_connection = kind in (ConnectionFailedError, TruncatedBodyError, ProtocolError)
     assert (policy.pause(error, 1, was_reached=True, jitter=0.5) == 0.0) is is_connection

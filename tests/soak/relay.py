@@ -12,6 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Relay"]
 
@@ -62,7 +66,7 @@ class Relay(threading.Thread):
         self._listener: socket.socket | None = None
         self.port = self._free_port()
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> Self:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self.start()
         return self

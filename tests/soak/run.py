@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -93,7 +94,7 @@ class Record:
     def longest_wait(self) -> float:
         """Return the longest time between two batches."""
         times = [when for when, _ in self.samples]
-        return max((after - before for before, after in zip(times, times[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
 
 def quarters(series: list[tuple[float, int]]) -> tuple[float, float]:
@@ -122,12 +123,9 @@ def verdict(record: Record, *, with_trends: bool = True) -> list[str]:
     wrong = list(record.problems)
     if record.exit_status != 0:
         wrong.append(f"the trainer ended with status {record.exit_status}")
-    for name in ("samples wrong", "epochs incomplete", "checkpoints wrong"):
-        if counts[name]:
-            wrong.append(f"{name}: {counts[name]}")
-    for name in ("samples right", "epochs complete", "checkpoints right"):
-        if not counts[name]:
-            wrong.append(f"{name}: none")
+    never, some = ("samples wrong", "epochs incomplete", "checkpoints wrong"), ("samples right", "epochs complete")
+    wrong += [f"{name}: {counts[name]}" for name in never if counts[name]]
+    wrong += [f"{name}: none" for name in (*some, "checkpoints right") if not counts[name]]
     if record.uploads:
         wrong.append(f"multipart uploads left open: {', '.join(record.uploads)}")
     if with_trends and not is_flat(record.memory, MORE_BYTES):
@@ -158,7 +156,9 @@ def soak(plan: Plan) -> Record:
         said = errors.read()
         if said.strip():
             record.problems.append(f"the trainer said: {said[-6000:]}")
-        record.moments["reset in a request"] = [when - record.began for when, what in relay.resets if what == "requests"]
+        record.moments["reset in a request"] = [
+            when - record.began for when, what in relay.resets if what == "requests"
+        ]
         record.moments["reset in an answer"] = [when - record.began for when, what in relay.resets if what == "answers"]
         find_open_uploads(record, server)
     return record
@@ -432,7 +432,7 @@ def measure(record: Record, pid: int) -> None:
     try:
         for each in family(pid):
             memory += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * PAGE
-            descriptors += len(os.listdir(f"/proc/{each}/fd"))
+            descriptors += sum(1 for _ in Path(f"/proc/{each}/fd").iterdir())
     except OSError:
         return  # it has just ended
     record.memory.append((round(record.now(), 2), memory))

@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 
 from s3torch import S3ClientConfig, S3MapDataset
 from tests.soak.apart import BATCH, SIZE, Rates, apart, batches, dataset_of
@@ -45,10 +44,10 @@ def main() -> int:
     ratios, injected = [], Counter[str]()
     print("| round | samples/s without faults | with 1 % | ratio |\n|---|---|---|---|")
     with apart(rates_of, seed=1) as server:
-        datasets = {name: dataset_of(server.endpoint, replace(CONFIG)) for name in ("none", "some")}
-        for name in datasets:
-            server.rates("none")
-            samples_per_second(datasets[name], contents, 5, 0)
+        datasets = {name: dataset_of(server.endpoint, CONFIG) for name in ("none", "some")}
+        server.rates("none")
+        for dataset in datasets.values():
+            samples_per_second(dataset, contents, 5, 0)
         for number in range(1, rounds + 1):
             rates = {}
             for name in ("none", "some") if number % 2 else ("some", "none"):
