@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from collections import Counter
 
 import pytest
 
+from tests.soak import hedging, throughput
+from tests.soak.apart import OBJECTS, SIZE, apart, dataset_of
 from tests.soak.chart import draw
-from tests.soak.run import Plan, Record, is_flat, soak, verdict
+from tests.soak.record import Plan, Record, is_flat, verdict
+from tests.soak.run import soak
 
 MiB = 1024 * 1024
 
@@ -36,6 +40,20 @@ def test_soak(tmp_path):
     assert moments["reset in a request"] + moments["reset in an answer"]
     draw(record, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measurements(botocore_loader):
+    """What measures throughput and hedging reads right bytes, and meets faults."""
+    contents = [random.Random(number).randbytes(SIZE) for number in range(OBJECTS)]
+    config = dataclasses.replace(throughput.CONFIG, hedging=False)
+    with apart(throughput.rates_of, seed=1) as server:
+        dataset = dataset_of(server.endpoint, config)
+        server.rates("some")
+        assert throughput.samples_per_second(dataset, contents, 4, seed=1) > 0
+        assert len(hedging.batch_times(dataset, 2, seed=2)) == 2
+        assert server.rates("none")
+        dataset.client.close()
+    assert hedging.percentile([3.0, 1.0, 2.0], 0.99) == 3.0
 
 
 def good() -> Record:

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from tests.soak.chart import draw
-from tests.soak.run import Plan, Record, as_json, quarters, soak, verdict
+from tests.soak.record import Plan, Record, as_json, quarters, verdict
+from tests.soak.run import soak
 
 MiB = 1024 * 1024
 

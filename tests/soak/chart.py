@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from tests.soak.run import Record
+from tests.soak.record import Record
 
 __all__ = ["draw"]
 

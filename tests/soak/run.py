@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -21,118 +20,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import botocore.session
-from botocore.exceptions import BotoCoreError, ClientError
-
 from s3torch import S3Client
 from s3torch.testing import LocalS3
+from tests.soak.chaos import BUCKET, Chaos, Keys, boto, port_of
+from tests.soak.record import Plan, Record
 from tests.soak.relay import Relay
 
-__all__ = ["Plan", "Record", "as_json", "quarters", "soak", "verdict"]
+__all__ = ["soak"]
 
-BUCKET = "soak"
-USER = "trainer"
 ROOT = Path(__file__).parent.parent.parent
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Nobody waits longer than this for a sample; a hang, then.
 PATIENCE = 240.0
-# What the end may have more than the second quarter, beside 5 %: noise of what happens to be in flight.
-MORE_BYTES = 32 * 1024 * 1024
-MORE_DESCRIPTORS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is done, from when both loaders have been through an epoch; times are seconds, those of chance are means."""
-
-    seconds: float
-    seed: int = 1
-    objects: int = 2000
-    smallest: int = 1000
-    largest: int = 8_000_000
-    checkpoint_bytes: int = 40_000_000
-    checkpoint_every: float = 20.0
-    kill_every: float = 60.0
-    rotate_every: float = 40.0
-    reset_every: float = 1.0
-    longest_outage: float = 8.0
-
-
-@dataclass
-class Record:
-    """What happened; moments are seconds since the trainer began."""
-
-    plan: Plan
-    began: float = 0.0
-    ended: float = 0.0
-    counts: Counter[str] = field(default_factory=Counter)
-    moments: dict[str, list[float]] = field(default_factory=dict)
-    samples: list[tuple[float, int]] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    descriptors: list[tuple[float, int]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    uploads: list[str] = field(default_factory=list)
-    empty_uploads: int = 0
-    exit_status: int | None = None
-    rounds: int = 0
-    is_over: bool = False
-
-    def now(self) -> float:
-        """Return the moment."""
-        return time.monotonic() - self.began
-
-    def mark(self, what: str) -> None:
-        """Remember when something happened."""
-        self.moments.setdefault(what, []).append(round(self.now(), 2))
-
-    def longest_wait(self) -> float:
-        """Return the longest time between two batches."""
-        times = [when for when, _ in self.samples]
-        return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
-
-
-def quarters(series: list[tuple[float, int]]) -> tuple[float, float]:
-    """Return the medians of the second and the last quarter."""
-    values = [value for _, value in series]
-    part = len(values) // 4
-    if not part:
-        return 0.0, 0.0
-    return (sorted(values[part : 2 * part])[part // 2], sorted(values[-part:])[part // 2])
-
-
-def is_flat(series: list[tuple[float, int]], more: int) -> bool:
-    """Whether the median of the last quarter is that of the second, up to 5 % and ``more``."""
-    second, last = quarters(series)
-    return last <= second * 1.05 + more
-
-
-def verdict(record: Record, *, with_trends: bool = True) -> list[str]:
-    """Return what went wrong; nothing if all is well.
-
-    Args:
-        record: Of a run.
-        with_trends: Whether memory and descriptors are judged, which takes a run of some minutes.
-    """
-    counts = record.counts
-    wrong = list(record.problems)
-    if record.exit_status != 0:
-        wrong.append(f"the trainer ended with status {record.exit_status}")
-    never, some = ("samples wrong", "epochs incomplete", "checkpoints wrong"), ("samples right", "epochs complete")
-    wrong += [f"{name}: {counts[name]}" for name in never if counts[name]]
-    wrong += [f"{name}: none" for name in (*some, "checkpoints right") if not counts[name]]
-    if record.uploads:
-        wrong.append(f"multipart uploads left open: {', '.join(record.uploads)}")
-    if with_trends and not is_flat(record.memory, MORE_BYTES):
-        wrong.append(f"memory grew from {quarters(record.memory)[0]:.0f} to {quarters(record.memory)[1]:.0f} bytes")
-    if with_trends and not is_flat(record.descriptors, MORE_DESCRIPTORS):
-        wrong.append(f"descriptors grew from {quarters(record.descriptors)[0]} to {quarters(record.descriptors)[1]}")
-    return wrong
 
 
 def soak(plan: Plan) -> Record:
@@ -181,22 +84,6 @@ def find_open_uploads(record: Record, server: LocalS3) -> None:
             record.empty_uploads += 1
 
 
-def boto(service: str, server: LocalS3) -> Any:
-    """Return a client that is not ours, for the server itself and with its own key."""
-    return botocore.session.Session().create_client(
-        service,
-        region_name=server.region,
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-    )
-
-
-def port_of(server: LocalS3) -> int:
-    """Return where the server listens."""
-    return int(server.endpoint.rpartition(":")[2])
-
-
 def store(server: LocalS3, plan: Plan) -> dict[str, str]:
     """Store the samples, and return their digests; sizes are spread evenly over the orders of magnitude."""
     digests = {}
@@ -212,61 +99,6 @@ def store(server: LocalS3, plan: Plan) -> dict[str, str]:
                 writer.write(content)
         client.close()
     return digests
-
-
-class Keys:
-    """The trainer's key, in a credentials file, and how it becomes another one.
-
-    Args:
-        server: That knows the keys.
-        path: The credentials file.
-    """
-
-    def __init__(self, server: LocalS3, path: Path) -> None:
-        self.path = path
-        self._server = server
-        self._current = ""
-        iam = boto("iam", server)
-        iam.create_user(UserName=USER)
-        policy = {"Effect": "Allow", "Action": ["s3:*"], "Resource": ["arn:aws:s3:::*"]}
-        document = json.dumps({"Version": "2012-10-17", "Statement": [policy]})
-        iam.put_user_policy(UserName=USER, PolicyName="all", PolicyDocument=document)
-        self.rotate()
-
-    def rotate(self) -> None:
-        """Make a key, write it to the file as soon as it works, and withdraw the one before."""
-        iam, before = boto("iam", self._server), self._current
-        made = iam.create_access_key(UserName=USER)["AccessKey"]
-        self._current, secret = made["AccessKeyId"], made["SecretAccessKey"]
-        text = f"[default]\naws_access_key_id = {self._current}\naws_secret_access_key = {secret}\n"
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(text)
-        self.wait_until_valid(fresh)
-        fresh.replace(self.path)
-        if before:
-            iam.delete_access_key(UserName=USER, AccessKeyId=before)
-
-    def wait_until_valid(self, path: Path | None = None) -> None:
-        """Wait until the server takes the key, which is some moments after it was made or the server started."""
-        lines = (path or self.path).read_text().splitlines()[1:]
-        key, secret = (line.partition(" = ")[2] for line in lines)
-        client = botocore.session.Session().create_client(
-            "s3",
-            region_name=self._server.region,
-            endpoint_url=self._server.endpoint,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                # A sample, as the part of the server that holds contents may be ready last.
-                client.get_object(Bucket=BUCKET, Key="samples/000000")["Body"].read()
-                return
-            except (BotoCoreError, ClientError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -300,62 +132,6 @@ def trainer(plan: Plan, home: Path, port: int, errors: Any) -> Iterator[subproce
         for end in (process.stdin, process.stdout):
             if end is not None:
                 end.close()
-
-
-class Chaos(threading.Thread):
-    """Kills the server, rotates keys and resets connections, each at random moments.
-
-    Args:
-        record: Of what is done.
-        server: To kill.
-        relay: To reset.
-        keys: To rotate.
-    """
-
-    def __init__(self, record: Record, server: LocalS3, relay: Relay, keys: Keys) -> None:
-        super().__init__(name="chaos")
-        self._record, self._server, self._relay, self._keys = record, server, relay, keys
-        self._random = random.Random(record.plan.seed)
-        self._end = threading.Event()
-
-    def run(self) -> None:
-        """Do so for the time that is planned, or until told to end; afterwards the server runs."""
-        plan, end = self._record.plan, self._record.now() + self._record.plan.seconds
-        means = {self._kill: plan.kill_every, self._rotate: plan.rotate_every, self._reset: plan.reset_every}
-        due = {action: self._record.now() + self._random.uniform(0, mean) for action, mean in means.items()}
-        try:
-            while True:
-                action = min(due, key=lambda each: due[each])
-                if self._end.wait(max(0.0, min(due[action], end) - self._record.now())) or self._record.now() >= end:
-                    return
-                action()
-                due[action] = self._record.now() + self._random.expovariate(1 / means[action])
-        except Exception as error:  # noqa: BLE001 - ends the run, which names it
-            self._record.problems.append(f"chaos ended with {error!r}")
-
-    def end(self) -> None:
-        """Let all be well from now on."""
-        self._end.set()
-        if self.ident is not None:
-            self.join()
-
-    def _kill(self) -> None:
-        self._record.mark("server killed")
-        os.kill(self._server.pid or 0, signal.SIGKILL)
-        self._relay.shut()
-        self._server.stop()
-        time.sleep(self._random.uniform(0, self._record.plan.longest_outage))
-        self._server.start()
-        self._keys.wait_until_valid()
-        self._relay.open(port_of(self._server))
-        self._record.mark("server back")
-
-    def _rotate(self) -> None:
-        self._keys.rotate()
-        self._record.mark("key rotated")
-
-    def _reset(self) -> None:
-        self._relay.reset_one()
 
 
 def watch(record: Record, process: subprocess.Popen[str], chaos: Chaos) -> None:
@@ -437,8 +213,3 @@ def measure(record: Record, pid: int) -> None:
         return  # it has just ended
     record.memory.append((round(record.now(), 2), memory))
     record.descriptors.append((round(record.now(), 2), descriptors))
-
-
-def as_json(record: Record) -> dict[str, Any]:
-    """Return all of it as plain values."""
-    return {**vars(record), "plan": asdict(record.plan)}
