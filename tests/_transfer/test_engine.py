@@ -357,7 +357,7 @@ def test_kept_connection_that_ends_in_a_head_is_an_attempt():
     engine = make(network)
     engine.run([Ask("a")])
     engine.run([ask])
-    assert (ask.attempts, network.now) == (2, 1000.25)
+    assert (ask.attempts, network.now) == (2, 1000.0)
 
 
 def test_reuse_is_last_in_first_out():

@@ -106,11 +106,12 @@ class Operation(Exchange):
         return None
 
     def recover(self, error: S3Error) -> bool:
-        """Let the bucket correct region, clock or credentials; once each."""
+        """Let the bucket correct region, clock or credentials; once each, unless another fault came in between."""
         kind = type(error)
-        if self.head is None or kind in self._corrected:
+        if kind in self._corrected:
             return False
-        if not self._bucket.correct(error, self.head.fields, self._corrections):
+        if self.head is None or not self._bucket.correct(error, self.head.fields, self._corrections):
+            self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
             return False
         self._corrected.add(kind)
         self.origin = self._bucket.endpoint.origin
