@@ -33,7 +33,8 @@ def test_soak(tmp_path):
         longest_outage=0.5,
     )
     record = soak(plan)
-    assert verdict(record, with_trends=False) == []
+    # An answer to CreateMultipartUpload that is lost leaves an empty upload: a known weakness, which the long run reports.
+    assert [problem for problem in verdict(record, with_trends=False) if "without a part" not in problem] == []
     moments = record.moments
     assert moments["server killed"]
     assert moments["key rotated"]
@@ -48,12 +49,13 @@ def test_measurements(botocore_loader):
     config = dataclasses.replace(throughput.CONFIG, hedging=False)
     with apart(throughput.rates_of, seed=1) as server:
         dataset = dataset_of(server.endpoint, config)
-        server.rates("some")
+        server.rates("faults")
         assert throughput.samples_per_second(dataset, contents, 4, seed=1) > 0
         assert len(hedging.batch_times(dataset, 2, seed=2)) == 2
         assert server.rates("none")
         dataset.client.close()
     assert hedging.percentile([3.0, 1.0, 2.0], 0.99) == 3.0
+    assert hedging.percentile([float(number) for number in range(1, 101)], 0.99) == 99.0
 
 
 def good() -> Record:
@@ -69,6 +71,7 @@ def good() -> Record:
         ({"exit_status": 1}, "status 1"),
         ({"exit_status": None}, "status None"),
         ({"uploads": ["key of 5 s with 2 parts"]}, "left open: key of 5 s"),
+        ({"empty_uploads": 1}, "without a part: 1"),
         ({"problems": ["nothing came for 180 s"]}, "nothing came"),
         ({"memory": [(float(second), second * MiB) for second in range(200)]}, "memory grew"),
         ({"descriptors": [(float(second), second) for second in range(200)]}, "descriptors grew"),

@@ -29,7 +29,7 @@ def draw(record: Record, path: Path) -> None:
     third.set_xlabel("minutes")
     for axes in (first, second, third):
         axes.set_facecolor("white")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
         axes.grid(color=_FAINT, linewidth=0.5)
         axes.tick_params(colors=_INK)
         for name, (color, style) in _MARKS.items():
@@ -42,8 +42,14 @@ def draw(record: Record, path: Path) -> None:
     first.plot(
         resets, [low + (high - low) * 0.02] * len(resets), "|", color="#e8590c", markersize=6, label="connection reset"
     )
-    first.legend(loc="upper right", fontsize=8, facecolor="white", framealpha=0.9, ncols=3)
-    figure.suptitle("Training against a server that is killed, reset and given other keys", color=_INK, fontsize=12)
+    first.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, frameon=False, ncols=3)
+    figure.suptitle(
+        "Training against a server that is killed, reset and given other keys",
+        color=_INK,
+        fontsize=12,
+        x=0.01,
+        ha="left",
+    )
     figure.savefig(path, dpi=110)
 
 

@@ -7,6 +7,7 @@ for each object.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -33,7 +34,7 @@ def batch_times(dataset: S3MapDataset[bytes], count: int, seed: int) -> list[flo
 
 def percentile(values: list[float], share: float) -> float:
     """Return the value that this share of the values do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 def main() -> int:

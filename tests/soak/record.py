@@ -96,6 +96,8 @@ def verdict(record: Record, *, with_trends: bool = True) -> list[str]:
     wrong += [f"{name}: none" for name in (*some, "checkpoints right") if not counts[name]]
     if record.uploads:
         wrong.append(f"multipart uploads left open: {', '.join(record.uploads)}")
+    if record.empty_uploads:
+        wrong.append(f"multipart uploads left open without a part: {record.empty_uploads}")
     if with_trends and not is_flat(record.memory, MORE_BYTES):
         wrong.append(f"memory grew from {quarters(record.memory)[0]:.0f} to {quarters(record.memory)[1]:.0f} bytes")
     if with_trends and not is_flat(record.descriptors, MORE_DESCRIPTORS):
