@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,8 @@ def check_state(loaded: Mapping[str, torch.Tensor], tensors: int, size: int) -> 
 
 def memory(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a tensor of the CPU as bytes."""
-    return memoryview(tensor.numpy()).cast("B")
+    array: Any = tensor.numpy()  # older versions of numpy do not call it a buffer
+    return memoryview(array).cast("B")
 
 
 def write_files(folder: Path, tensors: int, size: int) -> None:

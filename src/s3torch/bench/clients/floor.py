@@ -128,10 +128,18 @@ def _get_request(site: Site, key: str) -> bytes:
 
 
 def _receive_head(stream: socket.socket, view: memoryview) -> int:
-    """Receive a head and move what came along of the body to the front of ``view``; returns how much that is."""
+    """Receive a head and move what came along of the body to the front of ``view``; returns how much that is.
+
+    Raises:
+        ConnectionError: The server refuses, or closed the connection.
+    """
     filled = 0
     while (end := bytes(view[:filled]).find(b"\r\n\r\n")) < 0:
-        filled += stream.recv_into(view[filled : filled + _HEAD_ROOM])
+        count = stream.recv_into(view[filled : filled + _HEAD_ROOM])
+        if not count:
+            raise ConnectionError("the server closed the connection")
+        filled += count
+    _check_status(bytes(view[:end]))
     body = bytes(view[end + 4 : filled])
     view[: len(body)] = body
     return len(body)
@@ -247,10 +255,8 @@ def _presigned(site: Site, operation: str, key: str) -> str:
     from botocore.config import Config
     from botocore.session import get_session
 
-    style = {"addressing_style": "path" if site.path_style else "auto"}
-    s3 = get_session().create_client(
-        "s3", site.region, endpoint_url=site.endpoint, config=Config(signature_version="s3v4", s3=style)
-    )
+    config: Any = {"signature_version": "s3v4", "s3": {"addressing_style": "path" if site.path_style else "auto"}}
+    s3: Any = get_session().create_client("s3", site.region, endpoint_url=site.endpoint, config=Config(**config))
     url = urlsplit(s3.generate_presigned_url(operation, Params={"Bucket": site.bucket, "Key": key}))
     return f"{url.path}?{url.query}"
 
@@ -272,8 +278,17 @@ def _expect_success(stream: socket.socket) -> None:
     """Receive an answer without a body.
 
     Raises:
-        ConnectionError: The server refuses.
+        ConnectionError: The server refuses, or closed the connection.
     """
-    answer = stream.recv(_HEAD_ROOM)
-    if answer.split(b" ", 2)[1:2] != [b"200"]:
-        raise ConnectionError(f"the server answers {answer[:200]!r}")
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        part = stream.recv(_HEAD_ROOM)
+        if not part:
+            raise ConnectionError("the server closed the connection")
+        answer += part
+    _check_status(answer)
+
+
+def _check_status(head: bytes) -> None:
+    if head.split(b" ", 2)[1:2] not in ([b"200"], [b"206"]):
+        raise ConnectionError(f"the server answers {head[:200]!r}")
