@@ -92,7 +92,7 @@ def test_checkpoints(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Not measured" not in done.stdout
     cases = {case["case"]: case["rounds"][0] for case in json.loads((tmp_path / "results.json").read_text())["cases"]}
-    assert cases.keys() == {"save", "save-real", "load", "load-real", "safetensors"}
+    assert cases.keys() == {"save", "save-real", "async-save", "load", "load-real", "safetensors"}
     assert {sample["bytes"] for samples in cases.values() for sample in samples.values()} == {20 * 1024**2}
     assert cases["save"]["s3torch"]["requests"] == 5  # begin, parts of 8, 8 and 4 MiB, complete
     assert cases["save"]["floor"]["requests"] == 1

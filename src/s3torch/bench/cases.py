@@ -399,6 +399,21 @@ CASES = (
         without=frozenset({"floor"}),
     ),
     Case(
+        name="async-save",
+        title="The stall of a training step that saves 200 tensors, 1 GiB in all, in the background",
+        task="async-save",
+        server="sink",
+        effort=Effort(rounds=3),
+        quick=_QUICK,
+        columns=(_MILLISECONDS, CPU_S_PER_GIB, PEAK_MIB),
+        charts=(_MILLISECONDS,),
+        promises=(
+            Promise(
+                "s3torch: stall over the copy alone", over(of(_MANY, _MILLISECONDS), of("floor", _MILLISECONDS)), 1.10
+            ),
+        ),
+    ),
+    Case(
         name="load",
         title="torch.load of 200 tensors, 1 GiB in all, HTTP",
         task="load",
@@ -480,7 +495,7 @@ OWN_CASES = (
 
 GROUPS = {
     "real": ("real-loader", "real-large"),
-    "checkpoints": ("save", "save-real", "load", "load-real", "safetensors"),
+    "checkpoints": ("save", "save-real", "async-save", "load", "load-real", "safetensors"),
 }
 """Names that stand for several cases."""
 

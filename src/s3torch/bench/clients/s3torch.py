@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +27,7 @@ from s3torch.bench.clients.work import (
 )
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import KIB, MIB, Effort, Site, Stored
-from s3torch.bench.state import SAFETENSORS
+from s3torch.bench.state import SAFETENSORS, make_state
 
 if TYPE_CHECKING:
     from s3torch._transfer.http1 import ContentRange
@@ -457,6 +458,22 @@ def save_by_writer(site: Site, _: Effort) -> Work:
             torch.save(state, writer)
 
     return saving(site, save)
+
+
+@enter("s3torch", "async-save")
+def save_async(site: Site, _: Effort) -> Work:
+    """``S3Checkpoint.save_async``: the time until it returns."""
+    checkpoint = S3Checkpoint(**_options(site))
+    state = make_state(site.tensors, site.tensor)
+
+    def work() -> Done:
+        start = time.perf_counter()
+        future = checkpoint.save_async(state, f"s3://{site.bucket}/saved.pt")
+        stall = time.perf_counter() - start
+        future.result()
+        return Done(items=1, bytes=site.state_bytes, seconds=stall)
+
+    return work
 
 
 @enter("s3torch", "load")

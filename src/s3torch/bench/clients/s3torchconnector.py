@@ -150,7 +150,7 @@ def listing(site: Site, _: Effort) -> Work:
     return lambda: Done(items=count(site.prefix))
 
 
-@enter("s3torchconnector", "save", needs=_NEEDS)
+@enter("s3torchconnector", "save", "async-save", needs=_NEEDS)
 def save(site: Site, _: Effort) -> Work:
     """``torch.save`` to ``S3Checkpoint.writer``."""
     import torch
