@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,13 +16,6 @@ from tests.soak.record import Plan, Record, is_flat, verdict
 from tests.soak.run import soak
 
 MiB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """A closed client keeps its epoll instance until it is collected; other tests count descriptors."""
-    yield
-    gc.collect()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory and descriptors are read from /proc")
