@@ -33,7 +33,7 @@ def test_soak(tmp_path):
         longest_outage=0.5,
     )
     record = soak(plan)
-    # A lost answer to CreateMultipartUpload leaves an empty upload: a known weakness, which the long run reports.
+    # A lost answer to CreateMultipartUpload leaves an empty upload: a known weakness, which fails the long run.
     assert [problem for problem in verdict(record, with_trends=False) if "without a part" not in problem] == []
     moments = record.moments
     assert moments["server killed"]
