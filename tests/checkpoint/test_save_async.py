@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +127,54 @@ def test_what_is_copied_as_it_is():
     assert torch.equal(copied["s"].to_dense(), torch.eye(3))
     assert copied["y"][1] is copied["y"]
     assert torch.equal(Staging().copy(torch.tensor([1 + 2j]).conj()), torch.tensor([1 - 2j]))
+
+
+class _Wrapper(MutableMapping[str, Any]):
+    """A mapping whose shallow copy shares its items with it."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        self.inner = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self.inner[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.inner[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.inner[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+def test_the_original_is_not_written_to():
+    """A mapping of any class keeps its own tensors, and the copy has others."""
+    weight = torch.ones(3)
+    state = _Wrapper({"a": weight})
+    copied = Staging().copy(state)
+    assert state["a"] is weight
+    weight.zero_()
+    assert copied["a"].tolist() == [1, 1, 1]
+
+
+class _Computed(dict[str, Any]):
+    """A dict that makes its values when it is asked for them."""
+
+    def items(self) -> Any:
+        return ((key, torch.full((3,), number)) for key, number in super().items())
+
+
+def test_values_that_are_gone_are_not_taken_for_others():
+    """A value that lies where one lay before that is gone is copied for itself."""
+    copied = Staging().copy(_Computed({str(number): number for number in range(50)}))
+    assert [copied[str(number)].tolist() for number in range(50)] == [[number] * 3 for number in range(50)]
+
+
+def test_meta_tensors():
+    """Tensors without values are saved as torch.save saves them."""
+    copied = Staging().copy({"a": torch.empty(3, device="meta")})
+    assert (copied["a"].device.type, copied["a"].shape) == ("meta", (3,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import UserDict
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Staging:
         made: Any
         if isinstance(value, torch.Tensor):
             made = self._copy_tensor(value)
-        elif isinstance(value, Mapping) and hasattr(value, "__setitem__"):
+        elif isinstance(value, (dict, UserDict)):  # a shallow copy of another mapping might share its items
             made = memo[id(value)] = copy.copy(value)
             for key, each in value.items():
                 made[key] = self._copy(each, memo)
@@ -59,9 +59,12 @@ class Staging:
         else:
             made = copy.deepcopy(value, memo)
         memo[id(value)] = made
+        memo.setdefault(id(memo), []).append(value)  # keeps it alive, as deepcopy does: its id must stay its own
         return made
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:  # there is nothing that could change
+            return tensor
         if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             return tensor.detach().cpu().clone()
         storage = self._copy_storage(tensor.untyped_storage())
