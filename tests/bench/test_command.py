@@ -176,3 +176,10 @@ def test_no_server(tmp_path):
     assert done.returncode == 1
     assert "small is left out: " in done.stderr
     assert "pip install 's3torch[bench]'" in done.stderr
+
+
+def test_the_command_brings_no_threads():
+    """Another thread would take a signal that is held back while a process is being started."""
+    program = "import sys, s3torch.bench.command; print({'numpy', 'torch', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

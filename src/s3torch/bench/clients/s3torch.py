@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from s3torch import S3Checkpoint, S3Client, S3ClientConfig, S3Reader
+from s3torch import S3Client, S3ClientConfig, S3Reader
 from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import Decode, epoch, in_python, releases_gil
 from s3torch.bench.clients.work import (
@@ -30,6 +30,7 @@ from s3torch.bench.site import KIB, MIB, Effort, Site, Stored
 from s3torch.bench.state import SAFETENSORS, make_state
 
 if TYPE_CHECKING:
+    from s3torch import S3Checkpoint
     from s3torch._transfer.http1 import ContentRange
     from s3torch.datasets import ObjectTable
 
@@ -439,10 +440,16 @@ def listing_table(site: Site, _: Effort) -> Work:
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
+def _checkpoint(site: Site) -> S3Checkpoint:
+    from s3torch import S3Checkpoint  # torch brings threads, which take signals while the command starts a process
+
+    return S3Checkpoint(**_options(site))
+
+
 @enter("s3torch", "save")
 def save(site: Site, _: Effort) -> Work:
     """``S3Checkpoint.save``."""
-    checkpoint = S3Checkpoint(**_options(site))
+    checkpoint = _checkpoint(site)
     return saving(site, lambda state, key: checkpoint.save(state, f"s3://{site.bucket}/{key}", progress=False))
 
 
@@ -451,7 +458,7 @@ def save_by_writer(site: Site, _: Effort) -> Work:
     """``torch.save`` to ``S3Checkpoint.writer``."""
     import torch
 
-    checkpoint = S3Checkpoint(**_options(site))
+    checkpoint = _checkpoint(site)
 
     def save(state: object, key: str) -> None:
         with checkpoint.writer(f"s3://{site.bucket}/{key}") as writer:
@@ -463,7 +470,7 @@ def save_by_writer(site: Site, _: Effort) -> Work:
 @enter("s3torch", "async-save")
 def save_async(site: Site, _: Effort) -> Work:
     """``S3Checkpoint.save_async``: the time until it returns."""
-    checkpoint = S3Checkpoint(**_options(site))
+    checkpoint = _checkpoint(site)
     state = make_state(site.tensors, site.tensor)
 
     def work() -> Done:
@@ -479,7 +486,7 @@ def save_async(site: Site, _: Effort) -> Work:
 @enter("s3torch", "load")
 def load_checkpoint(site: Site, _: Effort) -> Work:
     """``S3Checkpoint.load``."""
-    checkpoint = S3Checkpoint(**_options(site))
+    checkpoint = _checkpoint(site)
     return loading(site, lambda key: checkpoint.load(f"s3://{site.bucket}/{key}", progress=False))
 
 
@@ -488,7 +495,7 @@ def load_by_reader(site: Site, _: Effort) -> Work:
     """``torch.load`` from ``S3Checkpoint.reader``."""
     import torch
 
-    checkpoint = S3Checkpoint(**_options(site))
+    checkpoint = _checkpoint(site)
 
     def load(key: str) -> Any:  # noqa: ANN401 - what torch.load returns
         with checkpoint.reader(f"s3://{site.bucket}/{key}") as reader:
