@@ -132,6 +132,24 @@ def test_map_location_of_a_function(checkpoint, uri):
     assert torch.equal(loaded["bias"], state["bias"] * 2)
 
 
+def test_map_location_of_a_function_that_fails(checkpoint, uri):
+    """What a user's function raises is not taken for damage of the file."""
+    checkpoint.save({"weight": torch.rand(BIG)}, uri)
+    with pytest.raises(KeyError, match="mine"):
+        checkpoint.load(uri, lambda storage, location: {}["mine"])
+
+
+def test_a_program(checkpoint, put, key, uri):
+    """A TorchScript program is no checkpoint, and the error says what loads it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"program/{name}", b"...")
+    put(key, content.getvalue())
+    with pytest.raises(CheckpointFormatError, match=rf"{uri} .*torch\.jit\.load"):
+        checkpoint.load(uri)
+
+
 def test_few_requests(checkpoint, uri):
     """A hundred tensors are loaded by a few requests beside those of their bytes."""
     state = {str(number): torch.rand(BIG // 4) for number in range(100)}

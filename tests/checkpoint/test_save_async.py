@@ -161,19 +161,6 @@ def test_the_original_is_not_written_to():
     assert copied["a"].tolist() == [1, 1, 1]
 
 
-class _Computed(dict[str, Any]):
-    """A dict that makes its values when it is asked for them."""
-
-    def items(self) -> Any:
-        return ((key, torch.full((3,), number)) for key, number in super().items())
-
-
-def test_values_that_are_gone_are_not_taken_for_others():
-    """A value that lies where one lay before that is gone is copied for itself."""
-    copied = Staging().copy(_Computed({str(number): number for number in range(50)}))
-    assert [copied[str(number)].tolist() for number in range(50)] == [[number] * 3 for number in range(50)]
-
-
 def test_meta_tensors():
     """Tensors without values are saved as torch.save saves them."""
     copied = Staging().copy({"a": torch.empty(3, device="meta")})

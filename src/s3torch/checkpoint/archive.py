@@ -98,6 +98,8 @@ class Archive:
                 ends = [info.header_offset for info in infos[1:]] + [directory.start_dir]
         except (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error) as error:
             raise CheckpointFormatError(f"Its directory is damaged: {error}") from error
+        if any(info.filename.endswith("/constants.pkl") for info in infos):
+            raise CheckpointFormatError("It is a TorchScript program: use torch.jit.load(checkpoint.reader(uri)).")
         self.storages: dict[int, Record] = {}
         self._small: dict[str, bytes] = {}
         self._starts: list[int] = []
@@ -113,9 +115,8 @@ class Archive:
             self._add(info, end, start, block)
         if self.pickle is None and not any(name.endswith("/data.pkl") for name in (info.filename for info in infos)):
             raise CheckpointFormatError("It is an archive without data.pkl, which torch.save did not write.")
-        is_script = any(info.filename.endswith("/constants.pkl") for info in infos)
-        if is_script or not self._is_native:
-            self.storages.clear()  # TorchScript takes another way; and torch swaps bytes as soon as it has them
+        if not self._is_native:
+            self.storages.clear()  # torch swaps bytes as soon as it has them
         blocks = sorted(zip(self._starts, self._blocks, strict=True))
         self._starts, self._blocks = [start for start, _ in blocks], [block for _, block in blocks]
 

@@ -104,6 +104,9 @@ class _Filler:
         map_location: The user's.
         fills_later: Whether storages that stay on the CPU may be filled when all are there.
         checks: Whether to compare what arrives with the CRC-32 of the zip directory.
+
+    Attributes:
+        users_error: What the user's function has raised.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class _Filler:
         self._map_location = map_location
         self._fills_later = fills_later
         self._checks = checks
+        self.users_error: BaseException | None = None
         self._waiting: list[tuple[Record, torch.UntypedStorage]] = []
 
     def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
@@ -168,7 +172,11 @@ class _Filler:
 
     def _mapped(self, storage: torch.UntypedStorage, location: str) -> Any:  # noqa: ANN401
         if callable(self._map_location):
-            return self._map_location(storage, location)
+            try:
+                return self._map_location(storage, location)
+            except BaseException as error:
+                self.users_error = error
+                raise
         destination = self._destination(location)
         if destination == "cpu":
             return storage
@@ -202,7 +210,7 @@ def load_object(
             fills_later=is_blind,
             checks=client.s3client_config.checksums == "strict",
         )
-        with _damage_named(remote, weights_only=weights_only):
+        with _damage_named(remote, filler, weights_only=weights_only):
             loaded = torch.load(file, map_location=filler, weights_only=weights_only)
             if file.due is not None:
                 raise AssertionError(f"{file.due[0].name} was read and never used")
@@ -225,7 +233,7 @@ def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool)
 
 
 @contextlib.contextmanager
-def _damage_named(remote: RemoteObject, *, weights_only: bool) -> Iterator[None]:
+def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool) -> Iterator[None]:
     """Name the object in what torch raises for a damaged file; whatever else its pickle might call raises as it is."""
     try:
         yield
@@ -238,7 +246,7 @@ def _damage_named(remote: RemoteObject, *, weights_only: bool) -> Iterator[None]
             raise
         raise _named(error, remote) from error
     except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
-        if not weights_only:
+        if not weights_only or error is filler.users_error:
             raise
         raise _named(error, remote) from error
 
