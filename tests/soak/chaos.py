@@ -122,7 +122,8 @@ class Chaos(threading.Thread):
                 if self._end.wait(max(0.0, min(due[action], end) - self._record.now())) or self._record.now() >= end:
                     return
                 action()
-                due[action] = self._record.now() + self._random.expovariate(1 / means[action])
+                mean = means[action]  # half of it at least: a request whose key was withdrawn is sent again once
+                due[action] = self._record.now() + mean / 2 + self._random.expovariate(2 / mean)
         except Exception as error:  # noqa: BLE001 - ends the run, which names it
             self._record.problems.append(f"chaos ended with {error!r}")
 
