@@ -1075,6 +1075,21 @@ def test_credentials_with_the_same_secret(monkeypatch: pytest.MonkeyPatch):
         assert client.read_range("bucket", "key", 0) == SMALL
 
 
+def test_keys_that_are_withdrawn_in_a_row(monkeypatch: pytest.MonkeyPatch):
+    """A request whose new key is withdrawn as well looks for the next; one that finds the same key again is refused."""
+    keys = {"ACCESS": "SECOND", "SECOND": "THIRD", "THIRD": "THIRD"}
+
+    def handle(request: Request, wire: Wire) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[scope(request).partition(" ")[0]])
+        fail(403, "InvalidAccessKeyId")(request, wire)
+
+    with serving(handle) as (server, client):
+        with pytest.raises(CredentialsError):
+            client.read_range("bucket", "key", 0)
+        signed = [scope(request).partition(" ")[0] for request in server.requests]
+        assert signed == ["ACCESS", "SECOND", "THIRD", "THIRD"]
+
+
 def test_credentials_are_refreshed_after_each_outage(monkeypatch: pytest.MonkeyPatch):
     """Keys that are rotated once more while a request is retried are found anew once more."""
     rotations = {"ACCESS": "SECOND", "SECOND": "THIRD"}
