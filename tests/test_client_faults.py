@@ -303,6 +303,19 @@ def test_stalled_body(transport: Tls | None):
         assert server.connections == 2
 
 
+def test_stalled_body_is_asked_for_beside():
+    """With what is known of this host, a body that stops goes on elsewhere long before the timeout, of one version."""
+    handler = where(lambda request: request.path.endswith("/key"), cut(SMALL, 1000, Wire.stall), serve_object(SMALL))
+    with serving(handler, stall_timeout=600, first_byte_timeout=600, call_timeout=30) as (server, client):
+        for number in range(64):
+            client.read_range("bucket", f"learn/{number}", 0, 10)
+        server.requests.clear()
+        assert client.read_range("bucket", "key", 0, 2000) == SMALL[:2000]
+        assert ranges(server) == ["0-1999", "1000-1999"]
+        assert [request.headers.get("if-match") for request in server.requests] == [None, '"e"']
+        assert (client.stats.hedges, client.stats.retries) == (1, 0)
+
+
 def test_always_stalled():
     """A body that never comes to its end is an error that names the rate, within twice the timeout."""
     with serving(cut(SMALL, 100, Wire.stall), stall_timeout=0.2, max_attempts=2) as (server, client):

@@ -87,7 +87,7 @@ def test_a_mistyped_endpoint_is_reported_within_about_a_second():
 def test_pauses():
     """The longest pause doubles with each attempt until the cap; the jitter takes its share of it."""
     policy = RetryPolicy(max_attempts=20, base=0.1, cap=20.0)
-    error = ServerError("It broke.")
+    error = ThrottledError("It broke.")
     whole = [policy.pause(error, attempts, was_reached=True, jitter=1.0) for attempts in range(1, 13)]
     assert whole == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 20.0, 20.0, 20.0, 20.0])
     half = [policy.pause(error, attempts, was_reached=True, jitter=0.5) for attempts in range(1, 13)]
@@ -104,6 +104,16 @@ def test_a_broken_connection_is_retried_at_once(kind: type[S3Error]):
     assert policy.pause(error, 1, was_reached=False, jitter=0.5) == 0.05
     assert policy.pause(error, 1, was_reached=True, is_in_budget=False, jitter=0.5) == 10.0
     assert RetryPolicy(max_attempts=1).pause(error, 1, was_reached=True, jitter=0.5) is None
+
+
+def test_a_failure_of_the_service_is_retried_soon():
+    """One failure of the service says little of load: its first pause is short, unless Retry-After or an outage is."""
+    policy, error = RetryPolicy(), ServerError("It broke.")
+    assert policy.pause(error, 1, was_reached=True, jitter=0.5) == pytest.approx(0.01)
+    assert policy.pause(error, 2, was_reached=True, jitter=0.5) == 0.1
+    assert policy.pause(error, 1, was_reached=True, jitter=0.5, is_in_budget=False) == 10.0
+    error.retry_after = 3.0
+    assert policy.pause(error, 1, was_reached=True, jitter=0.5) == 3.0
 
 
 @given(
@@ -134,7 +144,7 @@ def test_a_policy_is_a_value():
 
 def test_out_of_budget():
     """When retries are many beside successes each waits for its share of the longest pause."""
-    error = ServerError("It broke.")
+    error = ThrottledError("It broke.")
     assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5) == 0.05
     assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5, is_in_budget=False) == 10.0
     assert RetryPolicy().pause(error, 10, was_reached=True, jitter=0.5, is_in_budget=False) is None

@@ -239,7 +239,8 @@ class GetObject(Operation):
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
     that bytes of two versions are never mixed. Every Content-Range and length is checked. If the answer has all bytes
     of the object and their checksum, that is checked, too. A 416 that does not tell the object's size is not taken for
-    an answer: HeadObject is asked for it, once.
+    an answer: HeadObject is asked for it, once. Nor is a whole object that is longer than it should be: it is asked for
+    as a range, whose answer tells the size apart from the length.
 
     Args:
         bucket: Of the object.
@@ -285,7 +286,7 @@ class GetObject(Operation):
         self._checksum: Checksum | None = None
         self.total: int | None = None
         self._into = into
-        self._lacks_size = self._has_asked_size = False
+        self._lacks_size = self._has_asked_size = self._is_longer = False
         self._destination: Destination | None = None
         if not callable(into):
             self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
@@ -352,7 +353,10 @@ class GetObject(Operation):
         self.is_verified = True
 
     def recover(self, error: S3Error) -> bool:
-        """Ask for the object's size after a 416 that does not tell it."""
+        """Ask for the object's size after an answer that does not tell it, or not reliably."""
+        if self._is_longer:
+            self._is_longer = self._is_whole = False
+            return True
         if not self._lacks_size:
             return super().recover(error)
         self._lacks_size = False
@@ -398,6 +402,7 @@ class GetObject(Operation):
         length = head.content_length
         if self._is_whole and head.status == 200 and begin == 0:
             if length is not None and length > self.stop:
+                self._is_longer = True
                 raise self._changed(f"it was {self.stop} bytes long, and is {length} now")
             length = self.stop if length is None else length
         if head.status != 200 or begin != 0 or length is None or length > self.stop:

@@ -13,8 +13,9 @@ idle shows that on its next use, by ending before a single byte of an answer: th
 connection at once, which does not count as an attempt.
 
 Every request that passes here can be sent twice without harm (GET, HEAD, PUT of the same bytes), so whether it is sent
-again is for the retry policy alone. A read whose first byte is late is sent a second time at once, on a new connection:
-its flight gets a rival, and whichever brings the first byte goes on alone.
+again is for the retry policy alone. A read whose first byte is late, or whose body has stopped, is sent a second time
+at once, on a new connection, for what is still missing: its flight gets a rival, and the one that brings the next byte
+goes on alone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ __all__ = ["Engine", "Exchange", "Limits"]
 # Deadlines are seconds long; looking at them this often is precise enough and costs nothing.
 _SWEEP_INTERVAL = 0.25
 # How often it is looked whether a first byte is late, in seconds: as long as the least lateness.
-_HEDGE_INTERVAL = 0.05
+_HEDGE_INTERVAL = 0.02
+# A body that has begun has stopped after so many seconds without a byte, or after the lateness if that is longer. A
+# lost packet that TCP sends again may take more (Linux: 0.2 s): to go on elsewhere is faster then, too.
+_LEAST_SILENCE = 0.1
 # Below this rate over a whole stall_timeout, in bytes per second, a transfer counts as stalled.
 _SLOWEST_RATE = 1024
 # One connection that brings bytes as fast as they are taken, as over TLS, must not keep the others waiting; in bytes.
@@ -132,6 +136,7 @@ class _Flight:
         "began",
         "connection",
         "exchange",
+        "heard",
         "is_hedged",
         "mark",
         "moved",
@@ -151,6 +156,7 @@ class _Flight:
         self.received = 0
         self.moved = 0
         self.began = now
+        self.heard = now
         self.is_hedged = False
         self.mark = now
         self.moved_at_mark = 0
@@ -563,6 +569,8 @@ class Engine:
             if flight.exchange.is_read:
                 self._first_bytes_of(flight.exchange.origin).note(self._now - flight.mark)
             flight.mark, flight.moved_at_mark = self._now, flight.moved
+        if count:
+            flight.heard = self._now
         flight.received += count
         flight.moved += count
 
@@ -686,20 +694,30 @@ class Engine:
         return known
 
     def _hedge_late_ones(self) -> None:
-        """Send a second request for each read whose first byte is late."""
+        """Send a second request for each read whose first byte is late, or whose body has stopped."""
         self._next_hedge = self._now + _HEDGE_INTERVAL
         for flight in list(self._flights):
             exchange = flight.exchange
             known = self._first_bytes.get(exchange.origin)
-            is_waiting = flight.connection.is_open and not flight.outgoing and not flight.received
+            is_waiting = flight.connection.is_open and not flight.outgoing
             if known is None or known.late_after is None or not (is_waiting and exchange.is_read):
                 continue
-            due = flight.mark + known.late_after
+            due = self._next_byte_due(flight, known.late_after)
+            if due <= self._now and flight.connection.awaited > 1:  # more may have come than select has told
+                self._guarded(flight, self._receive)
+                due = self._next_byte_due(flight, known.late_after)
+            if flight not in self._flights:
+                continue
             if due > self._now:
                 self._next_hedge = min(self._next_hedge, due)
             elif not flight.is_hedged and known.may_hedge and len(self._flights) < int(self._window.size):
                 known.note_hedge()
                 self._start_rival(flight)
+
+    def _next_byte_due(self, flight: _Flight, late_after: float) -> float:
+        if not flight.received:
+            return flight.mark + late_after
+        return flight.heard + max(late_after, _LEAST_SILENCE)
 
     def _start_rival(self, flight: _Flight) -> None:
         """Send an exchange a second time; if that is late as well, a third time, and the first one is given up."""
@@ -717,8 +735,9 @@ class Engine:
         self._flights.add(rival)
 
     def _let_win(self, flight: _Flight) -> None:
-        """Give up the other flight of an exchange: this one has brought the first byte."""
+        """Give up the other flight of an exchange: this one has brought the next byte."""
         exchange = flight.exchange
+        flight.is_hedged = False  # it may stop again
         loser = exchange.flight if flight is exchange.rival else exchange.rival
         if loser is not None:
             self._land(loser, keep=False)

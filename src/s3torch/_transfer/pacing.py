@@ -20,7 +20,7 @@ _WINDOWS_BEYOND = 16.0
 # Late is what takes this many times as long as 95 % of the first bytes did, and at least so many seconds. A second
 # request is worth it where lateness has another cause than load: one host, one lost packet. Not tuned.
 _TIMES_THE_USUAL = 2.0
-_LEAST_LATENESS = 0.05
+_LEAST_LATENESS = 0.02
 _SAMPLES = 256
 _FEWEST_SAMPLES = 32
 _RECKONED_EVERY = 32

@@ -10,6 +10,7 @@ from s3torch.errors import (
     IntegrityError,
     ProtocolError,
     S3Error,
+    ServerError,
     TransientError,
     TruncatedBodyError,
 )
@@ -23,13 +24,16 @@ _ATTEMPTS_ON_PROTOCOL_ERROR = 3
 # What ends one connection says nothing of load: the first retry needs no pause. A batch that waits for its last sample
 # would otherwise pay for each broken connection with several times what it takes itself.
 _RETRIED_AT_ONCE = (ConnectionFailedError, TruncatedBodyError, ProtocolError)
+# Nor says one failure of the service much of load: the first pause is this share of the usual one.
+_FIRST_SHARE_OF_SERVER_ERROR = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Exponential backoff with full jitter; no sooner than the service asks for (Retry-After, up to ``cap``).
 
-    After a broken connection to an endpoint that has answered before, the first retry is sent at once.
+    After a broken connection to an endpoint that has answered before, the first retry is sent at once, and soon after a
+    failure of the service.
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
@@ -57,9 +61,12 @@ class RetryPolicy:
         """
         if not isinstance(error, TransientError) or attempts >= self._limit(error, was_reached=was_reached):
             return None
-        if attempts == 1 and was_reached and is_in_budget and isinstance(error, _RETRIED_AT_ONCE):
-            return 0.0
         longest = min(self.cap, self.base * 2.0 ** min(attempts - 1, 30)) if is_in_budget else self.cap
+        if attempts == 1 and was_reached and is_in_budget:
+            if isinstance(error, _RETRIED_AT_ONCE):
+                return 0.0
+            if isinstance(error, ServerError):
+                longest *= _FIRST_SHARE_OF_SERVER_ERROR
         return max(jitter * longest, min(error.retry_after or 0.0, self.cap))
 
     def _limit(self, error: TransientError, *, was_reached: bool) -> int:

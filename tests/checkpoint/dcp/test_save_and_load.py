@@ -20,7 +20,14 @@ from s3torch.dcp import (
     S3StorageReader,
     S3StorageWriter,
 )
-from s3torch.errors import ArgumentError, ArgumentTypeError, InvalidURIError, NotFoundError, S3Error
+from s3torch.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointFormatError,
+    InvalidURIError,
+    NotFoundError,
+    S3Error,
+)
 from tests.conftest import Traffic
 
 pytestmark = [
@@ -286,6 +293,32 @@ def test_a_file_is_too_short(client, bucket, path):
         writer.write(content[:-10])
     plan, planner, reader = _plan_and_reader(_blank(state), path)
     with pytest.raises(S3Error, match=r"reaches beyond the \d+ bytes of .*__0_0\.distcp"):
+        reader.read_data(plan, planner)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\x80\x04", None], ids=["empty", "zero", "cut off", "garbled"])
+def test_metadata_is_damaged(client, bucket, path, content):
+    """Metadata that is empty, cut off or damaged is named, also in what torch makes of it."""
+    _save({"a": torch.zeros(3)}, path)
+    key = f"{path.removeprefix(f's3://{bucket}/')}/.metadata"
+    with client.put_object(bucket, key) as writer:
+        writer.write(bytes(octet ^ 0xFF for octet in client.read_range(bucket, key, 0)) if content is None else content)
+    with pytest.raises(CheckpointFormatError, match=rf"its metadata cannot be read from the checkpoint {path}: "):
+        S3StorageReader(None, path).read_metadata()
+    with pytest.raises(CheckpointException, match=rf"its metadata cannot be read from the checkpoint {path}: "):
+        _load({"a": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("state", [{"a": torch.ones(3)}, {"a": torch.ones(MiB)}, {"a": "text"}])
+def test_an_item_is_damaged(client, bucket, path, state):
+    """An item whose bytes are none of what torch saves is named, with its file."""
+    _save(state, path)
+    key = f"{path.removeprefix(f's3://{bucket}/')}/__0_0.distcp"
+    size = client.head_object(bucket, key).size
+    with client.put_object(bucket, key) as writer:
+        writer.write(b"\xff" * size)
+    plan, planner, reader = _plan_and_reader(_blank(state), path)
+    with pytest.raises(CheckpointFormatError, match=r"a in __0_0\.distcp cannot be read from the checkpoint s3://"):
         reader.read_data(plan, planner)
 
 

@@ -11,8 +11,10 @@ needs are read: see ``layout``. That takes two rounds, the first for the ends of
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +32,7 @@ from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.layout import Layout
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import S3Error
+from s3torch.errors import CheckpointFormatError, S3Error
 from s3torch.uri import parse_s3_uri
 
 __all__ = ["Read", "S3StorageReader", "Span", "spans"]
@@ -127,6 +129,16 @@ class S3StorageReader(FileSystemReader):
         self.path = self.fs.init_path(path)
         self._chunks: dict[tuple[str, torch.Size | None], tuple[torch.Size, torch.dtype]] = {}
 
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401  # torch's signature
+        """Read ``.metadata``, or that of a rank.
+
+        Raises:
+            CheckpointFormatError: It is empty, cut off or damaged.
+            S3Error: It is missing, or could not be read.
+        """
+        with self._damage_named("its metadata"):
+            return super().read_metadata(*args, **kwargs)
+
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, FBT001  # torch's signature
         """Take over what is stored where."""
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
@@ -141,8 +153,8 @@ class S3StorageReader(FileSystemReader):
         """Load what a plan names, from all files at the same time.
 
         Raises:
-            S3Error: A file is missing, shorter than ``.metadata`` says, or could not be read. Tensors may have been
-                loaded in part.
+            S3Error: A file is missing, shorter than ``.metadata`` says, damaged, or could not be read. Tensors may have
+                been loaded in part.
         """
         objects: dict[str, RemoteObject] = {}
         reads = self._narrowed([self._read(item) for item in plan.items], objects)
@@ -228,9 +240,11 @@ class S3StorageReader(FileSystemReader):
     def _deliver(self, read: Read, content: memoryview, planner: LoadPlanner) -> None:
         item = read.item
         if item.type == LoadItemType.BYTE_IO:
-            planner.load_bytes(item, self._untransformed(read, content))
+            with self._damage_named(f"{item.storage_index.fqn} in {read.path}"):
+                planner.load_bytes(item, self._untransformed(read, content))
             return
-        stored = self._tensor(read, content)
+        with self._damage_named(f"{item.storage_index.fqn} in {read.path}"):
+            stored = self._tensor(read, content)
         offsets = item.storage_offsets if read.layout is None else (0, *item.storage_offsets[1:])
         for dimension, (offset, length) in enumerate(zip(offsets, item.lengths, strict=False)):
             stored = stored.narrow(dimension, offset, length)
@@ -254,6 +268,16 @@ class S3StorageReader(FileSystemReader):
                 return found.tensor(content[found.start : found.stop])
         tensor: torch.Tensor = torch.load(self._untransformed(read, content), map_location="cpu", weights_only=True)
         return tensor
+
+    @contextlib.contextmanager
+    def _damage_named(self, what: str) -> Iterator[None]:
+        """Name the checkpoint in what a damaged pickle or archive raises; what else it might call raises as it is."""
+        try:
+            yield
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+                raise
+            raise CheckpointFormatError(f"{what} cannot be read from the checkpoint {self.path}: {error}") from error
 
     def _untransformed(self, read: Read, content: memoryview) -> io.BytesIO:
         stream = io.BytesIO(content)
