@@ -1778,7 +1778,7 @@ def test_failing_abort(caplog: pytest.LogCaptureFixture):
     with serving(uploads) as (_, client), caplog.at_level(logging.WARNING, "s3torch"):
         with pytest.raises(ZeroDivisionError), client.put_object("bucket", "key") as writer:
             write_and_raise(writer, LARGE, ZeroDivisionError)
-        assert uploads.log[-1] == "Abort"
+        assert uploads.log.count("Abort") == 1  # a part that was under way may be answered later
     [record] = [record for record in caplog.records if record.name.startswith("s3torch")]
     assert "Upload UPLOAD of s3://bucket/key could not be aborted" in record.getMessage()
 
