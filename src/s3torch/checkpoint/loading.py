@@ -174,7 +174,7 @@ def load_object(
     key: str,
     *,
     map_location: MapLocation,
-    weights_only: bool,
+    weights_only: bool | None,
     progress: bool | None,
 ) -> Any:  # noqa: ANN401  # whatever was saved
     """Load what torch.save wrote; see ``S3Checkpoint.load``."""
@@ -210,7 +210,7 @@ def load_object(
         return loaded
 
 
-def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool) -> Any:  # noqa: ANN401, FBT001
+def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool | None) -> Any:  # noqa: ANN401, FBT001
     """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
     reader.seek(0)
     if reader.read(2) == b"PK":
