@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning in S3: ``S3LightningCheckpoint``, for the Trainer of ``lightning`` or ``pytorch_lightning``."""
+"""Checkpoints of Lightning in S3: ``S3LightningCheckpoint``, for ``lightning`` and for ``pytorch_lightning``."""
 
 from s3torch.checkpoint.lightning import S3LightningCheckpoint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pickle
 import re
@@ -28,11 +29,7 @@ from s3torch.errors import AccessDeniedError, ArgumentTypeError, InvalidURIError
 from s3torch.lightning import S3LightningCheckpoint
 from s3torch.testing import FaultyServer, faults
 
-pytestmark = [
-    pytest.mark.usefixtures("s3", "file_system"),
-    # Lightning asks torch for what torch deprecates.
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("s3", "file_system")
 
 MiB = 1024 * 1024
 _FILE_SYSTEMS = importlib.import_module("fsspec.registry")._registry
@@ -445,11 +442,13 @@ def test_an_exception_leaves_the_previous(faulty):
     with pytest.raises((AttributeError, pickle.PicklingError)):
         plugin.save_checkpoint({"large": large, "function": lambda: None}, "s3://bucket/model.ckpt")
     assert plugin.load_checkpoint("s3://bucket/model.ckpt") == {"number": 1}
+    assert faulty.objects.uploads == []
 
 
 def test_an_outage_leaves_the_previous(faulty):
     """A server that goes on failing is an S3Error, and the checkpoint before it is still there."""
-    plugin = _plugin(faulty)
+    config = dataclasses.replace(faulty.config, max_attempts=2)
+    plugin = S3LightningCheckpoint("us-east-1", config, faulty.endpoint)
     plugin.save_checkpoint({"number": 1}, "s3://bucket/model.ckpt")
     faulty.rates({faults.on("UploadPart", "PutObject", fault=faults.status(500)): 1.0})
     with pytest.raises(S3Error):

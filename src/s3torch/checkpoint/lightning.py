@@ -110,7 +110,10 @@ class S3LightningCheckpoint(*_BASES):  # type: ignore[misc]  # which bases there
             torch.save(checkpoint, file)
 
     def load_checkpoint(
-        self, path: str, map_location: MapLocation = None, weights_only: bool | None = None
+        self,
+        path: str,
+        map_location: MapLocation = None,
+        weights_only: bool | None = None,  # noqa: FBT001  # as Lightning has it
     ) -> dict[str, Any]:
         """Load a checkpoint, all tensors concurrently and straight into their memory.
 
