@@ -1,13 +1,14 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
 # PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
-# docs, soak, bench and compare.
+# docs, soak, soak-faults, bench and compare; MINUTES=60 says for how long to soak.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check audit test fuzz docs soak demo bench compare build-check clean
+.PHONY: help venv fmt check audit test fuzz docs soak soak-faults demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
+MINUTES ?= 10
 
 VENV := .venv
 BENCH_VENV := .venv-bench
@@ -59,8 +60,11 @@ fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or AR
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)
 
-soak: $(VENV)/$(READY)  ## read 100,000 objects under random faults
-	$(BIN)/python -m tests.soak $(ARGS)
+soak: $(VENV)/$(READY)  ## train from a real server that is killed, reset and given other keys, for MINUTES=10
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+soak-faults: $(VENV)/$(READY)  ## read 100,000 objects under random faults
+	$(BIN)/python -m tests.soak.faults $(ARGS)
 
 demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 	$(BIN)/s3torch demo

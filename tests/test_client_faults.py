@@ -1075,6 +1075,74 @@ def test_credentials_with_the_same_secret(monkeypatch: pytest.MonkeyPatch):
         assert client.read_range("bucket", "key", 0) == SMALL
 
 
+def test_keys_that_are_withdrawn_in_a_row(monkeypatch: pytest.MonkeyPatch):
+    """A request whose new key is withdrawn as well looks for the next; one that finds the same key again is refused."""
+    keys = {"ACCESS": "SECOND", "SECOND": "THIRD", "THIRD": "THIRD"}
+
+    def handle(request: Request, wire: Wire) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[scope(request).partition(" ")[0]])
+        fail(403, "InvalidAccessKeyId")(request, wire)
+
+    with serving(handle) as (server, client):
+        with pytest.raises(CredentialsError):
+            client.read_range("bucket", "key", 0)
+        signed = [scope(request).partition(" ")[0] for request in server.requests]
+        assert signed == ["ACCESS", "SECOND", "THIRD", "THIRD"]
+
+
+def test_credentials_are_refreshed_after_each_outage(monkeypatch: pytest.MonkeyPatch):
+    """Keys that are rotated once more while a request is retried are found anew once more."""
+    rotations = {"ACCESS": "SECOND", "SECOND": "THIRD"}
+    outages = {"SECOND"}
+
+    def handle(request: Request, wire: Wire) -> None:
+        key = scope(request).partition(" ")[0]
+        if key in outages:
+            outages.remove(key)
+            fail(500, "InternalError")(request, wire)
+        elif key in rotations:
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", rotations[key])
+            fail(403, "InvalidAccessKeyId")(request, wire)
+        else:
+            serve_object(SMALL)(request, wire)
+
+    with serving(handle) as (server, client):
+        assert client.read_range("bucket", "key", 0) == SMALL
+        assert len(server.requests) == 4
+
+
+def test_credentials_that_are_refused_between_outages():
+    """A server that goes on refusing credentials between its outages is given up after the attempts of a request."""
+    answers = itertools.cycle([fail(400, "ExpiredToken"), fail(500, "InternalError")])
+
+    def handle(request: Request, wire: Wire) -> None:
+        next(answers)(request, wire)
+
+    with serving(handle) as (server, client):
+        with pytest.raises(ServerError):
+            client.read_range("bucket", "key", 0)
+        assert len(server.requests) == 4
+
+
+def test_credentials_are_refreshed_for_rare_calls(monkeypatch: pytest.MonkeyPatch):
+    """Calls that botocore makes find rotated credentials anew, too; those that stay refused are an error."""
+
+    def refuse(request: Request, wire: Wire) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FRESH")
+        fail(403, "InvalidAccessKeyId")(request, wire)
+
+    def copied(_: Request, wire: Wire) -> None:
+        wire.respond(200, {}, b"<CopyObjectResult/>")
+
+    with serving(with_key("FRESH", refuse, copied)) as (server, client):
+        client.copy_object("bucket", "key", "bucket", "copy")
+        assert len(server.requests) == 2
+    with serving(fail(403, "InvalidAccessKeyId")) as (server, client):
+        with pytest.raises(CredentialsError, match="unknown"):
+            client.copy_object("bucket", "key", "bucket", "copy")
+        assert len(server.requests) == 2
+
+
 def test_credentials_that_stay_expired():
     """Credentials that have expired and are found again just so are an error after the second attempt."""
     with serving(fail(400, "ExpiredToken")) as (server, client):

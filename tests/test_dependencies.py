@@ -75,9 +75,9 @@ def closure(names: set[str]) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """The library imports exactly the packages that it declares."""
+    """The library imports exactly the packages that it declares; awscrt only where it is installed."""
     library = [name for name in TREES if not name.startswith(_BESIDE)]
-    assert imported(library) == declared()
+    assert imported(library) == declared() | declared("checksums")
 
 
 def test_what_is_imported_beside_it_is_declared():

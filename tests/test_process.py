@@ -430,7 +430,8 @@ def test_fork_with_a_writer(tmp_path: Path):
         is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
-        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+        done = b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b""
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else done)
 
     with ScriptedServer(handle) as server:
         run(
@@ -571,7 +572,8 @@ def test_exit_with_an_open_writer(tmp_path: Path):
         is_begin = "?uploads" in request.target
         log.append({"POST": "Create" if is_begin else "Complete", "DELETE": "Abort"}.get(request.method, "Part"))
         begun = b"<InitiateMultipartUploadResult><UploadId>ID</UploadId></InitiateMultipartUploadResult>"
-        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else b"")
+        done = b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b""
+        wire.respond(200, {"ETag": '"e"'}, begun if is_begin else done)
 
     with ScriptedServer(handle) as server:
         run(
@@ -596,9 +598,19 @@ def test_exit_with_an_open_writer(tmp_path: Path):
     assert "Complete" not in log
 
 
+# The lock that each object has without a GIL may be held by another thread at the fork, and is held in the child for
+# ever: seen of a dict that threads share, in 1 of 3 runs with 3.13.5.
+beside_threads = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without a GIL Python does not fork safely beside threads",
+)
+
+
 @needs_fork
 @needs_proc
-@pytest.mark.parametrize("from_threads", [False, True], ids=["main thread", "threads"])
+@pytest.mark.parametrize(
+    "from_threads", [False, pytest.param(True, marks=beside_threads)], ids=["main thread", "threads"]
+)
 def test_many_forks(tmp_path: Path, from_threads: bool):
     """Forks at any moment, nested and from threads, neither hang nor share a connection nor leak a descriptor."""
     with ScriptedServer(serve) as server:

@@ -28,7 +28,7 @@ from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import S3Error
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.faults import ConnectionFault, Fault
-from tests.soak import soak
+from tests.soak.faults import soak
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
 

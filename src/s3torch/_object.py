@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
     from s3torch.config import S3ClientConfig
 
-__all__ = ["Fetch", "Place", "RemoteObject"]
+__all__ = ["Fetch", "Place", "RangeFetch", "RemoteObject"]
 
 Place = Callable[[int], memoryview]
 
@@ -150,6 +150,48 @@ class Fetch:
         self.engine.submit(get)
 
 
+class RangeFetch:
+    """A read that has begun of a range that is known to be within the object: all its requests are under way.
+
+    Args:
+        remote: What is read.
+        engine: Of the calling thread.
+        start: First byte.
+        view: Memory for all that is read.
+    """
+
+    def __init__(self, remote: RemoteObject, engine: Engine, start: int, view: memoryview) -> None:
+        self._remote = remote
+        self._engine = engine
+        self._start, self._stop = start, start + len(view)
+        part_size = remote.part_size(len(view), engine.pending)
+        parts = plan.split(start, self._stop, part_size)
+        self._gets = [remote.get(left, right, view[left - start : right - start]) for left, right in parts]
+        for get in self._gets:
+            engine.submit(get)
+
+    def finish(self) -> None:
+        """Wait until all has arrived.
+
+        Raises:
+            ArgumentError: The object ends before the range does.
+            S3Error: It failed; no request is under way any more.
+        """
+        gets, self._gets = self._gets, []
+        try:
+            self._engine.wait(gets, self._engine.deadline())
+        except BaseException:
+            self._engine.cancel(gets)
+            raise
+        self._remote.conclude(gets)
+        if gets:
+            self._remote.check_reaches(self._start, self._stop)
+
+    def give_up(self) -> None:
+        """Let go of it; safe from any thread and from the garbage collector."""
+        self._engine.give_up(self._gets)
+
+
 class RemoteObject:
     """Reads ranges of one version of an object, in parallel parts.
 
@@ -242,6 +284,10 @@ class RemoteObject:
         """Begin what ``fetch`` does, and return without waiting; the transfers move whenever somebody waits."""
         return Fetch(self, self._client.engine(), start, stop, place)
 
+    def begin_range(self, start: int, view: memoryview) -> RangeFetch:
+        """Begin to fill memory with the bytes from ``start`` on, which the object is known to have."""
+        return RangeFetch(self, self._client.engine(), start, view)
+
     def read_vector(
         self, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer] | None, max_gap: int
     ) -> list[bytes] | None:
@@ -310,13 +356,22 @@ class RemoteObject:
         """Check what the requests of ``vector`` brought; see ``read_ranges``."""
         self.conclude(gets)
         for start, stop in ranges:
-            if stop > start and (self.size is None or stop > self.size):  # None: all lie there, and no answer told it
-                end = "end" if self.size is None else f"{self.size} bytes"
-                raise ArgumentError(
-                    f"The range [{start}, {stop}) reaches beyond the {end} of s3://{self.bucket}/{self.key}.",
-                    bucket=self.bucket,
-                    key=self.key,
-                )
+            if stop > start:
+                self.check_reaches(start, stop)
+
+    def check_reaches(self, start: int, stop: int) -> None:
+        """Check, after a read, that the object has all bytes of a range that is not empty.
+
+        Raises:
+            ArgumentError: It ends before.
+        """
+        if self.size is None or stop > self.size:  # None: all lie there, and no answer told it
+            end = "end" if self.size is None else f"{self.size} bytes"
+            raise ArgumentError(
+                f"The range [{start}, {stop}) reaches beyond the {end} of s3://{self.bucket}/{self.key}.",
+                bucket=self.bucket,
+                key=self.key,
+            )
 
     def part_size(self, length: int, others: int) -> int:
         """Return how large the parts of a read are to be, while so many other requests are under way."""

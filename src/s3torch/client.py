@@ -352,7 +352,7 @@ class S3Client:
         return S3Writer(self, bucket, key, options, resumes=resume)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:
-        """Return the uploads that were begun and neither completed nor aborted.
+        """Return the uploads that were begun and neither completed nor aborted, by key, the oldest of a key first.
 
         Args:
             bucket: To list.
@@ -379,7 +379,7 @@ class S3Client:
                 name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")
             }
             if not page.get("IsTruncated") or not following or following == marker:
-                return found
+                return sorted(found, key=lambda upload: (upload.key, upload.initiated))
             marker = following
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:

@@ -357,7 +357,7 @@ def test_kept_connection_that_ends_in_a_head_is_an_attempt():
     engine = make(network)
     engine.run([Ask("a")])
     engine.run([ask])
-    assert (ask.attempts, network.now) == (2, 1000.25)
+    assert (ask.attempts, network.now) == (2, 1000.0)
 
 
 def test_reuse_is_last_in_first_out():
@@ -514,6 +514,52 @@ def test_an_outage_is_not_amplified():
     with pytest.raises(ServerError):
         engine.run([Ask()])
     assert network.now == 1000.0 + 50.0 + 8.0
+
+
+def test_called_back_after_an_outage():
+    """What waits for a server that was down is sent again soon after it has answered the first of them."""
+    up_at = 1030.0
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            yield from peer.request()
+            is_down = 1000.0 < network.now < up_at
+            yield 1.0
+            if is_down:
+                peer.reset()
+                return
+            peer.send(answer())
+
+    network = FakeNetwork(then=script)
+    shares = random.Random(1).random
+    engine = Engine(network, RetryPolicy(max_attempts=100, base=0.05, cap=20.0), Limits(connections=64), jitter=shares)
+    engine.run([Ask()])
+    engine.run([Ask(str(number)) for number in range(64)])
+    assert up_at <= network.now < up_at + 6.0  # without that, one of them waits for some 19 seconds
+
+
+def test_who_is_not_called_back():
+    """That a connection could be made again says nothing of a server that was too busy."""
+    refusals = {b"busy": [answer(500)], b"cut": [b""]}
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            target = (yield from peer.request()).split()[1].strip(b"/")
+            yield 0.1
+            left = refusals.get(target)
+            if not left:
+                peer.send(answer())
+            elif not peer.send(left.pop()) and target == b"cut":
+                peer.reset()
+                return
+
+    network = FakeNetwork(then=script)
+    engine = Engine(network, RetryPolicy(base=8.0, cap=20.0), Limits(connections=3), jitter=lambda: 0.5)
+    engine.run([Ask("first")])
+    engine.run([Ask("busy"), Ask("cut"), Ask("other")])
+    assert network.now >= 1004.0
 
 
 def test_throttled():

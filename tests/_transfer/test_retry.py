@@ -94,6 +94,18 @@ def test_pauses():
     assert half == pytest.approx([pause / 2 for pause in whole])
 
 
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_broken_connection_is_retried_at_once(kind: type[S3Error]):
+    """What ends one connection says nothing of load: its first retry has no pause, but for an outage."""
+    policy, error = RetryPolicy(), kind("It broke.")
+    is_connection = kind in (ConnectionFailedError, TruncatedBodyError, ProtocolError)
+    assert (policy.pause(error, 1, was_reached=True, jitter=0.5) == 0.0) is is_connection
+    assert policy.pause(error, 2, was_reached=True, jitter=0.5) == 0.1
+    assert policy.pause(error, 1, was_reached=False, jitter=0.5) == 0.05
+    assert policy.pause(error, 1, was_reached=True, is_in_budget=False, jitter=0.5) == 10.0
+    assert RetryPolicy(max_attempts=1).pause(error, 1, was_reached=True, jitter=0.5) is None
+
+
 @given(
     kind=st.sampled_from(TRANSIENT),
     attempts=st.integers(1, 10**6),

@@ -86,6 +86,19 @@ def test_other_cases(case):
     assert "Not measured" not in done.stdout
 
 
+def test_checkpoints(tmp_path):
+    """The state dict is saved and loaded whole, on each server, and the uploads reach the server that drops them."""
+    done = _run("checkpoints", "--quick", "--clients", "floor,s3torch", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Not measured" not in done.stdout
+    cases = {case["case"]: case["rounds"][0] for case in json.loads((tmp_path / "results.json").read_text())["cases"]}
+    assert cases.keys() == {"save", "save-real", "async-save", "load", "load-real", "safetensors"}
+    assert {sample["bytes"] for samples in cases.values() for sample in samples.values()} == {20 * 1024**2}
+    assert cases["save"]["s3torch"]["requests"] == 5  # begin, parts of 8, 8 and 4 MiB, complete
+    assert cases["save"]["floor"]["requests"] == 1
+    assert cases["load"]["s3torch"]["wire_bytes"] > 20 * 1024**2
+
+
 def test_own_data(s3, put, prefix, bucket, tmp_path):
     """``--uri`` reads the user's own objects, says how much at most, and writes no credential."""
     for number in range(4):
@@ -163,3 +176,10 @@ def test_no_server(tmp_path):
     assert done.returncode == 1
     assert "small is left out: " in done.stderr
     assert "pip install 's3torch[bench]'" in done.stderr
+
+
+def test_the_command_brings_no_threads():
+    """Another thread would take a signal that is held back while a process is being started."""
+    program = "import sys, s3torch.bench.command; print({'numpy', 'torch', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

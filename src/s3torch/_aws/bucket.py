@@ -61,6 +61,7 @@ class Bucket:
         region: That signs.
         endpoint: Where it answers.
         corrections: How often something was corrected.
+        access_key: Of the credentials that requests are signed with; None until one was, and if they are not signed.
         has_checksums: Whether checksums are asked for and sent.
 
     Raises:
@@ -90,6 +91,7 @@ class Bucket:
         self._clock_offset = 0.0
         self._common: _CommonLines | None = None
         self.corrections = 0
+        self.access_key: str | None = None
 
     def __repr__(self) -> str:
         return f"<Bucket {self.name!r} at {self.endpoint.origin} in {self.region}>"
@@ -144,6 +146,7 @@ class Bucket:
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
         credentials = self._session().credentials()
+        self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
             return format_fields({**signed, "user-agent": self._user_agent}), None
         when = sigv4.timestamp(second)

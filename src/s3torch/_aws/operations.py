@@ -73,7 +73,8 @@ class Operation(Exchange):
         self._query = query or _NOTHING
         self._fields: dict[str, str] = {}
         self._signed_fields = signed_fields or _NOTHING
-        self._corrected: set[type[S3Error]] = set()
+        self._corrected: set[tuple[type[S3Error], str | None]] = set()
+        self._access_key: str | None = None
         self._corrections = bucket.corrections
 
     def __repr__(self) -> str:
@@ -106,13 +107,17 @@ class Operation(Exchange):
         return None
 
     def recover(self, error: S3Error) -> bool:
-        """Let the bucket correct region, clock or credentials; once each."""
-        kind = type(error)
-        if self.head is None or kind in self._corrected:
+        """Let the bucket correct region, clock or credentials.
+
+        Once each for one access key, as keys may be withdrawn in a row, unless another fault came in between.
+        """
+        correction = type(error), self._access_key
+        if correction in self._corrected:
             return False
-        if not self._bucket.correct(error, self.head.fields, self._corrections):
+        if self.head is None or not self._bucket.correct(error, self.head.fields, self._corrections):
+            self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
             return False
-        self._corrected.add(kind)
+        self._corrected.add(correction)
         self.origin = self._bucket.endpoint.origin
         return True
 
@@ -127,9 +132,11 @@ class Operation(Exchange):
 
     def _sign(self, payload_sha256: str) -> bytes:
         self._corrections = self._bucket.corrections
-        return self._bucket.request_head(
+        head = self._bucket.request_head(
             self._method, self._key, self._query, self._fields, self._signed_fields, payload_sha256
         )
+        self._access_key = self._bucket.access_key
+        return head
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()

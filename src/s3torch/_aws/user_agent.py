@@ -35,10 +35,10 @@ def _torch_version() -> str:
     with NO_FORK:
         from importlib.metadata import PackageNotFoundError, version  # takes 13 ms
 
-    try:
-        return _token(version("torch"))
-    except PackageNotFoundError:
-        return "none"
+        try:
+            return _token(version("torch"))  # imports, too, from Python 3.13 on
+        except PackageNotFoundError:
+            return "none"
 
 
 def _token(text: str) -> str:

@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from s3torch._transfer.connection import READ, Connection, Network, Origin
 from s3torch._transfer.http1 import Head, Inbox
@@ -44,6 +45,8 @@ _HEDGE_INTERVAL = 0.05
 _SLOWEST_RATE = 1024
 # One connection that brings bytes as fast as they are taken, as over TLS, must not keep the others waiting; in bytes.
 _RECEIVED_AT_ONCE = 1024 * 1024
+# What waits for a server that could not be reached is sent again within this, in seconds, when it answers something.
+_CALLED_BACK_WITHIN = 1.0
 # Idle connections are dropped before servers do it (S3 after 5-20 s, nginx after 75 s): a reuse that fails costs a
 # round trip. Not tuned.
 _IDLE_LIFETIME = 15.0
@@ -111,6 +114,15 @@ class Limits:
     stall_timeout: float = 20.0
     call_timeout: float | None = None
     hedging: bool = True
+
+
+class _Waiting(NamedTuple):
+    """An exchange that is sent again when it is due; they compare by that, and then by their order."""
+
+    due: float
+    order: int
+    exchange: Exchange
+    is_cut_off: bool
 
 
 class _Flight:
@@ -195,7 +207,7 @@ class Engine:
         self._limits = limits or Limits()
         self._jitter = jitter
         self._queue: deque[Exchange] = deque()
-        self._later: list[tuple[float, int, Exchange]] = []
+        self._later: list[_Waiting] = []
         self._order = itertools.count()
         self._idle: dict[Origin, list[Connection]] = {}
         self._connections: set[Connection] = set()
@@ -204,6 +216,7 @@ class Engine:
         self._given_up: deque[Sequence[Exchange]] = deque()
         self._failures = 0
         self._reached: set[Origin] = set()
+        self._is_down: set[Origin] = set()
         self._left_at = network.clock()
         self._time_away = 0.0
         self._now = self._left_at
@@ -320,7 +333,7 @@ class Engine:
         """Close all connections and fail all that is not done."""
         unfinished = [flight.exchange for flight in self._flights]
         unfinished += self._queue
-        unfinished += [exchange for _, _, exchange in self._later]
+        unfinished += [waiting.exchange for waiting in self._later]
         self._queue.clear()
         self._later.clear()
         for connection in list(self._connections):
@@ -366,8 +379,8 @@ class Engine:
         while self._given_up:
             self.cancel(self._given_up.popleft())
             block = False  # it may be what is waited for
-        while self._later and self._later[0][0] <= self._now:
-            self._queue.appendleft(heapq.heappop(self._later)[2])
+        while self._later and self._later[0].due <= self._now:
+            self._queue.appendleft(heapq.heappop(self._later).exchange)
         events = self._network.select(self._patience() if block and not self._can_start() else 0.0)
         self._now = self._network.clock() - self._time_away
         busy = [event for event in events if event[0].flight is not None or self._drop_unless_quiet(event[0])]
@@ -393,7 +406,7 @@ class Engine:
             raise AssertionError("waiting for an exchange that was never submitted")
         moment = min(self._next_sweep, self._next_hedge) if self._limits.hedging else self._next_sweep
         if self._later:
-            moment = min(moment, self._later[0][0])
+            moment = min(moment, self._later[0].due)
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
@@ -562,6 +575,8 @@ class Engine:
         if error is None:
             self._window.note_success()
             self._retry_budget.note_success()
+            if exchange.origin in self._is_down:
+                self._call_back(exchange.origin)
             self._finish(exchange, None)
             return
         if isinstance(error, ThrottledError):
@@ -635,7 +650,19 @@ class Engine:
         else:
             self.stats.retries += 1
             self._retry_budget.note_retry()
-            heapq.heappush(self._later, (self._now + pause, next(self._order), exchange))
+            is_cut_off = isinstance(error, ConnectionFailedError)
+            if is_cut_off:
+                self._is_down.add(exchange.origin)
+            heapq.heappush(self._later, _Waiting(self._now + pause, next(self._order), exchange, is_cut_off))
+
+    def _call_back(self, origin: Origin) -> None:
+        """Shorten the pauses of what could not reach an origin: it answers again."""
+        self._is_down.discard(origin)
+        for index, waiting in enumerate(self._later):
+            if waiting.is_cut_off and waiting.exchange.origin == origin:
+                soon = self._now + self._jitter() * _CALLED_BACK_WITHIN
+                self._later[index] = waiting._replace(due=min(waiting.due, soon))
+        heapq.heapify(self._later)
 
     def _finish(self, exchange: Exchange, error: S3Error | None) -> None:
         exchange.is_done = True

@@ -11,6 +11,7 @@ from s3torch.errors import (
     ProtocolError,
     S3Error,
     TransientError,
+    TruncatedBodyError,
 )
 
 __all__ = ["RetryPolicy"]
@@ -19,11 +20,16 @@ __all__ = ["RetryPolicy"]
 _ATTEMPTS_WHEN_NEVER_REACHED = 4
 # A server that speaks nonsense will mostly go on doing so, and bytes that are stored damaged stay so.
 _ATTEMPTS_ON_PROTOCOL_ERROR = 3
+# What ends one connection says nothing of load: the first retry needs no pause. A batch that waits for its last sample
+# would otherwise pay for each broken connection with several times what it takes itself.
+_RETRIED_AT_ONCE = (ConnectionFailedError, TruncatedBodyError, ProtocolError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Exponential backoff with full jitter; no sooner than the service asks for (Retry-After, up to ``cap``).
+
+    After a broken connection to an endpoint that has answered before, the first retry is sent at once.
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
@@ -51,6 +57,8 @@ class RetryPolicy:
         """
         if not isinstance(error, TransientError) or attempts >= self._limit(error, was_reached=was_reached):
             return None
+        if attempts == 1 and was_reached and is_in_budget and isinstance(error, _RETRIED_AT_ONCE):
+            return 0.0
         longest = min(self.cap, self.base * 2.0 ** min(attempts - 1, 30)) if is_in_budget else self.cap
         return max(jitter * longest, min(error.retry_after or 0.0, self.cap))
 

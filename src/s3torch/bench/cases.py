@@ -34,7 +34,7 @@ class Case:
         name: On the command line.
         title: Above the table.
         task: What each contender does.
-        server: Which one is read from: fast, tls, latency, real, listing, none, or own (the user's).
+        server: Which one is read from or saved to: a name of ``Servers.place``, or own (the user's).
         effort: How much a process does.
         quick: The same for ``--quick``.
         columns: Of the table.
@@ -78,6 +78,11 @@ _BESIDE = extra("bytes beside a key", "bytes_beside_key", 1)
 _LARGE_COLUMNS = (GB_PER_S, CPU_S_PER_GIB, PEAK_MIB, REQUESTS)
 _LOADER_COLUMNS = (_SAMPLES, FIRST_BATCH_MS, CPU_US, REQUESTS, OVERFETCH, PEAK_MIB)
 _RANGE_COLUMNS = (_RANGES, CPU_US, REQUESTS, OVERFETCH, PEAK_MIB)
+
+_SAVE_COLUMNS = (GB_PER_S, CPU_S_PER_GIB, PEAK_MIB, REQUESTS)
+_LOAD_COLUMNS = (*_SAVE_COLUMNS, OVERFETCH)
+_STATE_MIB = 1024
+_RUNAI = tuple(f"runai, concurrency {number}" for number in (1, 4, 16))
 
 _QUICK = Effort(warm_up=0, seconds=0.2, items=128)
 _BOUND_MIB = 64
@@ -123,6 +128,19 @@ def _loader_promises(*, samples: float | None, times_connector: float) -> tuple[
             for kind, row in rows
         ),
     )
+
+
+def _load_promises(*, times_connector: float) -> tuple[Promise, ...]:
+    return (
+        _faster(_CONNECTOR, times_connector),
+        Promise("s3torch: CPU over the floor's", over(of(_MANY, CPU_S_PER_GIB), of("floor", CPU_S_PER_GIB)), 1.5),
+        Promise("s3torch: peak RSS growth, MiB: the state and 64 more", of(_MANY, PEAK_MIB), _STATE_MIB + 64, digits=0),
+    )
+
+
+def _faster(other: str, times: float) -> Promise:
+    text = f"s3torch: GB/s over those of {other}"
+    return Promise(text, over(of(_MANY, GB_PER_S), of(other, GB_PER_S)), times, is_minimum=True)
 
 
 CASES = (
@@ -350,6 +368,85 @@ CASES = (
         without=_SINGLE,
     ),
     Case(
+        name="save",
+        title="torch.save of 200 tensors, 1 GiB in all, to a server that drops what it gets, HTTP",
+        task="save",
+        server="sink",
+        effort=Effort(warm_up=0),
+        quick=_QUICK,
+        columns=_SAVE_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=(
+            _faster(_CONNECTOR, 2),
+            Promise(
+                "s3torchconnector: CPU over that of s3torch",
+                over(of(_CONNECTOR, CPU_S_PER_GIB), of(_MANY, CPU_S_PER_GIB)),
+                2,
+                is_minimum=True,
+            ),
+        ),
+    ),
+    Case(
+        name="save-real",
+        title="torch.save of 200 tensors, 1 GiB in all, to a real local S3 server",
+        task="save",
+        server="real-checkpoints",
+        effort=Effort(warm_up=0),
+        quick=_QUICK,
+        columns=_SAVE_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=(_faster("floor, parallel upload", 0.9), _faster(_CONNECTOR, 1)),
+        without=frozenset({"floor"}),
+    ),
+    Case(
+        name="async-save",
+        title="The stall of a training step that saves 200 tensors, 1 GiB in all, in the background",
+        task="async-save",
+        server="sink",
+        effort=Effort(rounds=3),
+        quick=_QUICK,
+        columns=(_MILLISECONDS, CPU_S_PER_GIB, PEAK_MIB),
+        charts=(_MILLISECONDS,),
+        promises=(
+            Promise(
+                "s3torch: stall over the copy alone", over(of(_MANY, _MILLISECONDS), of("floor", _MILLISECONDS)), 1.10
+            ),
+        ),
+    ),
+    Case(
+        name="load",
+        title="torch.load of 200 tensors, 1 GiB in all, HTTP",
+        task="load",
+        server="checkpoints",
+        effort=Effort(warm_up=0),
+        quick=_QUICK,
+        columns=_LOAD_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=_load_promises(times_connector=3),
+    ),
+    Case(
+        name="load-real",
+        title="torch.load of 200 tensors, 1 GiB in all, from a real local S3 server",
+        task="load",
+        server="real-checkpoints",
+        effort=Effort(warm_up=0),
+        quick=_QUICK,
+        columns=_LOAD_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=_load_promises(times_connector=2),
+    ),
+    Case(
+        name="safetensors",
+        title="A safetensors file of 200 tensors, 1 GiB in all, HTTP",
+        task="safetensors",
+        server="checkpoints",
+        effort=Effort(warm_up=0),
+        quick=_QUICK,
+        columns=_LOAD_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=(_faster("floor, parallel GET", 0.9), *(_faster(row, 1) for row in _RUNAI)),
+    ),
+    Case(
         name="integrity",
         title="What checksums cost: objects of 100 kB, 256 MiB and parts of 8 MiB, a real local S3 server, HTTP",
         task="integrity",
@@ -396,7 +493,10 @@ OWN_CASES = (
 )
 """What is measured with ``--uri``: on the command line by the names without ``own-``."""
 
-GROUPS = {"real": ("real-loader", "real-large")}
+GROUPS = {
+    "real": ("real-loader", "real-large"),
+    "checkpoints": ("save", "save-real", "async-save", "load", "load-real", "safetensors"),
+}
 """Names that stand for several cases."""
 
 

@@ -12,13 +12,14 @@ from s3torch.bench.clients import awscrt  # noqa: F401
 from s3torch.bench.clients import boto3  # noqa: F401
 from s3torch.bench.clients import minio  # noqa: F401
 from s3torch.bench.clients import s3fs  # noqa: F401
+from s3torch.bench.clients import runai  # noqa: F401
 
 # isort: on
 from s3torch.bench.registry import Contender, contenders
 
 __all__ = ["CLIENTS", "contenders_of"]
 
-CLIENTS = ("floor", "s3torch", "s3torchconnector", "litdata", "obstore", "awscrt", "boto3", "minio", "s3fs")
+CLIENTS = ("floor", "s3torch", "s3torchconnector", "litdata", "obstore", "awscrt", "boto3", "minio", "s3fs", "runai")
 
 
 def contenders_of(task: str) -> dict[str, Contender]:

@@ -43,6 +43,8 @@ class Site:
         large: What is read whole, or as far as it may be.
         wide: What ranges are read of.
         mixed: Objects of very different sizes.
+        tensors: Of the state dict that is saved and loaded.
+        tensor: Bytes of one of them.
     """
 
     bucket: str
@@ -58,11 +60,18 @@ class Site:
     large: Stored = _NOTHING
     wide: Stored = _NOTHING
     mixed: tuple[Stored, ...] = ()
+    tensors: int = 0
+    tensor: int = 0
 
     @property
     def uris(self) -> list[str]:
         """The samples as URIs."""
         return [f"s3://{self.bucket}/{sample.key}" for sample in self.samples]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all tensors of the state dict."""
+        return self.tensors * self.tensor
 
     @property
     def is_plain(self) -> bool:

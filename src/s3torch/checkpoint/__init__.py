@@ -1,5 +1,6 @@
 """Checkpoints in S3."""
 
 from s3torch.checkpoint.file import S3Checkpoint
+from s3torch.checkpoint.series import clean, keep_last, latest, mark_complete
 
-__all__ = ["S3Checkpoint"]
+__all__ = ["S3Checkpoint", "clean", "keep_last", "latest", "mark_complete"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.checkpoint.progress import new_bar
+from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["S3Checkpoint"]
+
+_log = logging.getLogger(__name__)
 
 
 class S3Checkpoint:
@@ -55,6 +62,11 @@ class S3Checkpoint:
         self.endpoint = endpoint
         self._reader_config = check_reader_config(reader_config)
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+        self._staging = Staging()
+        self._saving: tuple[int, Future[None]] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_staging": Staging(), "_saving": None}
 
     def __repr__(self) -> str:
         return f"S3Checkpoint(region={self.region!r}, endpoint={self.endpoint!r})"
@@ -77,6 +89,45 @@ class S3Checkpoint:
         ):
             file: Any = _Counted(writer, bar.update)
             torch.save(obj, file)
+
+    def save_async(self, obj: object, s3_uri: str) -> Future[None]:
+        """Copy what torch.save can save, and save the copy while the caller goes on.
+
+        Tensors are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call;
+        so it takes as much memory again as the state. If the call before is still saving, it waits for that. The
+        interpreter waits for it at its end.
+
+        Args:
+            obj: Such as a state dict; it may change as soon as this returns.
+            s3_uri: Where.
+
+        Returns:
+            A future that is done when the checkpoint is there; its ``result()`` raises what ``save`` would. A failure
+            is logged as well.
+
+        Raises:
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+        """
+        parse_s3_uri(s3_uri)
+        if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
+            wait([self._saving[1]])
+        copied = self._staging.copy(obj)
+        future: Future[None] = Future()
+        self._saving = os.getpid(), future
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}").start()
+        return future
+
+    def _save_into(self, future: Future[None], obj: object, s3_uri: str) -> None:
+        try:
+            self.save(obj, s3_uri, progress=False)
+        except BaseException as error:  # noqa: BLE001  # it is the future's
+            _log.exception("%s was not saved", s3_uri)
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        finally:
+            self._client.close()  # the connections of this thread
 
     def load(
         self,

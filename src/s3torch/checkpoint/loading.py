@@ -7,11 +7,13 @@ where that would be too late: if it goes to another device, or if the pickle nam
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -21,7 +23,7 @@ from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
 from s3torch.checkpoint.progress import new_bar
 from s3torch.config import S3ReaderConfig
-from s3torch.errors import CheckpointFormatError, IntegrityError
+from s3torch.errors import CheckpointFormatError, IntegrityError, S3Error
 from s3torch.readers import S3Reader, open_reader
 
 if TYPE_CHECKING:
@@ -102,6 +104,9 @@ class _Filler:
         map_location: The user's.
         fills_later: Whether storages that stay on the CPU may be filled when all are there.
         checks: Whether to compare what arrives with the CRC-32 of the zip directory.
+
+    Attributes:
+        users_error: What the user's function has raised.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class _Filler:
         self._map_location = map_location
         self._fills_later = fills_later
         self._checks = checks
+        self.users_error: BaseException | None = None
         self._waiting: list[tuple[Record, torch.UntypedStorage]] = []
 
     def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
@@ -133,9 +139,14 @@ class _Filler:
             progress: Is told of bytes as they have arrived.
         """
         waiting, self._waiting = self._waiting, []
+        guessed = [record for record, _ in waiting if record.is_guess]
+        headers = [memoryview(bytearray(record.start - record.header)) for record in guessed]
         views = [_memory(storage) for _, storage in waiting]
-        ranges = [(record.start, record.stop) for record, _ in waiting]
-        self._remote.read_ranges(ranges, views, DEFAULT_MAX_GAP, progress)
+        ranges = [(record.header, record.start) for record in guessed]
+        ranges += [(record.start, record.stop) for record, _ in waiting]
+        self._remote.read_ranges(ranges, [*headers, *views], DEFAULT_MAX_GAP, progress)
+        for record, header in zip(guessed, headers, strict=True):
+            record.check_header(header)
         for (record, _), view in zip(waiting, views, strict=True):
             if self._checks and zlib.crc32(view) != record.crc32:
                 raise IntegrityError(
@@ -161,7 +172,11 @@ class _Filler:
 
     def _mapped(self, storage: torch.UntypedStorage, location: str) -> Any:  # noqa: ANN401
         if callable(self._map_location):
-            return self._map_location(storage, location)
+            try:
+                return self._map_location(storage, location)
+            except BaseException as error:
+                self.users_error = error
+                raise
         destination = self._destination(location)
         if destination == "cpu":
             return storage
@@ -186,8 +201,6 @@ def load_object(
             return _load_other(reader, map_location, weights_only)
         except CheckpointFormatError as error:
             raise _named(error, remote) from None
-        if not archive.is_native:
-            archive.storages.clear()  # torch swaps bytes as soon as it has them
         file = _Later(reader, archive, remote.learn_size())
         is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
         filler = _Filler(
@@ -197,16 +210,12 @@ def load_object(
             fills_later=is_blind,
             checks=client.s3client_config.checksums == "strict",
         )
-        try:
+        with _damage_named(remote, filler, weights_only=weights_only):
             loaded = torch.load(file, map_location=filler, weights_only=weights_only)
-        except RuntimeError as error:
-            if "PytorchStreamReader" not in str(error):
-                raise
-            raise _named(error, remote) from error
-        if file.due is not None:
-            raise AssertionError(f"{file.due[0].name} was read and never used")
-        with new_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
-            filler.fill(bar.update)
+            if file.due is not None:
+                raise AssertionError(f"{file.due[0].name} was read and never used")
+            with new_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
+                filler.fill(bar.update)
         return loaded
 
 
@@ -221,6 +230,25 @@ def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool 
         )
     reader.seek(0)
     return torch.load(reader, map_location=map_location, weights_only=weights_only)
+
+
+@contextlib.contextmanager
+def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool) -> Iterator[None]:
+    """Name the object in what torch raises for a damaged file; whatever else its pickle might call raises as it is."""
+    try:
+        yield
+    except CheckpointFormatError as error:
+        raise _named(error, remote) from error
+    except S3Error:
+        raise
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise _named(error, remote) from error
+    except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+        if not weights_only or error is filler.users_error:
+            raise
+        raise _named(error, remote) from error
 
 
 def _memory(storage: torch.UntypedStorage) -> memoryview:

@@ -70,6 +70,8 @@ _SERVER_OPTIONS = (
     "-s3.domainName=localhost",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
+    # Keys can be made and withdrawn by the IAM API, with the server's own key: for tests of their rotation.
+    "-s3.iam.readOnly=false",
     "-webdav=false",
     "-admin.ui=false",
     "-master.telemetry=false",

@@ -49,6 +49,29 @@ def test_answers(ports, name):
     connection.close()
 
 
+def test_sink(ports):
+    """An upload is answered as by S3, part by part, and nothing of it is there afterwards."""
+    connection = http.client.HTTPConnection("127.0.0.1", ports.sink, timeout=10)
+
+    def ask(method, query, body=b""):
+        connection.request(method, f"/{BUCKET}/key{query}", body)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+    status, fields, begun = ask("POST", "?uploads=")
+    assert (status, fields["x-amz-checksum-algorithm"]) == (200, "CRC32")
+    assert b"<UploadId>1</UploadId>" in begun
+    for query in ("", "?partNumber=1&uploadId=1"):
+        status, fields, answer = ask("PUT", query, bytes(3_000_000))
+        assert (status, answer) == (200, b"")
+        assert fields["ETag"].startswith('"')
+    status, _, completed = ask("POST", "?uploadId=1", b"<CompleteMultipartUpload/>")
+    assert status == 200
+    assert b"<ETag>" in completed
+    assert ask("GET", "")[0] == 204
+    connection.close()
+
+
 def test_latency(ports):
     """The first byte takes 20 ms at least, for each request of a connection."""
     connection = http.client.HTTPConnection("127.0.0.1", ports.latency, timeout=10)

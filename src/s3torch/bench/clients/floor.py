@@ -5,15 +5,20 @@ from __future__ import annotations
 import selectors
 import socket
 import ssl
+from collections.abc import Sized
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 
-from s3torch.bench.clients.work import IN_FLIGHT, each_sample, interpreter, touched
+from s3torch.bench.clients.work import IN_FLIGHT, each_sample, interpreter, parts, touched
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import Effort, Site
+from s3torch.bench.state import CHECKPOINT, SAFETENSORS, make_state, memory
 
 __all__: list[str] = []
 
 _HEAD_ROOM = 4096
+_STREAMS = 8  # of what is sent or received in parallel
 
 
 @enter("floor", "large")
@@ -123,10 +128,18 @@ def _get_request(site: Site, key: str) -> bytes:
 
 
 def _receive_head(stream: socket.socket, view: memoryview) -> int:
-    """Receive a head and move what came along of the body to the front of ``view``; returns how much that is."""
+    """Receive a head and move what came along of the body to the front of ``view``; returns how much that is.
+
+    Raises:
+        ConnectionError: The server refuses, or closed the connection.
+    """
     filled = 0
     while (end := bytes(view[:filled]).find(b"\r\n\r\n")) < 0:
-        filled += stream.recv_into(view[filled : filled + _HEAD_ROOM])
+        count = stream.recv_into(view[filled : filled + _HEAD_ROOM])
+        if not count:
+            raise ConnectionError("the server closed the connection")
+        filled += count
+    _check_status(bytes(view[:end]))
     body = bytes(view[end + 4 : filled])
     view[: len(body)] = body
     return len(body)
@@ -134,3 +147,164 @@ def _receive_head(stream: socket.socket, view: memoryview) -> int:
 
 def _content_length(head: bytes) -> int:
     return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@enter("floor", "save")
+def save(site: Site, _: Effort) -> Work:
+    """``torch.save`` to a file that drops all, then the tensors by one PUT over one blocking socket, unsigned."""
+    import torch
+
+    state = make_state(site.tensors, site.tensor)
+    request = _request("PUT", f"/{site.bucket}/saved.pt", site, f"Content-Length: {site.state_bytes}\r\n")
+    nowhere: Any = _Nowhere()
+
+    def work() -> Done:
+        torch.save(state, nowhere)
+        with _open_stream(site) as stream:
+            stream.sendall(request)
+            for tensor in state.values():
+                stream.sendall(memory(tensor))
+            _expect_success(stream)
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+@enter("floor, parallel upload", "save")
+def save_parallel(site: Site, _: Effort) -> Work:
+    """The same bytes from memory in objects of 8 MiB, by presigned PUTs over 8 blocking sockets in threads."""
+    content = memoryview(touched(site.state_bytes))
+    pool = ThreadPoolExecutor(_STREAMS)
+    heads = [
+        (_request("PUT", _presigned(site, "put_object", f"part-{start}"), site, f"Content-Length: {stop - start}\r\n"),
+         content[start:stop])
+        for start, stop in parts(site.state_bytes)
+    ]  # fmt: skip
+
+    def send(number: int) -> None:
+        with _open_stream(site) as stream:
+            for head, body in heads[number::_STREAMS]:
+                stream.sendall(head)
+                stream.sendall(body)
+                _expect_success(stream)
+
+    def work() -> Done:
+        list(pool.map(send, range(_STREAMS)))
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+@enter("floor", "async-save")
+def copy(site: Site, _: Effort) -> Work:
+    """The tensors are copied into others that are used again, as torch copies them."""
+    import torch
+
+    state = make_state(site.tensors, site.tensor)
+    staged = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+    def work() -> Done:
+        for name, tensor in state.items():
+            staged[name].copy_(tensor)
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+@enter("floor", "load")
+def load(site: Site, _: Effort) -> Work:
+    """One blocking socket, one GET, received into as many fresh tensors; nothing is parsed."""
+    import torch
+
+    head = _request("GET", _presigned(site, "get_object", CHECKPOINT), site)
+
+    def work() -> Done:
+        tensors = [torch.empty(site.tensor, dtype=torch.uint8) for _ in range(site.tensors)]
+        with _open_stream(site) as stream:
+            stream.sendall(head)
+            first = memory(tensors[0])
+            filled = _receive_head(stream, first)
+            for tensor in tensors:
+                _fill(stream, memory(tensor)[filled:])
+                filled = 0
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+@enter("floor, parallel GET", "safetensors")
+def safetensors(site: Site, _: Effort) -> Work:
+    """8 blocking sockets in threads, each receives its share into memory that is used again; nothing is parsed."""
+    buffer = memoryview(touched(site.state_bytes))
+    pool = ThreadPoolExecutor(_STREAMS)
+    share = -(-site.state_bytes // _STREAMS)
+
+    def receive(start: int) -> None:
+        view = buffer[start : start + share]
+        wanted = f"Range: bytes={start}-{start + len(view) - 1}\r\n"
+        with _open_stream(site) as stream:
+            stream.sendall(_request("GET", f"/{site.bucket}/{SAFETENSORS}", site, wanted))
+            _fill(stream, view[_receive_head(stream, view) :])
+
+    def work() -> Done:
+        list(pool.map(receive, range(0, site.state_bytes, share)))
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+class _Nowhere:
+    """A file that drops what is written."""
+
+    def write(self, content: Sized) -> int:
+        return len(content)
+
+    def flush(self) -> None:
+        pass
+
+
+def _presigned(site: Site, operation: str, key: str) -> str:
+    """Return path and query of a request that needs no header to be signed."""
+    from botocore.config import Config
+    from botocore.session import get_session
+
+    config: Any = {"signature_version": "s3v4", "s3": {"addressing_style": "path" if site.path_style else "auto"}}
+    s3: Any = get_session().create_client("s3", site.region, endpoint_url=site.endpoint, config=Config(**config))
+    url = urlsplit(s3.generate_presigned_url(operation, Params={"Bucket": site.bucket, "Key": key}))
+    return f"{url.path}?{url.query}"
+
+
+def _request(method: str, target: str, site: Site, fields: str = "") -> bytes:
+    host = urlsplit(site.endpoint or "").netloc
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode()
+
+
+def _fill(stream: socket.socket, view: memoryview) -> None:
+    while view:
+        count = stream.recv_into(view)
+        if not count:
+            raise ConnectionError("the server closed the connection")
+        view = view[count:]
+
+
+def _expect_success(stream: socket.socket) -> None:
+    """Receive an answer without a body.
+
+    Raises:
+        ConnectionError: The server refuses, or closed the connection.
+    """
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        part = stream.recv(_HEAD_ROOM)
+        if not part:
+            raise ConnectionError("the server closed the connection")
+        answer += part
+    _check_status(answer)
+
+
+def _check_status(head: bytes) -> None:
+    if head.split(b" ", 2)[1:2] not in ([b"200"], [b"206"]):
+        raise ConnectionError(f"the server answers {head[:200]!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.work import OneByOne, Ranges, each_sample, load, ranges_at_once, read_once
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import Effort, Site
@@ -78,6 +79,34 @@ def listing(site: Site, _: Effort) -> Work:
         return Done(items=len([(item["Key"], item["size"]) for item in found.values()]))
 
     return work
+
+
+@enter("s3fs, open()", "save", needs=_NEEDS)
+def save(site: Site, _: Effort) -> Work:
+    """``torch.save`` to a file of fsspec."""
+    import torch
+
+    fs = _file_system(site)
+
+    def save_to(state: object, key: str) -> None:
+        with fs.open(f"{site.bucket}/{key}", "wb") as file:
+            torch.save(state, file)
+
+    return saving(site, save_to)
+
+
+@enter("s3fs, open()", "load", needs=_NEEDS)
+def load_checkpoint(site: Site, _: Effort) -> Work:
+    """``torch.load`` from a file of fsspec."""
+    import torch
+
+    fs = _file_system(site)
+
+    def load_from(key: str) -> Any:  # noqa: ANN401 - what torch.load returns
+        with fs.open(f"{site.bucket}/{key}", "rb") as file:
+            return torch.load(file, weights_only=True)
+
+    return loading(site, load_from)
 
 
 def _file_system(site: Site) -> Any:  # noqa: ANN401 - typed by a package that need not be installed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from s3torch import S3Client, S3ClientConfig, S3Reader
+from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import Decode, epoch, in_python, releases_gil
 from s3torch.bench.clients.work import (
     BATCH,
@@ -25,8 +27,10 @@ from s3torch.bench.clients.work import (
 )
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import KIB, MIB, Effort, Site, Stored
+from s3torch.bench.state import SAFETENSORS, make_state
 
 if TYPE_CHECKING:
+    from s3torch import S3Checkpoint
     from s3torch._transfer.http1 import ContentRange
     from s3torch.datasets import ObjectTable
 
@@ -431,6 +435,82 @@ def listing_table(site: Site, _: Effort) -> Work:
         return Done(items=len(table), extra={"lookup_us": lookup_s / len(indices) * 1e6, "bytes_beside_key": beside})
 
     return work
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(site: Site) -> S3Checkpoint:
+    from s3torch import S3Checkpoint  # torch brings threads, which take signals while the command starts a process
+
+    return S3Checkpoint(**_options(site))
+
+
+@enter("s3torch", "save")
+def save(site: Site, _: Effort) -> Work:
+    """``S3Checkpoint.save``."""
+    checkpoint = _checkpoint(site)
+    return saving(site, lambda state, key: checkpoint.save(state, f"s3://{site.bucket}/{key}", progress=False))
+
+
+@enter("s3torch, writer", "save")
+def save_by_writer(site: Site, _: Effort) -> Work:
+    """``torch.save`` to ``S3Checkpoint.writer``."""
+    import torch
+
+    checkpoint = _checkpoint(site)
+
+    def save(state: object, key: str) -> None:
+        with checkpoint.writer(f"s3://{site.bucket}/{key}") as writer:
+            torch.save(state, writer)
+
+    return saving(site, save)
+
+
+@enter("s3torch", "async-save")
+def save_async(site: Site, _: Effort) -> Work:
+    """``S3Checkpoint.save_async``: the time until it returns."""
+    checkpoint = _checkpoint(site)
+    state = make_state(site.tensors, site.tensor)
+
+    def work() -> Done:
+        start = time.perf_counter()
+        future = checkpoint.save_async(state, f"s3://{site.bucket}/saved.pt")
+        stall = time.perf_counter() - start
+        future.result()
+        return Done(items=1, bytes=site.state_bytes, seconds=stall)
+
+    return work
+
+
+@enter("s3torch", "load")
+def load_checkpoint(site: Site, _: Effort) -> Work:
+    """``S3Checkpoint.load``."""
+    checkpoint = _checkpoint(site)
+    return loading(site, lambda key: checkpoint.load(f"s3://{site.bucket}/{key}", progress=False))
+
+
+@enter("s3torch, reader", "load")
+def load_by_reader(site: Site, _: Effort) -> Work:
+    """``torch.load`` from ``S3Checkpoint.reader``."""
+    import torch
+
+    checkpoint = _checkpoint(site)
+
+    def load(key: str) -> Any:  # noqa: ANN401 - what torch.load returns
+        with checkpoint.reader(f"s3://{site.bucket}/{key}") as reader:
+            return torch.load(reader, weights_only=True)
+
+    return loading(site, load)
+
+
+@enter("s3torch", "safetensors")
+def load_safetensors(site: Site, _: Effort) -> Work:
+    """``s3torch.safetensors.load_file``."""
+    from s3torch.safetensors import load_file
+
+    s3 = _client(site)
+    return loading(site, lambda key: load_file(f"s3://{site.bucket}/{key}", client=s3), SAFETENSORS)
 
 
 # --- Integrity --------------------------------------------------------------------------------------------------------

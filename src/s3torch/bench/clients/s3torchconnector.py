@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import epoch, releases_gil
 from s3torch.bench.clients.work import (
     IN_FLIGHT,
@@ -19,6 +20,7 @@ from s3torch.bench.clients.work import (
 )
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import PART, Effort, Site, Stored
+from s3torch.bench.state import SAFETENSORS
 
 __all__: list[str] = []
 
@@ -146,6 +148,49 @@ def listing(site: Site, _: Effort) -> Work:
 
     count("nothing")
     return lambda: Done(items=count(site.prefix))
+
+
+@enter("s3torchconnector", "save", "async-save", needs=_NEEDS)
+def save(site: Site, _: Effort) -> Work:
+    """``torch.save`` to ``S3Checkpoint.writer``."""
+    import torch
+
+    checkpoint = _checkpoint(site)
+
+    def save_to(state: object, key: str) -> None:
+        with checkpoint.writer(f"s3://{site.bucket}/{key}") as writer:
+            torch.save(state, writer)
+
+    return saving(site, save_to)
+
+
+@enter("s3torchconnector", "load", needs=_NEEDS)
+def load_checkpoint(site: Site, _: Effort) -> Work:
+    """``torch.load`` from ``S3Checkpoint.reader``."""
+    import torch
+
+    checkpoint = _checkpoint(site)
+
+    def load_from(key: str) -> Any:  # noqa: ANN401 - what torch.load returns
+        with checkpoint.reader(f"s3://{site.bucket}/{key}") as reader:
+            return torch.load(reader, weights_only=True)
+
+    return loading(site, load_from)
+
+
+@enter("s3torchconnector, safetensors.torch.load", "safetensors", needs=_NEEDS)
+def load_safetensors(site: Site, _: Effort) -> Work:
+    """``get_object().read()``, and the safetensors package takes the bytes; it has no call of its own."""
+    from safetensors.torch import load as load_bytes
+
+    s3 = _client(site)
+    return loading(site, lambda key: load_bytes(s3.get_object(site.bucket, key).read()), SAFETENSORS)
+
+
+def _checkpoint(site: Site) -> Any:  # noqa: ANN401 - as below
+    from s3torchconnector import S3Checkpoint
+
+    return S3Checkpoint(site.region, endpoint=site.endpoint, s3client_config=_config(site))
 
 
 def _client(site: Site) -> Any:  # noqa: ANN401 - typed by a package that need not be installed

@@ -25,6 +25,8 @@ class Scale:
         samples: Objects of ``sample`` bytes.
         sample: Bytes of one of them.
         mixed: Bytes of the objects of different sizes.
+        tensors: Of the state dict.
+        tensor: Bytes of one of them.
     """
 
     large: int = 256 * MIB
@@ -32,11 +34,20 @@ class Scale:
     samples: int = 4096
     sample: int = 100_000
     mixed: tuple[int, ...] = (100_000, 100_000, 1 * MIB, 3 * MIB, 100_000, 8 * MIB, 16 * MIB, 100_000, 32 * MIB) * 4
+    tensors: int = 200
+    tensor: int = 4 * 1_342_177  # 200 of them are 1 GiB but for 224 bytes
 
     @classmethod
     def quick(cls) -> Scale:
         """Return what is made in a second."""
-        return cls(large=32 * MIB, wide=128 * MIB, samples=256, mixed=(100_000, 1 * MIB, 100 * KIB, 32 * MIB) * 3)
+        return cls(
+            large=32 * MIB,
+            wide=128 * MIB,
+            samples=256,
+            mixed=(100_000, 1 * MIB, 100 * KIB, 32 * MIB) * 3,
+            tensors=20,
+            tensor=1 * MIB,
+        )
 
     @property
     def sample_objects(self) -> tuple[Stored, ...]:

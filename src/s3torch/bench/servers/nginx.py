@@ -1,4 +1,4 @@
-"""nginx with static files on the loopback: at once, over TLS, and after 20 ms at the pace of a connection to S3.
+"""nginx on the loopback: static files at once, over TLS, and after 20 ms at the pace of S3; and a sink for uploads.
 
 nginx sends a file from the page cache with ``sendfile``: it costs less than any client, so what is measured is the
 client. It knows nothing of S3 (it ignores signatures and lists nothing), but it answers GET and HEAD with ranges, ETag
@@ -12,6 +12,9 @@ by 40 ms when that was less than the 64 KiB segment of the loopback; rates of sm
 Latency is the echo module's: each request sleeps and is then answered as if it had come then. The pace is the kernel's:
 a listening socket with SO_MAX_PACING_RATE hands it on to each accepted connection. nginx is given that socket as it
 gives its own to a new binary, by the variable NGINX. (``limit_rate`` is for a request, and its first chunk is free.)
+
+The sink reads what is uploaded and drops it. It answers a PUT, and the beginning and the end of a multipart upload, as
+S3 does, with the algorithm of the checksum repeated; it compares none, and nothing can be read from it.
 """
 
 from __future__ import annotations
@@ -60,12 +63,28 @@ http {{
     uwsgi_temp_path {home}/tmp;
     scgi_temp_path {home}/tmp;
     root {home}/www;
+    client_max_body_size 0;
     access_log {log} size;
     server {{ listen 127.0.0.1:{ports.fast} backlog={backlog}; }}
     server {{
         listen 127.0.0.1:{ports.latency};
         location / {{ echo_sleep {latency:.3f}; echo_exec @file; }}
         location @file {{ }}
+    }}
+    server {{
+        listen 127.0.0.1:{ports.sink} backlog={backlog};
+        default_type application/xml;
+        location / {{
+            set $asked $request_method;
+            if ($args ~ "^uploads") {{ set $asked "$asked uploads"; }}
+            add_header ETag '"{etag}"';
+            add_header x-amz-checksum-algorithm CRC32;
+            add_header x-amz-checksum-type FULL_OBJECT;
+            if ($asked = "PUT") {{ return 200 ""; }}
+            if ($asked = "POST uploads") {{ return 200 "{begun}"; }}
+            if ($asked = "POST") {{ return 200 '{completed}'; }}
+            return 204;
+        }}
     }}
     {tls}
 }}
@@ -79,6 +98,17 @@ _TLS = """
 """
 
 
+_ETAG = "d41d8cd98f00b204e9800998ecf8427e"
+_BEGUN = (
+    "<InitiateMultipartUploadResult><Bucket>bucket</Bucket><Key>key</Key><UploadId>1</UploadId>"
+    "</InitiateMultipartUploadResult>"
+)
+_COMPLETED = (
+    "<CompleteMultipartUploadResult><Location>key</Location><Bucket>bucket</Bucket><Key>key</Key>"
+    f'<ETag>"{_ETAG}-9"</ETag></CompleteMultipartUploadResult>'
+)
+
+
 @dataclass(frozen=True)
 class Ports:
     """Where the servers listen on 127.0.0.1."""
@@ -86,11 +116,14 @@ class Ports:
     fast: int
     latency: int
     tls: int
+    sink: int
 
 
 @contextmanager
 def serve(home: Path, *, has_tls: bool) -> Iterator[Ports]:
-    """Serve the files of ``home/www`` until the block ends; the size of each answer goes to ``home/access.log``.
+    """Serve the files of ``home/www``, and take uploads, until the block ends.
+
+    The size of each answer goes to ``home/access.log``.
 
     Raises:
         RuntimeError: nginx is not installed, or did not start.
@@ -98,13 +131,16 @@ def serve(home: Path, *, has_tls: bool) -> Iterator[Ports]:
     command = _nginx()
     with ExitStack() as stack:
         paced = stack.enter_context(_paced_listener())
-        fast, tls = _free_ports(2)
-        ports = Ports(fast, paced.getsockname()[1], tls)
+        fast, tls, sink = _free_ports(3)
+        ports = Ports(fast, paced.getsockname()[1], tls, sink)
         common = {"home": home, "ports": ports, "backlog": _BACKLOG}
         configuration = _CONFIGURATION.format(
             **common,
             log=home / "access.log",
             latency=LATENCY,
+            etag=_ETAG,
+            begun=_BEGUN,
+            completed=_COMPLETED,
             user="user root;" if os.geteuid() == 0 else "",
             tls=_TLS.format(**common) if has_tls else "",
         )

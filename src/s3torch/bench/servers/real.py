@@ -9,8 +9,9 @@ from typing import NamedTuple
 from s3torch.bench.content import content, pieces
 from s3torch.bench.servers.files import BUCKET, SAMPLES_PREFIX, Scale
 from s3torch.bench.site import Site
+from s3torch.bench.state import CHECKPOINT, WARM_UP, make_state
 
-__all__ = ["Real", "serve"]
+__all__ = ["Real", "serve", "serve_checkpoint"]
 
 _SAMPLES = 1024  # as storing them takes a while
 
@@ -64,5 +65,34 @@ def serve(scale: Scale) -> Iterator[Real]:
             samples=samples,
             large=scale.large_object,
             wide=scale.large_object,
+        )
+        yield Real(site, environment)
+
+
+@contextmanager
+def serve_checkpoint(scale: Scale) -> Iterator[Real]:
+    """Run a server of its own with a checkpoint in it, which others may be saved beside, until the block ends.
+
+    Raises:
+        RuntimeError: It is not installed, or did not start.
+    """
+    from s3torch import S3Checkpoint
+    from s3torch.testing import LocalS3
+
+    with LocalS3() as server:
+        with server.activated():
+            server.create_bucket(BUCKET)
+            checkpoint = S3Checkpoint()
+            checkpoint.save(make_state(scale.tensors, scale.tensor), f"s3://{BUCKET}/{CHECKPOINT}", progress=False)
+            checkpoint.save(make_state(2, 4096), f"s3://{BUCKET}/{WARM_UP}{CHECKPOINT}", progress=False)
+            environment = dict(server.environment)
+        site = Site(
+            bucket=BUCKET,
+            region=server.region,
+            endpoint=server.endpoint,
+            path_style=True,
+            is_ours=True,
+            tensors=scale.tensors,
+            tensor=scale.tensor,
         )
         yield Real(site, environment)

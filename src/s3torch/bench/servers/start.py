@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from s3torch.bench.servers import listing, nginx, real
 from s3torch.bench.servers.certificate import write_certificate
 from s3torch.bench.servers.files import BUCKET, SAMPLES_PREFIX, Scale, lay_out
 from s3torch.bench.site import Site
+from s3torch.bench.state import write_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,7 +66,7 @@ class Servers:
         """Return what is read and the variables of who reads it; starts the server if need be.
 
         Args:
-            server: fast, tls, latency, listing, real or none.
+            server: fast, tls, latency, listing, real, checkpoints, sink, real-checkpoints or none.
 
         Raises:
             RuntimeError: It is not installed, or did not start.
@@ -76,8 +77,15 @@ class Servers:
             self._static = self._static or self._start_nginx()
             return self._static[server]
         if server not in self._others:
-            self._others[server] = self._start_real() if server == "real" else self._start_listing()
+            self._others.update(self._start_other(server))
         return self._others[server]
+
+    def _start_other(self, server: str) -> dict[str, Place]:
+        if server in {"checkpoints", "sink"}:
+            return self._start_checkpoints()
+        if server == "real-checkpoints":
+            return {server: self._start_real(real.serve_checkpoint)}
+        return {server: self._start_real(real.serve) if server == "real" else self._start_listing()}
 
     def _start_nginx(self) -> dict[str, Place]:
         home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
@@ -109,8 +117,28 @@ class Servers:
             places["tls"] = (site(ports.tls, authority), {**plain, "SSL_CERT_FILE": authority})
         return places
 
-    def _start_real(self) -> Place:
-        server = self._stack.enter_context(real.serve(self._scale))
+    def _start_checkpoints(self) -> dict[str, Place]:
+        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
+        home.chmod(0o755)  # as above
+        write_files(home / "www" / BUCKET, self._scale.tensors, self._scale.tensor)
+        ports = self._stack.enter_context(nginx.serve(home, has_tls=False))
+
+        def site(port: int) -> Site:
+            return Site(
+                bucket=BUCKET,
+                region=_REGION,
+                endpoint=f"http://127.0.0.1:{port}",
+                path_style=True,
+                is_ours=True,
+                access_log=str(home / "access.log"),
+                tensors=self._scale.tensors,
+                tensor=self._scale.tensor,
+            )
+
+        return {"checkpoints": (site(ports.fast), _environment()), "sink": (site(ports.sink), _environment())}
+
+    def _start_real(self, serve: Callable[[Scale], AbstractContextManager[real.Real]]) -> Place:
+        server = self._stack.enter_context(serve(self._scale))
         return server.site, {**_environment(), **server.environment}
 
     def _start_listing(self) -> Place:

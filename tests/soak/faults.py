@@ -1,4 +1,4 @@
-"""Reads small objects by the hundred thousand under random faults: ``python -m tests.soak [READS] [SEED]``.
+"""Reads small objects by the hundred thousand under random faults: ``python -m tests.soak.faults [READS] [SEED]``.
 
 Prints, as rows of a table, how many reads were right, wrong, or ended with an error, how many faults there were, and
 how many requests that took. Exits with 1 if bytes were wrong, or if an error is none of ours.

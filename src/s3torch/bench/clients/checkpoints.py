@@ -1,0 +1,55 @@
+"""Work that clients share where a state dict is saved or loaded.
+
+Each process does it once, as a job does when it begins: the memory of the tensors is new. That modules are imported and
+credentials found is seen to by a small one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from s3torch.bench.registry import Done, Work
+from s3torch.bench.site import Site
+from s3torch.bench.state import CHECKPOINT, WARM_UP, check_state, make_state
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["loading", "saving"]
+
+_SAVED = "saved.pt"
+
+
+def saving(site: Site, save: Callable[[dict[str, torch.Tensor], str], object]) -> Work:
+    """Return work that saves the state dict.
+
+    Args:
+        site: Where.
+        save: Gets what is to be saved and the key.
+    """
+    state = make_state(site.tensors, site.tensor)
+    save({"warm-up": state["layer0.weight"][:1].clone()}, f"{WARM_UP}{_SAVED}")
+
+    def work() -> Done:
+        save(state, _SAVED)
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+def loading(site: Site, load: Callable[[str], Mapping[str, torch.Tensor]], name: str = CHECKPOINT) -> Work:
+    """Return work that loads the state dict and looks at both ends of each tensor.
+
+    Args:
+        site: From where.
+        load: Gets the key.
+        name: The key.
+    """
+    load(f"{WARM_UP}{name}")
+
+    def work() -> Done:
+        check_state(load(name), site.tensors, site.tensor)
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work

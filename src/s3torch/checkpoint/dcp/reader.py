@@ -1,0 +1,306 @@
+"""S3StorageReader: loads a distributed checkpoint.
+
+A load plan names, for each tensor or object that this rank needs, a stored item: a range of one of the checkpoint's
+files. torch's own reader goes from item to item. Here the ranges of all files are sorted, neighbours joined, and
+requested ahead of the items being unpacked, within a bound of memory: what takes time, the first byte of each request,
+is waited for once and not for each item.
+
+Of a large tensor of which this rank needs less than half (another number of ranks has saved it) only the rows that it
+needs are read: see ``layout``. That takes two rounds, the first for the ends of all such items together.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
+
+from s3torch._object import DEFAULT_MAX_GAP, RangeFetch, RemoteObject
+from s3torch._transfer.buffers import BytesBuffer
+from s3torch.checkpoint.dcp import layout
+from s3torch.checkpoint.dcp.filesystem import S3FileSystem
+from s3torch.checkpoint.dcp.layout import Layout
+from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.errors import S3Error
+from s3torch.uri import parse_s3_uri
+
+__all__ = ["Read", "S3StorageReader", "Span", "spans"]
+
+MiB = 1024 * 1024
+# Bytes that are requested ahead of the items being unpacked; one larger item goes alone. Not tuned.
+_AHEAD = 128 * MiB
+# Bytes of joined neighbours at most.
+_JOINED = 8 * MiB
+# Bytes of an item from which on it is worth to look where its elements are. Not tuned.
+_WORTH_A_LOOK = MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Bytes of a file that one item of a plan needs.
+
+    Attributes:
+        item: Of the plan.
+        path: Of the file, below the checkpoint's.
+        start: First byte.
+        stop: The byte after the last.
+        layout: Of the rows that these bytes are; None: they are the item as it was stored.
+    """
+
+    item: ReadItem
+    path: str
+    start: int
+    stop: int
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes ``[start, stop)`` of a file, and the reads that they serve."""
+
+    path: str
+    start: int
+    stop: int
+    reads: tuple[Read, ...]
+
+
+def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
+    """Join reads of the same file that overlap or lie near each other.
+
+    Args:
+        reads: In any order.
+        max_gap: Bytes between two reads that are read for nothing rather than sending another request.
+        max_size: Bytes of a span at most, unless a single read is larger.
+    """
+    joined: list[Span] = []
+    for read in sorted(reads, key=lambda read: (read.path, read.start, read.stop)):
+        last = joined[-1] if joined else None
+        if last is not None and last.path == read.path and read.start <= last.stop + max_gap:
+            stop = max(last.stop, read.stop)
+            if stop == last.stop or stop - last.start <= max_size:
+                joined[-1] = Span(last.path, last.start, stop, (*last.reads, read))
+                continue
+        joined.append(Span(read.path, read.start, read.stop, (read,)))
+    return joined
+
+
+class S3StorageReader(FileSystemReader):
+    """Loads a distributed checkpoint, for ``torch.distributed.checkpoint.load``.
+
+    Args:
+        region: Of the bucket; None finds it.
+        path: Of the checkpoint, ``s3://bucket/prefix``.
+        s3client_config: See S3ClientConfig.
+        reader_config: Which reader ``.metadata`` is read with; None is sequential. Items are read as ranges always.
+        endpoint: URL of the server; None finds it.
+        **kwargs: Of torch's FileSystemReader.
+
+    Raises:
+        InvalidURIError: ``path`` is not of the form ``s3://bucket/key``.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        reader_config: S3ReaderConfig | None = None,
+        *,
+        endpoint: str | None = None,
+        **kwargs: Any,  # noqa: ANN401  # torch's own, which differ between its versions
+    ) -> None:
+        parse_s3_uri(os.fspath(path) if isinstance(path, os.PathLike) else path)
+        super().__init__(path, **kwargs)
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]  # torch declares its own
+            region, s3client_config=s3client_config, reader_config=reader_config, endpoint=endpoint
+        )
+        self.path = self.fs.init_path(path)
+        self._chunks: dict[tuple[str, torch.Size | None], tuple[torch.Size, torch.dtype]] = {}
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, FBT001  # torch's signature
+        """Take over what is stored where."""
+        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
+        self._chunks = {
+            (name, chunk.offsets): (chunk.sizes, stored.properties.dtype)
+            for name, stored in metadata.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
+            for chunk in stored.chunks
+        }
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Load what a plan names, from all files at the same time.
+
+        Raises:
+            S3Error: A file is missing, shorter than ``.metadata`` says, or could not be read. Tensors may have been
+                loaded in part.
+        """
+        objects: dict[str, RemoteObject] = {}
+        reads = self._narrowed([self._read(item) for item in plan.items], objects)
+        for read, content in self._fetched(reads, objects):
+            self._deliver(read, content, planner)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether it can name a checkpoint."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+    def _read(self, item: ReadItem) -> Read:
+        stored = self.storage_data.get(item.storage_index)
+        if stored is None:
+            raise S3Error(f"{self.path} says nothing of where {item.storage_index} is: the checkpoint is incomplete.")
+        return Read(item, stored.relative_path, stored.offset, stored.offset + stored.length)
+
+    def _narrowed(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
+        """Replace reads of stored tensors by reads of their rows, where that saves enough or there is no other way."""
+        plain, archives, safetensors = [], [], []
+        for read in reads:
+            if self._is_safetensors(read):
+                safetensors.append(read)
+            elif self._is_worth_slicing(read):
+                archives.append(read)
+            else:
+                plain.append(read)
+        return [*plain, *self._archive_rows(archives, objects), *self._safetensors_rows(safetensors, objects)]
+
+    def _archive_rows(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
+        ends = [end for read in reads for end in _ends(read)]
+        fetched = {(read.path, read.start, read.stop): bytes(content) for read, content in self._fetched(ends, objects)}
+        rows = []
+        for read in reads:
+            head, tail = (fetched[end.path, end.start, end.stop] for end in _ends(read))
+            found = layout.archive_layout(head, tail, read.stop - read.start)
+            rows.append(read if found is None else _rows(read, replace(found, start=found.start + read.start)))
+        return rows
+
+    def _safetensors_rows(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
+        lengths = [replace(read, stop=read.start + 8) for read in reads]
+        headers = []
+        for read, content in self._fetched(lengths, objects):
+            size = layout.safetensors_header_size(bytes(content), self._place(read.path))
+            headers.append(replace(read, start=read.start + 8, stop=read.start + 8 + size))
+        rows = []
+        for read, content in self._fetched(headers, objects):
+            name = read.item.storage_index.fqn
+            rows.append(_rows(read, layout.safetensors_layout(bytes(content), name, read.stop, self._place(read.path))))
+        return rows
+
+    def _fetched(self, reads: Iterable[Read], objects: dict[str, RemoteObject]) -> Iterator[tuple[Read, memoryview]]:
+        """Yield each read with its bytes, which are the consumer's only until it asks for the next."""
+        waiting = deque(spans(reads, DEFAULT_MAX_GAP, _JOINED))
+        begun: deque[tuple[Span, BytesBuffer, RangeFetch]] = deque()
+        ahead = 0
+        try:
+            while waiting or begun:
+                while waiting and (not begun or ahead + waiting[0].stop - waiting[0].start <= _AHEAD):
+                    span = waiting.popleft()
+                    buffer = BytesBuffer(span.stop - span.start)
+                    begun.append((span, buffer, self._object(span.path, objects).begin_range(span.start, buffer.view)))
+                    ahead += span.stop - span.start
+                span, buffer, fetch = begun[0]
+                fetch.finish()
+                for read in span.reads:
+                    yield read, buffer.view[read.start - span.start : read.stop - span.start]
+                ahead -= span.stop - span.start
+                begun.popleft()
+        finally:
+            for _, _, fetch in begun:
+                fetch.give_up()
+
+    def _object(self, path: str, objects: dict[str, RemoteObject]) -> RemoteObject:
+        if path not in objects:
+            bucket, key = parse_s3_uri(self._place(path))
+            objects[path] = RemoteObject(self.fs.client, bucket, key)
+        return objects[path]
+
+    def _deliver(self, read: Read, content: memoryview, planner: LoadPlanner) -> None:
+        item = read.item
+        if item.type == LoadItemType.BYTE_IO:
+            planner.load_bytes(item, self._untransformed(read, content))
+            return
+        stored = self._tensor(read, content)
+        offsets = item.storage_offsets if read.layout is None else (0, *item.storage_offsets[1:])
+        for dimension, (offset, length) in enumerate(zip(offsets, item.lengths, strict=False)):
+            stored = stored.narrow(dimension, offset, length)
+        target = planner.resolve_tensor(item).detach()
+        if target.size() != stored.size():
+            raise S3Error(
+                f"{item.storage_index.fqn} of {self.path} has the size {tuple(stored.size())} where the plan has a "
+                f"tensor of {tuple(target.size())}."
+            )
+        target.copy_(stored)
+        planner.commit_tensor(item, target)
+
+    def _tensor(self, read: Read, content: memoryview) -> torch.Tensor:
+        """Return the tensor that was read: the stored one, or the rows of it that the item needs."""
+        if read.layout is not None:
+            return read.layout.tensor(content)
+        if self._has_layout(read):  # saves the two copies that torch.load makes
+            head, tail = bytes(content[: layout.ENDS]), bytes(content[-layout.ENDS :])
+            found = layout.archive_layout(head, tail, len(content))
+            if found is not None:
+                return found.tensor(content[found.start : found.stop])
+        tensor: torch.Tensor = torch.load(self._untransformed(read, content), map_location="cpu", weights_only=True)
+        return tensor
+
+    def _untransformed(self, read: Read, content: memoryview) -> io.BytesIO:
+        stream = io.BytesIO(content)
+        descriptors = self._descriptors(read.item.storage_index)
+        if not descriptors:
+            return stream
+        return io.BytesIO(self.transforms.transform_load_stream(read.item, descriptors, stream).read(-1))
+
+    def _descriptors(self, index: MetadataIndex) -> Sequence[str]:
+        """Return what was done to an item's bytes when it was saved; older versions of torch know of nothing."""
+        return getattr(self.storage_data[index], "transform_descriptors", None) or ()
+
+    def _is_safetensors(self, read: Read) -> bool:
+        """Whether an item is a tensor of a safetensors file: torch gives it the size of its elements alone."""
+        shape, dtype = self._chunk(read.item)
+        if shape is None or dtype is None or self._descriptors(read.item.storage_index):
+            return False
+        return shape.numel() * dtype.itemsize == read.stop - read.start
+
+    def _is_worth_slicing(self, read: Read) -> bool:
+        shape, _ = self._chunk(read.item)
+        if not shape or not self._has_layout(read):
+            return False
+        return 2 * read.item.lengths[0] < shape[0]
+
+    def _has_layout(self, read: Read) -> bool:
+        """Whether an item is large enough to look for its elements, and was stored as it is."""
+        return read.stop - read.start >= _WORTH_A_LOOK and not self._descriptors(read.item.storage_index)
+
+    def _chunk(self, item: ReadItem) -> tuple[torch.Size | None, torch.dtype | None]:
+        """Return shape and dtype of a stored tensor; None of what is none."""
+        if item.type == LoadItemType.BYTE_IO:
+            return None, None
+        index = item.storage_index
+        return self._chunks.get((index.fqn, index.offset), (None, None))
+
+    def _place(self, path: str) -> str:
+        return self.fs.concat_path(self.path, path)
+
+
+def _ends(read: Read) -> tuple[Read, Read]:
+    """Return the reads of an archive's head and tail."""
+    return replace(read, stop=read.start + layout.ENDS), replace(read, start=read.stop - layout.ENDS)
+
+
+def _rows(read: Read, found: Layout) -> Read:
+    """Return the read of the rows that an item needs."""
+    if found.shape:
+        found = found.rows(read.item.storage_offsets[0], read.item.lengths[0])
+    return replace(read, start=found.start, stop=found.stop, layout=found)

@@ -1,0 +1,179 @@
+"""S3StorageWriter: saves a distributed checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from s3torch._file import S3File
+from s3torch.checkpoint.dcp.filesystem import S3FileSystem
+from s3torch.checkpoint.dcp.prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
+from s3torch.config import S3ClientConfig
+from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
+from s3torch.uri import parse_s3_uri
+
+__all__ = ["S3StorageWriter", "StoragePrefix"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoragePrefix:
+    """What a rank's plan tells its writer."""
+
+    prefix: str
+
+
+class S3StorageWriter(FileSystemWriter):
+    """Saves a distributed checkpoint, for ``torch.distributed.checkpoint.save`` and ``async_save``.
+
+    Each rank writes ``{prefix}{number}.distcp`` files below the path, one a thread. ``.metadata``, without which there
+    is no checkpoint, is written when all of them are complete, by one request: it appears whole, or not at all.
+
+    Args:
+        region: Of the bucket; None finds it.
+        path: Of the checkpoint, ``s3://bucket/prefix``.
+        s3client_config: See S3ClientConfig.
+        prefix_strategy: What the names of a rank's files begin with; None is ``DefaultPrefixStrategy()``.
+        thread_count: Files that a rank writes at the same time.
+        endpoint: URL of the server; None finds it.
+        **kwargs: Of torch's FileSystemWriter: ``single_file_per_rank``, ``overwrite``, ``serialization_format``, ...
+
+    Raises:
+        InvalidURIError: ``path`` is not of the form ``s3://bucket/key``.
+        ArgumentError: ``thread_count`` is less than 1.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: S3PrefixStrategyBase | None = None,
+        thread_count: int = 1,
+        *,
+        endpoint: str | None = None,
+        **kwargs: Any,  # noqa: ANN401  # torch's own, which differ between its versions
+    ) -> None:
+        parse_s3_uri(os.fspath(path) if isinstance(path, os.PathLike) else path)
+        if isinstance(thread_count, bool) or not isinstance(thread_count, int):
+            raise ArgumentTypeError(f"thread_count must be an int, got {thread_count!r}.")
+        if thread_count < 1:
+            raise ArgumentError(f"thread_count={thread_count} cannot be: it must be at least 1.")
+        if prefix_strategy is not None and not callable(prefix_strategy):
+            raise ArgumentTypeError(f"prefix_strategy must be an S3PrefixStrategyBase, got {prefix_strategy!r}.")
+        kwargs["sync_files"] = False  # there is nothing to sync: what S3 has confirmed is stored
+        super().__init__(path, thread_count=thread_count, **kwargs)
+        self.fs: _WatchedFileSystem = _WatchedFileSystem(  # type: ignore[assignment]  # torch declares its own
+            region, s3client_config=s3client_config, endpoint=endpoint
+        )
+        self.path = self.fs.init_path(path)
+        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Check that nothing is overwritten that must not be, and name the files of a rank that saves alone.
+
+        Raises:
+            RuntimeError: There is a checkpoint and ``overwrite`` is False.
+        """
+        plan = super().prepare_local_plan(plan)
+        return plan if self._collective else self._named(plan, self.rank or 0)
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Name the files of all ranks."""
+        if not self._collective:
+            return plans
+        return [self._named(plan, rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's files.
+
+        torch forgets an exception in one of its threads, and would save a checkpoint that lacks its files.
+
+        Raises:
+            S3Error: A file could not be written, or tensors are missing from what was.
+            ArgumentError: A safetensors file would have two tensors of the same name.
+        """
+        if self._is_safetensors:
+            _check_names(plan)
+        self.fs.failures.clear()
+        future: Future[list[WriteResult]] = super().write_data(plan, planner)
+        written = {result.index for result in future.value()}
+        missing = sorted({item.index.fqn for item in plan.items if item.index not in written})
+        if self.fs.failures:
+            raise self.fs.failures[0]
+        if missing:
+            raise S3Error(f"{', '.join(missing)} could not be saved to {self.path}: see the error of the thread above.")
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write what makes the files a checkpoint.
+
+        Raises:
+            S3Error: It could not be written; a checkpoint that was there is still there.
+        """
+        if hasattr(filesystem, "CURRENT_DCP_VERSION"):
+            metadata.version = filesystem.CURRENT_DCP_VERSION
+        metadata.storage_data = {result.index: result.storage_data for of_rank in results for result in of_rank}
+        if hasattr(self, "storage_meta"):
+            metadata.storage_meta = self.storage_meta()
+        name = ".metadata" if self._collective else f"__{self.rank}.metadata"
+        with self.fs.create_stream(self.fs.concat_path(self.path, name), "wb") as stream:
+            pickle.dump(metadata, stream)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether it can name a checkpoint."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+    @property
+    def _collective(self) -> bool:
+        """Whether ranks save one checkpoint together; older versions of torch know nothing else."""
+        return getattr(self, "use_collectives", True) or getattr(self, "rank", None) is None
+
+    @property
+    def _is_safetensors(self) -> bool:
+        form = getattr(self, "serialization_format", None)
+        return getattr(form, "value", None) == "safetensors"
+
+    def _named(self, plan: SavePlan, rank: int) -> SavePlan:
+        return dataclasses.replace(plan, storage_data=StoragePrefix(self.prefix_strategy(rank)))
+
+
+class _WatchedFileSystem(S3FileSystem):
+    """Remembers what went wrong while files were written in threads."""
+
+    def __init__(self, region: str | None, **options: Any) -> None:  # noqa: ANN401  # of S3FileSystem
+        super().__init__(region, **options)
+        self.failures: list[BaseException] = []
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[S3File]:
+        try:
+            with super().create_stream(path, mode) as stream:
+                yield stream
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+
+
+def _check_names(plan: SavePlan) -> None:
+    """Refuse a plan of which torch would keep only the last chunk of a tensor in a safetensors file."""
+    names = Counter(item.index.fqn for item in plan.items)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ArgumentError(
+            f"{', '.join(sorted(twice))} would be saved in several chunks by one rank, which the safetensors format "
+            "cannot hold. Use the default serialization_format."
+        )

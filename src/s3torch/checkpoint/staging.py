@@ -1,0 +1,94 @@
+"""A copy of a state in memory of its own, so that training may go on and change the original."""
+
+from __future__ import annotations
+
+import copy
+from collections import UserDict
+from typing import Any
+
+import torch
+
+__all__ = ["Staging"]
+
+
+class Staging:
+    """Copies states, always into the same memory: fresh pages would cost more than the copy.
+
+    Tensors that share a storage share it in the copy, too, and each storage is copied once. What is neither a tensor
+    nor a dict, list or tuple of them is copied by ``copy.deepcopy``.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
+        self._free: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
+        self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def copy(self, state: Any) -> Any:  # noqa: ANN401  # whatever can be saved
+        """Return a copy, in memory of the CPU. It is valid until the next one."""
+        self._free = {kind: list(storages) for kind, storages in self._kept.items()}
+        self._copies = {}
+        memo: dict[int, Any] = {}
+        try:
+            copied = self._copy(state, memo)
+            if any(original.device.type == "cuda" for original, _ in self._copies.values()):
+                torch.cuda.synchronize()
+            used = [ours for _, ours in self._copies.values()]
+        finally:
+            self._copies = {}
+        self._kept, self._free = {}, {}
+        for storage in used:
+            self._kept.setdefault((storage.nbytes(), storage.is_pinned()), []).append(storage)
+        return copied
+
+    def _copy(self, value: Any, memo: dict[int, Any]) -> Any:  # noqa: ANN401
+        known = memo.get(id(value))
+        if known is not None:
+            return known
+        made: Any
+        if isinstance(value, torch.Tensor):
+            made = self._copy_tensor(value)
+        elif isinstance(value, (dict, UserDict)):  # a shallow copy of another mapping might share its items
+            made = memo[id(value)] = copy.copy(value)
+            for key, each in value.items():
+                made[key] = self._copy(each, memo)
+        elif type(value) is list:
+            made = memo[id(value)] = []
+            made += [self._copy(each, memo) for each in value]
+        elif type(value) is tuple:
+            made = tuple(self._copy(each, memo) for each in value)
+        else:
+            made = copy.deepcopy(value, memo)
+        memo[id(value)] = made
+        memo.setdefault(id(memo), []).append(value)  # keeps it alive, as deepcopy does: its id must stay its own
+        return made
+
+    def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:  # there is nothing that could change
+            return tensor
+        if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return tensor.detach().cpu().clone()
+        storage = self._copy_storage(tensor.untyped_storage())
+        made = torch.empty(0, dtype=tensor.dtype)
+        made.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+        if tensor.is_conj():
+            made = made.conj()
+        if tensor.is_neg():
+            made = torch._neg_view(made)  # the only way to say so
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+        return made.requires_grad_(tensor.requires_grad)
+
+    def _copy_storage(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
+        known = self._copies.get(storage._cdata)  # what identifies a storage, as torch.save has it
+        if known is not None:
+            return known[1]
+        is_pinned = storage.device.type == "cuda"
+        free = self._free.get((storage.nbytes(), is_pinned))
+        ours = free.pop() if free else _new_storage(storage.nbytes(), is_pinned=is_pinned)
+        ours.copy_(storage, non_blocking=is_pinned)
+        self._copies[storage._cdata] = storage, ours
+        return ours
+
+
+def _new_storage(size: int, *, is_pinned: bool) -> torch.UntypedStorage:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).untyped_storage()

@@ -1,0 +1,25 @@
+"""PyTorch Distributed Checkpoint (``torch.distributed.checkpoint``) in S3."""
+
+from s3torch.checkpoint.dcp import (
+    BinaryPrefixStrategy,
+    DefaultPrefixStrategy,
+    HexPrefixStrategy,
+    NumericPrefixStrategy,
+    RoundRobinPrefixStrategy,
+    S3FileSystem,
+    S3PrefixStrategyBase,
+    S3StorageReader,
+    S3StorageWriter,
+)
+
+__all__ = [
+    "BinaryPrefixStrategy",
+    "DefaultPrefixStrategy",
+    "HexPrefixStrategy",
+    "NumericPrefixStrategy",
+    "RoundRobinPrefixStrategy",
+    "S3FileSystem",
+    "S3PrefixStrategyBase",
+    "S3StorageReader",
+    "S3StorageWriter",
+]

@@ -1,0 +1,167 @@
+"""S3Checkpoint.save_async: the copy that is saved while training goes on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from s3torch import S3Checkpoint
+from s3torch.checkpoint.staging import Staging
+from s3torch.errors import AccessDeniedError, InvalidURIError
+from s3torch.testing import FaultyServer, faults
+
+
+@pytest.fixture
+def uri(bucket, key) -> str:
+    """A URI that no other test uses."""
+    return f"s3://{bucket}/{key}"
+
+
+def test_training_goes_on(s3, uri):
+    """What is saved is the state of the moment of the call."""
+    checkpoint = S3Checkpoint()
+    model = nn.Linear(300, 300)
+    expected = copy.deepcopy(model.state_dict())
+    future = checkpoint.save_async(model.state_dict(), uri)
+    with torch.no_grad():
+        model.weight.zero_()
+    assert future.result(60) is None
+    assert torch.equal(checkpoint.load(uri)["weight"], expected["weight"])
+
+
+def test_one_at_a_time(s3, uri):
+    """The next call waits for the one before, whose memory it uses again."""
+    checkpoint = S3Checkpoint()
+    futures = [checkpoint.save_async({"step": torch.full((100_000,), step)}, f"{uri}-{step}") for step in range(5)]
+    assert all(future.done() for future in futures[:-1])
+    futures[-1].result(60)
+    for step in range(5):
+        assert checkpoint.load(f"{uri}-{step}")["step"].unique().tolist() == [step]
+
+
+def test_a_failure_is_the_futures(caplog):
+    """A failure is raised by the future and logged; the next save goes its own way."""
+    with FaultyServer() as server:
+        server.script(faults.status(403, "AccessDenied"))
+        checkpoint = S3Checkpoint("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+        with pytest.raises(AccessDeniedError):
+            checkpoint.save_async({"a": 1}, "s3://bucket/key").result(60)
+        assert "s3://bucket/key was not saved" in caplog.text
+        checkpoint.save_async({"a": 2}, "s3://bucket/key").result(60)
+        assert checkpoint.load("s3://bucket/key") == {"a": 2}
+
+
+def test_bad_input(s3):
+    """A URI that is none is refused at once, not by the future."""
+    with pytest.raises(InvalidURIError):
+        S3Checkpoint().save_async({}, "key")
+
+
+def test_pickled_with_a_save_under_way(s3, uri):
+    """What a checkpoint is doing stays behind when it is pickled."""
+    checkpoint = S3Checkpoint()
+    checkpoint.save_async({"a": torch.rand(10)}, uri).result(60)
+    other = pickle.loads(pickle.dumps(checkpoint))
+    assert other.load(uri)["a"].shape == (10,)
+
+
+def test_its_thread_ends(s3, uri):
+    """No thread is left behind."""
+    before = threading.active_count()
+    S3Checkpoint().save_async({"a": 1}, uri).result(60)
+    for thread in threading.enumerate():
+        if thread.name.startswith("saving"):
+            thread.join(10)
+    assert threading.active_count() == before
+
+
+def test_shared_storages_stay_shared():
+    """Tensors that share memory share it in the copy, and with nobody else."""
+    weight = torch.rand(10, 10)
+    state = {"a": weight, "b": weight[2:4], "c": [weight.t(), (weight[0, 0],)]}
+    copied = Staging().copy(state)
+    assert torch.equal(copied["b"], weight[2:4])
+    assert copied["c"][0].stride() == weight.t().stride()
+    pointers = {
+        each.untyped_storage().data_ptr() for each in (copied["a"], copied["b"], copied["c"][0], copied["c"][1][0])
+    }
+    assert len(pointers) == 1
+    assert pointers != {weight.untyped_storage().data_ptr()}
+
+
+def test_memory_is_used_again():
+    """The second copy of a state of the same sizes takes no new memory."""
+    staging = Staging()
+    first = staging.copy({"a": torch.rand(1000), "b": torch.rand(1000), "c": torch.rand(500)})
+    pointers = {tensor.data_ptr() for tensor in first.values()}
+    second = staging.copy({"c": torch.rand(500), "b": torch.ones(1000), "a": torch.rand(1000)})
+    assert {tensor.data_ptr() for tensor in second.values()} == pointers
+    assert second["b"].unique().tolist() == [1]
+
+
+def test_what_is_copied_as_it_is():
+    """Parameters stay parameters, containers keep their class, and everything else is copied deeply."""
+
+    class Config:
+        def __init__(self) -> None:
+            self.rates = [0.1]
+
+    config = Config()
+    cycle: list[object] = [1]
+    cycle.append(cycle)
+    parameter = nn.Parameter(torch.rand(3), requires_grad=False)
+    state = {"p": parameter, "o": nn.Linear(2, 2).state_dict(), "c": config, "s": torch.eye(3).to_sparse(), "y": cycle}
+    copied = Staging().copy(state)
+    config.rates.append(0.2)
+    assert type(copied["p"]) is nn.Parameter
+    assert not copied["p"].requires_grad
+    assert type(copied["o"]) is type(state["o"])
+    assert copied["c"].rates == [0.1]
+    assert torch.equal(copied["s"].to_dense(), torch.eye(3))
+    assert copied["y"][1] is copied["y"]
+    assert torch.equal(Staging().copy(torch.tensor([1 + 2j]).conj()), torch.tensor([1 - 2j]))
+
+
+class _Wrapper(MutableMapping[str, Any]):
+    """A mapping whose shallow copy shares its items with it."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        self.inner = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self.inner[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.inner[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.inner[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+def test_the_original_is_not_written_to():
+    """A mapping of any class keeps its own tensors, and the copy has others."""
+    weight = torch.ones(3)
+    state = _Wrapper({"a": weight})
+    copied = Staging().copy(state)
+    assert state["a"] is weight
+    weight.zero_()
+    assert copied["a"].tolist() == [1, 1, 1]
+
+
+def test_meta_tensors():
+    """Tensors without values are saved as torch.save saves them."""
+    copied = Staging().copy({"a": torch.empty(3, device="meta")})
+    assert (copied["a"].device.type, copied["a"].shape) == ("meta", (3,))
