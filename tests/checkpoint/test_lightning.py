@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import pickle
 import re
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +27,14 @@ from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch.checkpoint import lightning as ours
-from s3torch.errors import AccessDeniedError, ArgumentTypeError, InvalidURIError, ObjectNotFoundError, S3Error
+from s3torch.errors import (
+    AccessDeniedError,
+    ArgumentTypeError,
+    CheckpointFormatError,
+    InvalidURIError,
+    ObjectNotFoundError,
+    S3Error,
+)
 from s3torch.lightning import S3LightningCheckpoint
 from s3torch.testing import FaultyServer, faults
 
@@ -220,6 +229,45 @@ def test_async_failure(pl, tmp_path, folder, faulty):
         trainer.fit(_model(pl, [0.0] * 2), _rows())
 
 
+def test_weights_only_of_fit(pl, tmp_path, folder):
+    """``fit(weights_only=False)`` resumes from a checkpoint that holds more than weights, which is refused unasked."""
+    path = f"{folder}/model.ckpt"
+    first = _model(pl, [0.0] * 2)
+    first.on_save_checkpoint = lambda checkpoint: checkpoint.update(code=_Code())
+    trainer = _trainer(pl, tmp_path, 1, S3LightningCheckpoint())
+    trainer.fit(first, _rows())
+    trainer.save_checkpoint(path)
+    resumed = _model(pl, [0.0] * 2)
+    with pytest.raises(pickle.UnpicklingError, match="_Code"):
+        _trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, _rows(), ckpt_path=path)
+    _trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, _rows(), ckpt_path=path, weights_only=False)
+    assert resumed.epochs == [1]
+
+
+def test_tuner(pl, tmp_path, keys):
+    """The state that a Tuner restores stays on the local disk, and is gone when it is done."""
+    model = _model(pl, [0.0] * 9)
+    model.lr = 1e-3
+    before = model.layer.weight.detach().clone()
+    tuner = importlib.import_module(f"{pl.__name__}.tuner").Tuner(_trainer(pl, tmp_path, 1, S3LightningCheckpoint()))
+    tuner.lr_find(model, _rows(), num_training=3, update_attr=False)
+    assert torch.equal(model.layer.weight, before)
+    assert keys() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["lightning.fabric", "lightning_fabric"])
+def test_fabric(package, folder):
+    """Fabric saves and loads by it as well."""
+    fabric = importlib.import_module(package).Fabric(accelerator="cpu", plugins=S3LightningCheckpoint())
+    saved, loaded = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+    fabric.save(f"{folder}/fabric.ckpt", {"model": saved, "step": 3})
+    state = {"model": loaded, "step": 0}
+    fabric.load(f"{folder}/fabric.ckpt", state)
+    assert state["step"] == 3
+    assert torch.equal(loaded.weight, saved.weight)
+
+
 # --- By itself -------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +300,38 @@ def test_remove(folder, keys):
         assert keys() == ["model.ckpt2"]
     with pytest.raises(ObjectNotFoundError, match=r"model\.ckpt does not exist"):
         plugin.load_checkpoint(f"{folder}/model.ckpt")
+
+
+def test_remove_leaves_a_folder(folder, keys):
+    """Removing a checkpoint deletes one object, whatever lies in a folder of its name."""
+    plugin = S3LightningCheckpoint()
+    plugin.save_checkpoint({}, f"{folder}/model.ckpt/rank-0")
+    plugin.remove_checkpoint(f"{folder}/model.ckpt")
+    assert keys() == ["model.ckpt/rank-0"]
+
+
+def test_loads_to_the_cpu(monkeypatch, folder):
+    """Tensors of a GPU are loaded to the CPU, as the Trainer expects; None asks for the device that they were on."""
+    plugin = S3LightningCheckpoint()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    plugin.save_checkpoint({"weight": torch.arange(3.0)}, f"{folder}/model.ckpt")
+    loaded = plugin.load_checkpoint(f"{folder}/model.ckpt")["weight"]
+    assert loaded.device.type == "cpu"
+    assert torch.equal(loaded, torch.arange(3.0))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        plugin.load_checkpoint(f"{folder}/model.ckpt", map_location=None)
+
+
+@pytest.mark.parametrize("name", [".temp.ckpt", ".lr_find_1-2.ckpt", ".scale_batch_size_1-2.ckpt"])
+def test_short_lived_files(tmp_path, name):
+    """What Lightning itself hands from one process or moment to another is a local file, not a checkpoint in S3."""
+    plugin = S3LightningCheckpoint()
+    path = tmp_path / "new" / name
+    plugin.save_checkpoint({"weight": torch.ones(3)}, str(path))
+    assert torch.equal(plugin.load_checkpoint(str(path))["weight"], torch.ones(3))
+    for _ in range(2):
+        plugin.remove_checkpoint(str(path))
+        assert not path.exists()
 
 
 def test_teardown(folder):
@@ -333,9 +413,22 @@ def test_no_str(path, name):
         assert isinstance(caught.value, ArgumentTypeError)
 
 
-@pytest.mark.parametrize("path", ["model.ckpt", "/tmp/model.ckpt", "gs://bucket/model.ckpt", "s3://"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model.ckpt",
+        "/tmp/model.ckpt",
+        "/tmp/.ckpt",
+        "gs://bucket/.temp.ckpt",
+        "s3:/bucket/model.ckpt",
+        "s3://",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://bucket/folder/",
+    ],
+)
 def test_no_uri(path):
-    """A path that lies elsewhere is refused with what was given."""
+    """A path that lies elsewhere, or names no object, is refused with what was given."""
     for call in _calls(S3LightningCheckpoint(), path):
         with pytest.raises(InvalidURIError, match=f"got {path!r}"):
             call()
@@ -432,6 +525,18 @@ def test_faults_that_pass(faulty):
     faulty.script(faults.status(500))
     plugin.remove_checkpoint("s3://bucket/model.ckpt")
     assert faulty.objects == {}
+
+
+@pytest.mark.parametrize("weights_only", [None, True])
+def test_damage(faulty, weights_only):
+    """A damaged checkpoint is named, whoever decides what may be loaded."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}")
+        archive.writestr("model/version", b"3\n")
+    faulty.objects["model.ckpt"] = content.getvalue()
+    with pytest.raises(CheckpointFormatError, match=r"s3://bucket/model\.ckpt is no checkpoint"):
+        _plugin(faulty).load_checkpoint("s3://bucket/model.ckpt", weights_only=weights_only)
 
 
 def test_an_exception_leaves_the_previous(faulty):
