@@ -18,8 +18,9 @@ is malformed or beyond a bound raises ProtocolError; the connection that it came
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -207,7 +208,7 @@ class ContentRange(NamedTuple):
 
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([^\x00\r\n]*))?(?=\r\n|\Z)")
-_FIELD = re.compile(r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*[^\x00\r\n \t]|)[ \t]*")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00\r\n]*)")
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
 
 
@@ -281,22 +282,31 @@ def parse_head(head: bytes) -> Head:
     match = _STATUS_LINE.match(text)
     if match is None:
         raise ProtocolError(f"The answer does not begin like HTTP/1.1 but with {text.partition(_LINE_END)[0][:80]!r}.")
-    pairs = _FIELD.findall(text, match.end())
-    if len(pairs) > _MAX_FIELDS:
-        raise ProtocolError(f"The answer's head has {len(pairs)} fields; more than {_MAX_FIELDS} are refused.")
-    # A malformed line is skipped by the pattern, and a stray CR, LF or NUL ends its match: both show in the counts.
-    if not text.count(_LINE_END) == text.count("\r") == text.count("\n") == len(pairs) or "\0" in text:
-        raise ProtocolError(f"The answer's head has a malformed field: {text[match.end() + 2 :][:200]!r}.")
-    fields = {name.lower(): value for name, value in pairs}
-    if len(fields) < len(pairs):
-        _refuse_contradiction(pairs)
+    lines = text[match.end() :].split(_LINE_END)
+    del lines[0]  # what is left of the status line: nothing, as the pattern goes up to its end
+    if len(lines) > _MAX_FIELDS:
+        raise ProtocolError(f"The answer's head has {len(lines)} fields; more than {_MAX_FIELDS} are refused.")
+    fields = dict(map(_parse_field, lines))
+    if len(fields) < len(lines):
+        _refuse_contradiction(map(_parse_field, lines))
     minor, status, reason = match.groups()
     return Head(int(status), reason or "", fields, http_1_0=minor == "0")
 
 
-def _refuse_contradiction(pairs: list[tuple[str, str]]) -> None:
+@functools.lru_cache(maxsize=64)  # most lines of a server's answers are the same ones
+def _parse_field(line: str) -> tuple[str, str]:
+    """Return name, in lower case, and value of a field (RFC 9112 5)."""
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise ProtocolError(f"The answer's head has a malformed field: {line[:200]!r}.")
+    name, value = match.groups()
+    return name.lower(), value.strip(" \t")
+
+
+def _refuse_contradiction(fields: Iterable[tuple[str, str]]) -> None:
+    pairs = list(fields)
     for framing in ("content-length", "transfer-encoding"):
-        if len({value for name, value in pairs if name.lower() == framing}) > 1:
+        if len({value for name, value in pairs if name == framing}) > 1:
             raise ProtocolError(f"The answer's head has two different values of {framing}.")
 
 

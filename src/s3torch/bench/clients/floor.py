@@ -7,12 +7,15 @@ import socket
 import ssl
 from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from s3torch._transfer import http1
+from s3torch._transfer.buffers import BytesBuffer
 from s3torch.bench.clients.work import IN_FLIGHT, each_sample, interpreter, parts, touched
 from s3torch.bench.registry import Done, Work, enter
-from s3torch.bench.site import Effort, Site
+from s3torch.bench.site import Effort, Site, Stored
 from s3torch.bench.state import CHECKPOINT, SAFETENSORS, make_state, memory
 
 __all__: list[str] = []
@@ -71,6 +74,46 @@ def small(site: Site, effort: Effort) -> Work:
     return work
 
 
+@enter("floor, signed, into bytes", "small")
+def small_signed(site: Site, effort: Effort) -> Work:
+    """The same loop, but each request is signed, each head is checked, and each body becomes new ``bytes``.
+
+    It is s3torch without what it is for: no retries, no deadlines, no ranges, no readers, no order of the samples.
+    """
+    from s3torch import S3Client
+
+    bucket = S3Client(site.region, endpoint=site.endpoint).bucket(site.bucket)
+    samples = each_sample(site, effort)
+    selector = selectors.DefaultSelector()
+    streams = [_open_stream(site) for _ in range(IN_FLIGHT)]
+    for stream in streams:
+        stream.setblocking(False)
+
+    def begin(stream: socket.socket, sample: Stored) -> None:
+        stream.send(bucket.request_head("GET", sample.key, {}, {"range": http1.format_range(0, sample.size)}))
+        selector.modify(stream, selectors.EVENT_READ, _BytesAnswer(stream))
+
+    def work() -> Done:
+        received = 0
+        waiting = iter(samples)
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+            begin(stream, next(waiting))
+        while selector.get_map():
+            for key, _ in selector.select():
+                if not key.data.receive():
+                    continue
+                received += len(key.data.content())
+                sample = next(waiting, None)
+                if sample is None:
+                    selector.unregister(key.fileobj)
+                else:
+                    begin(key.data.stream, sample)
+        return Done(items=len(samples), bytes=received)
+
+    return work
+
+
 @enter("empty program", "import")
 def import_nothing(_: Site, __: Effort) -> Work:
     """The interpreter's own start."""
@@ -107,6 +150,32 @@ class _SlabStream:
             self.body_length = _content_length(bytes(self.view[:body]))
             self.end = body + self.body_length
         return self.filled == self.end
+
+
+class _BytesAnswer:
+    """An answer that is received into a new ``bytes`` of the size that its head tells."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.stream = stream
+        self.buffer: BytesBuffer | None = None
+        self.filled = 0
+
+    def receive(self) -> bool:
+        """Receive what there is; returns whether the answer is complete."""
+        if self.buffer is None:
+            start = bytearray(_HEAD_ROOM)
+            count = self.stream.recv_into(start)
+            end = start.index(b"\r\n\r\n", 0, count)
+            self.buffer = BytesBuffer(http1.parse_head(bytes(start[:end])).content_length or 0)
+            self.filled = count - end - 4
+            self.buffer.view[: self.filled] = start[end + 4 : count]
+        with suppress(BlockingIOError):  # the rest of the body has not come yet
+            self.filled += self.stream.recv_into(self.buffer.view[self.filled :])
+        return self.filled == len(self.buffer.view)
+
+    def content(self) -> bytes:
+        assert self.buffer is not None
+        return self.buffer.to_bytes()
 
 
 def _open_stream(site: Site) -> socket.socket:
