@@ -248,10 +248,17 @@ def test_bad_uri(checkpoint, call):
         call(checkpoint)
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_bucket(checkpoint, bucket, slash):
+    """A bucket is no checkpoint: its listing is not taken for one."""
+    with pytest.raises(InvalidURIError, match=f"s3://{bucket} is a bucket"):
+        checkpoint.load(f"s3://{bucket}{slash}")
+
+
 CONTENT = _saved({"weight": torch.rand(BIG), "bias": torch.rand(10)})
 
 
-@pytest.mark.parametrize("size", [3, 100, 1000, BIG, len(CONTENT) - 1000, len(CONTENT) - 30, len(CONTENT) - 1])
+@pytest.mark.parametrize("size", [0, 3, 100, 1000, BIG, len(CONTENT) - 1000, len(CONTENT) - 30, len(CONTENT) - 1])
 def test_cut_off(checkpoint, put, key, uri, size):
     """A file that is cut off is said to be so."""
     put(key, CONTENT[:size])

@@ -21,6 +21,7 @@ from s3torch import (
 )
 from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
+from s3torch.lightning import S3LightningCheckpoint
 from s3torch.testing import FaultyServer, LocalS3, faults
 
 
@@ -82,6 +83,11 @@ def checkpoints(model: torch.nn.Module) -> None:
         torch.save(model.state_dict(), writer)
     with checkpoint.reader("s3://bucket/model.pt") as reader:
         model.load_state_dict(torch.load(reader, weights_only=True))
+    plugin = S3LightningCheckpoint("eu-west-1", endpoint="http://host:9")
+    plugin.save_checkpoint({"state_dict": model.state_dict()}, "s3://bucket/model.ckpt")
+    saved: dict[str, object] = plugin.load_checkpoint("s3://bucket/model.ckpt", weights_only=True)
+    plugin.remove_checkpoint("s3://bucket/model.ckpt")
+    print(saved)
 
 
 def servers() -> None:

@@ -23,7 +23,7 @@ from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
 from s3torch.checkpoint.progress import new_bar
 from s3torch.config import S3ReaderConfig
-from s3torch.errors import CheckpointFormatError, IntegrityError, S3Error
+from s3torch.errors import CheckpointFormatError, IntegrityError, InvalidURIError, S3Error
 from s3torch.readers import S3Reader, open_reader
 
 if TYPE_CHECKING:
@@ -189,10 +189,21 @@ def load_object(
     key: str,
     *,
     map_location: MapLocation,
-    weights_only: bool,
+    weights_only: bool | None,
     progress: bool | None,
 ) -> Any:  # noqa: ANN401  # whatever was saved
-    """Load what torch.save wrote; see ``S3Checkpoint.load``."""
+    """Load what torch.save wrote; see ``S3Checkpoint.load``.
+
+    Args:
+        client: Sends the requests.
+        bucket: Of the object.
+        key: Of the object.
+        map_location: See ``S3Checkpoint.load``.
+        weights_only: See ``S3Checkpoint.load``; None is what torch makes of it.
+        progress: See ``S3Checkpoint.load``.
+    """
+    if not key:
+        raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
     remote = RemoteObject(client, bucket, key)
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
         try:
@@ -219,10 +230,17 @@ def load_object(
         return loaded
 
 
-def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool) -> Any:  # noqa: ANN401, FBT001
+def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool | None) -> Any:  # noqa: ANN401, FBT001
     """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
     reader.seek(0)
-    if reader.read(2) == b"PK":
+    head = reader.read(2)
+    if not head:
+        raise CheckpointFormatError(
+            f"s3://{reader.bucket}/{reader.key} is no checkpoint that can be loaded: it is empty.",
+            bucket=reader.bucket,
+            key=reader.key,
+        )
+    if head == b"PK":
         raise CheckpointFormatError(
             f"s3://{reader.bucket}/{reader.key} has no zip directory at its end: it is cut off or damaged.",
             bucket=reader.bucket,
@@ -233,8 +251,11 @@ def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool)
 
 
 @contextlib.contextmanager
-def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool) -> Iterator[None]:
-    """Name the object in what torch raises for a damaged file; whatever else its pickle might call raises as it is."""
+def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool | None) -> Iterator[None]:
+    """Name the object in what torch raises for a damaged file; whatever else its pickle might call raises as it is.
+
+    If torch decides (None), nothing else is called since torch 2.6, unless its variables in the environment allow it.
+    """
     try:
         yield
     except CheckpointFormatError as error:
@@ -246,7 +267,7 @@ def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool) 
             raise
         raise _named(error, remote) from error
     except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
-        if not weights_only or error is filler.users_error:
+        if weights_only is False or error is filler.users_error:
             raise
         raise _named(error, remote) from error
 

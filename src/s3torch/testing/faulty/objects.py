@@ -270,6 +270,7 @@ class Objects(MutableMapping[str, bytes]):
         digests = b"".join(hashlib.md5(upload.parts[number], usedforsecurity=False).digest() for number in numbers)
         etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(numbers)}"'
         self._stored[key] = content, etag
+        self._checksums[key] = checksum_fields(content) if upload.checksum_type else {}
         return _document(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
