@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import array
+import gc
 import io
 import pickle
 import random
 import tarfile
 import threading
 import time
+import tracemalloc
+import weakref
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -347,6 +352,66 @@ def test_memory_of_parts(credentials, monkeypatch):
             writer.write(bytes(_PART))
     assert uploads.most <= 3
     assert len(made) <= 3  # and the first, which the writer made
+
+
+@pytest.mark.parametrize("checksums", ["on", "off"])
+@pytest.mark.parametrize("seed", range(6))
+def test_lasting_bytes_between_others(seed, checksums):
+    """Bytes that are sent from where they are, and copied ones, come in order, over all parts and retries."""
+    chance = random.Random(seed)
+    sizes = [0, 1, 1000, 64 * 1024 - 1, 64 * 1024, MiB, _PART, 2 * _PART + 3]
+    pieces = [chance.randbytes(chance.choice(sizes)) for _ in range(chance.choice([1, 3, 12]))]
+    with FaultyServer(seed=seed) as server:
+        server.rates({faults.reset_mid_body: 0.1, faults.reset_before_head: 0.1, faults.status(500): 0.1})
+        config = replace(server.config, part_size=_PART, max_bytes_in_flight=3 * _PART, checksums=checksums)
+        client = S3Client(endpoint=server.endpoint, s3client_config=config)
+        with client.put_object("bucket", "key") as writer:
+            for piece in pieces:
+                if chance.random() < 0.5:
+                    assert writer.write_lasting(piece) == zlib.crc32(piece)
+                else:
+                    writer.write(piece)
+        assert server.objects["key"] == b"".join(pieces)
+        client.close()
+
+
+def test_lasting_bytes_are_not_copied_and_let_go(small_parts, bucket, key):
+    """Memory that was lent is the writer's only until its part has arrived."""
+    arrays = [np.full(_PART, number, dtype=np.uint8) for number in range(6)]
+    gone = [weakref.ref(array) for array in arrays]
+    with small_parts.put_object(bucket, key) as writer:
+        for number in range(6):
+            tracemalloc.start()
+            writer.write_lasting(arrays[number])
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert peak < MiB
+        del arrays
+        gc.collect()
+        while sum(reference() is not None for reference in gone) > 1:  # the last part is sent by close
+            writer._upload._await(writer._upload._flying[0])
+            writer._upload._settle()
+            gc.collect()
+    assert small_parts.read_range(bucket, key, 0) == b"".join(bytes([number]) * _PART for number in range(6))
+
+
+def test_lasting_bytes_of_an_interrupted_upload(small_parts, bucket, key):
+    """Parts of lent memory that arrived before are not sent again."""
+    _interrupt(small_parts, bucket, key, CONTENT[: 2 * _PART + 1])
+    before = small_parts.stats
+    with small_parts.put_object(bucket, key, resume=True) as writer:
+        writer.write(CONTENT[:10])
+        writer.write_lasting(memoryview(CONTENT)[10:])
+    assert small_parts.stats.bytes_sent - before.bytes_sent < _PART + 100_000
+    assert small_parts.read_range(bucket, key, 0) == CONTENT
+
+
+def test_lasting_bytes_to_a_closed_writer(client, bucket, key):
+    """A closed writer refuses them, as it does others."""
+    writer = client.put_object(bucket, key)
+    writer.abort()
+    with pytest.raises(ClosedError, match="was aborted"):
+        writer.write_lasting(b"late")
 
 
 def test_a_part_fails_while_others_are_written(credentials, monkeypatch):

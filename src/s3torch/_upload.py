@@ -29,38 +29,79 @@ _log = logging.getLogger(__name__)
 _NUDGE_INTERVAL = 0.0002
 
 
+@dataclass(slots=True)
+class _Piece:
+    """Some bytes of a part: in its own memory from ``start`` on, or lent, with their CRC-32."""
+
+    length: int
+    start: int = 0
+    lent: memoryview | None = None
+    crc32: Checksum | None = None
+
+
 class PartBuffer:
-    """Memory of one part while it fills: small at first, since most objects are, and at most of ``capacity`` bytes.
+    """The bytes of one part while they gather: copied into memory of its own, or left where they are.
+
+    Its memory is small at first, since most objects are.
 
     Attributes:
         capacity: Bytes of the part.
-        length: Bytes written.
+        length: Bytes that have gathered.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.length = 0
         self._memory = bytearray()
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty it, to be used again."""
+        self.length = 0
+        self._copied = 0
+        self._pieces: list[_Piece] = []
 
     @property
-    def view(self) -> memoryview:
-        """What was written."""
-        return memoryview(self._memory)[: self.length]
+    def views(self) -> list[memoryview]:
+        """What has gathered, in order."""
+        memory = memoryview(self._memory)
+        return [
+            memory[piece.start : piece.start + piece.length] if piece.lent is None else piece.lent
+            for piece in self._pieces
+        ]
 
     @property
     def room(self) -> int:
         """Bytes that still fit."""
         return self.capacity - self.length
 
-    def add(self, piece: memoryview) -> None:
+    @property
+    def crc32(self) -> Checksum:
+        """The CRC-32 of all that has gathered."""
+        known = [
+            (piece.crc32 or checksums.compute(checksums.CRC32, [view]), piece.length)
+            for piece, view in zip(self._pieces, self.views, strict=True)
+        ]
+        return checksums.combine_all(checksums.CRC32, known)
+
+    def add(self, data: memoryview) -> None:
         """Copy bytes behind the others; they must fit."""
-        end = self.length + len(piece)
-        if end > len(self._memory):
-            size = min(self.capacity, max(end, 2 * len(self._memory)))
-            self._memory.extend(bytes(size - len(self._memory)))
+        begin, self._copied = self._copied, self._copied + len(data)
+        if self._copied > len(self._memory):
+            grown = bytearray(min(self.capacity, max(self._copied, 2 * len(self._memory))))
+            memoryview(grown)[:begin] = memoryview(self._memory)[:begin]
+            self._memory = grown  # the old one may still be looked at, and could not grow then
         # A view is written to directly; a slice of a bytearray would make another copy first.
-        memoryview(self._memory)[self.length : end] = piece
-        self.length = end
+        memoryview(self._memory)[begin : self._copied] = data
+        self.length += len(data)
+        if self._pieces and self._pieces[-1].lent is None:
+            self._pieces[-1].length += len(data)
+        elif len(data):
+            self._pieces.append(_Piece(len(data), begin))
+
+    def lend(self, data: memoryview, crc32: Checksum) -> None:
+        """Take bytes behind the others that stay where and as they are; they must fit, and not be none."""
+        self._pieces.append(_Piece(len(data), lent=data, crc32=crc32))
+        self.length += len(data)
 
 
 @dataclass(slots=True)
@@ -84,11 +125,14 @@ class _Stored:
     etag: str
     length: int
 
-    def holds(self, view: memoryview) -> bool:
+    def holds(self, buffer: PartBuffer) -> bool:
         """Whether it is certain that it holds these bytes."""
-        if self.length != len(view):
+        if self.length != buffer.length:
             return False
-        return self.etag.strip('"') == hashlib.md5(view, usedforsecurity=False).hexdigest()
+        digest = hashlib.md5(usedforsecurity=False)
+        for view in buffer.views:
+            digest.update(view)
+        return self.etag.strip('"') == digest.hexdigest()
 
 
 class MultipartUpload:
@@ -129,7 +173,6 @@ class MultipartUpload:
         while self._free:
             buffer = self._free.pop()
             if buffer.capacity == capacity:
-                buffer.length = 0
                 return buffer
         return PartBuffer(capacity)
 
@@ -137,9 +180,8 @@ class MultipartUpload:
         """Begin to send a part; its memory is this upload's from now on."""
         self.parts += 1
         stored = self._stored.get(self.parts)
-        if stored is not None and stored.holds(buffer.view):
-            self._sent[self.parts] = self._uploaded(stored.etag, self._checksum_of(buffer.view), buffer)
-            self._free.append(buffer)
+        if stored is not None and stored.holds(buffer):
+            self._note_sent(self.parts, stored.etag, self._crc32_of(buffer), buffer)
             return
         flying = _Flying(self._part(self.parts, buffer), self._client.engine(), buffer)
         self._flying.append(flying)
@@ -193,8 +235,7 @@ class MultipartUpload:
             if request.error is not None:
                 raise request.error
             self._flying.remove(flying)
-            self._sent[request.part_number] = self._uploaded(request.etag, request.checksum, flying.buffer)
-            self._free.append(flying.buffer)
+            self._note_sent(request.part_number, request.etag, request.checksum, flying.buffer)
 
     def _await(self, flying: _Flying) -> None:
         engine = self._client.engine()
@@ -206,22 +247,23 @@ class MultipartUpload:
         engine.wait([flying.request])
 
     def _part(self, number: int, buffer: PartBuffer) -> UploadPart:
-        bucket = self._client.bucket(self._bucket)
         return UploadPart(
-            bucket,
+            self._client.bucket(self._bucket),
             self._key,
-            buffer.view,
+            buffer.views,
+            self._crc32_of(buffer),
             upload_id=self._id,
             part_number=number,
             verifies_checksum=self._checksums.are_verified,
         )
 
-    def _uploaded(self, etag: str, checksum: Checksum | None, buffer: PartBuffer) -> UploadedPart:
-        return UploadedPart(etag, buffer.length, checksum if self._checksums.are_verified else None)
+    def _note_sent(self, number: int, etag: str, checksum: Checksum | None, buffer: PartBuffer) -> None:
+        self._sent[number] = UploadedPart(etag, buffer.length, checksum if self._checksums.are_verified else None)
+        buffer.clear()
+        self._free.append(buffer)
 
-    def _checksum_of(self, view: memoryview) -> Checksum | None:
-        has_checksums = self._client.bucket(self._bucket).has_checksums
-        return checksums.compute(checksums.CRC32, [view]) if has_checksums else None
+    def _crc32_of(self, buffer: PartBuffer) -> Checksum | None:
+        return buffer.crc32 if self._client.bucket(self._bucket).has_checksums else None
 
     def _create(self) -> str:
         fields = self._options.fields_to_create() | self._checksums.fields_to_create()

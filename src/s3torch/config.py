@@ -57,8 +57,8 @@ class S3ClientConfig:
         call_timeout: Seconds that a call may wait for its transfers, retries included, before it raises DeadlineError:
             a read, a page of a listing, a part of an upload. Time in which nobody waits does not count. None (default)
             sets no limit; a fault then ends with ``max_attempts``.
-        hedging: Whether a read whose first byte is late, by what this host showed lately, is sent a second time on
-            another connection, 2 % of the requests at most. The first to answer wins.
+        hedging: Whether a read whose first byte is late, by what this host showed lately, or whose body has stopped,
+            is sent a second time on another connection, 2 % of the requests at most. The first to answer wins.
         checksums: What is done against damaged bytes. ``on`` (default): uploads carry a CRC32, which the server
             verifies and stores; an object that one request reads whole is compared with the checksum that it is stored
             with, if the answer has one and its algorithm is installed (CRC32, SHA-1, SHA-256; with the extra

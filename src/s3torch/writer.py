@@ -13,12 +13,14 @@ import contextlib
 import os
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
+from s3torch._aws import checksums
+from s3torch._aws.checksums import Checksum
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import PutObject
 from s3torch._file import S3File
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
 
 __all__ = ["S3Writer"]
+
+
+# Fewer bytes are copied: to send a piece of its own takes a system call. Not tuned.
+_WORTH_LENDING = 64 * 1024
 
 
 class _State(Enum):
@@ -134,6 +140,38 @@ class S3Writer(S3File):
             ClosedError: The writer was closed.
             S3Error: A part could not be sent. The upload is given up then, and the writer closed.
         """
+        return self._take(data, PartBuffer.add)
+
+    def write_lasting(self, data: Buffer, /) -> int:
+        """Write bytes that stay as they are until the writer is closed: many of them are sent from where they are.
+
+        If they change nevertheless the server refuses them; if checksums are off the object is damaged.
+
+        Args:
+            data: C-contiguous memory of items of any type.
+
+        Returns:
+            Its CRC-32, as ``zlib.crc32`` has it.
+
+        Raises:
+            ClosedError: As ``write``, like the other.
+            S3Error: A part could not be sent.
+        """
+        known: list[tuple[Checksum, int]] = []
+
+        def lend(buffer: PartBuffer, piece: memoryview) -> None:
+            crc32 = checksums.compute(checksums.CRC32, [piece])
+            known.append((crc32, len(piece)))
+            if len(piece) < _WORTH_LENDING:
+                buffer.add(piece)
+            else:
+                buffer.lend(piece, crc32)
+
+        self._take(data, lend)
+        return int.from_bytes(checksums.combine_all(checksums.CRC32, known).value, "big")
+
+    def _take(self, data: Buffer, take: Callable[[PartBuffer, memoryview], None]) -> int:
+        """Give bytes to the parts, as much at a time as fits; returns how many those were."""
         self._check_open()
         view = _buffer.readable_bytes(data)
         begin = 0
@@ -142,7 +180,7 @@ class S3Writer(S3File):
                 if not self._buffer.room:
                     self._next_part()
                 end = min(begin + self._buffer.room, len(view))
-                self._buffer.add(view[begin:end])
+                take(self._buffer, view[begin:end])
                 begin = end
             if self._upload is not None:
                 self._upload.nudge()
@@ -227,7 +265,8 @@ class S3Writer(S3File):
 
     def _put_whole(self) -> None:
         bucket = self._client.bucket(self.bucket)
-        put = PutObject(bucket, self.key, self._buffer.view, signed_fields=self.options.fields())
+        crc32 = self._buffer.crc32 if bucket.has_checksums else None
+        put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         self._client.engine().run([put])
 
 

@@ -38,7 +38,10 @@ def client(server) -> Iterator[S3Client]:
         server.create_bucket(BUCKET)
         client = S3Client()
         where = client.bucket(BUCKET)
-        puts = [PutObject(where, key, memoryview(b"x" * (number % 5))) for number, key in enumerate(KEYS)]
+        puts = [
+            PutObject(where, key, [memoryview(b"x" * (number % 5))][: number % 5], None)
+            for number, key in enumerate(KEYS)
+        ]
         client.engine().run(puts)
         yield client
         client.close()

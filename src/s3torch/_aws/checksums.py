@@ -34,6 +34,7 @@ __all__ = [
     "UploadChecksums",
     "checksum_of_object",
     "combine",
+    "combine_all",
     "compute",
     "is_available",
     "upload_fields",
@@ -151,6 +152,14 @@ def combine(first: Checksum, second: Checksum, length: int) -> Checksum:
     return Checksum(algorithm, number.to_bytes(algorithm.size, "big"))
 
 
+def combine_all(algorithm: Algorithm, known: Iterable[tuple[Checksum, int]]) -> Checksum:
+    """Return the CRC of bytes that follow one another, from those of all pieces and their lengths, in order."""
+    whole: Checksum | None = None
+    for checksum, length in known:
+        whole = checksum if whole is None else combine(whole, checksum, length)
+    return whole or compute(algorithm, [])
+
+
 def upload_fields(checksum: Checksum) -> dict[str, str]:
     """Return the header fields by which the server verifies the body of an upload, and stores its checksum."""
     return {checksum.algorithm.field: str(checksum), "x-amz-sdk-checksum-algorithm": checksum.algorithm.name}
@@ -193,10 +202,7 @@ class UploadChecksums:
         """
         if not self._is_of_object or not parts:
             return {}
-        (whole, _), *others = parts
-        for checksum, length in others:
-            whole = combine(whole, checksum, length)
-        return {CRC32.field: str(whole), "x-amz-checksum-type": _OF_OBJECT}
+        return {CRC32.field: str(combine_all(CRC32, parts)), "x-amz-checksum-type": _OF_OBJECT}
 
 
 def _decoded(text: str, algorithm: Algorithm) -> bytes | None:
@@ -235,12 +241,18 @@ def _product(left: int, right: int, algorithm: Algorithm) -> int:
 
 @functools.lru_cache(maxsize=64)  # the parts of an upload are of few sizes
 def _power(algorithm: Algorithm, exponent: int) -> int:
-    """Return x^exponent modulo the polynomial of a CRC, by repeated squaring."""
+    """Return x^exponent modulo the polynomial of a CRC."""
     power = 1 << (8 * algorithm.size - 1)
-    square = power >> 1
-    while exponent:
-        if exponent & 1:
-            power = _product(power, square, algorithm)
-        square = _product(square, square, algorithm)
-        exponent >>= 1
+    for bit in range(exponent.bit_length()):
+        if exponent >> bit & 1:
+            power = _product(power, _square(algorithm, bit), algorithm)
     return power
+
+
+@functools.lru_cache(maxsize=128)
+def _square(algorithm: Algorithm, times: int) -> int:
+    """Return x^(2^times) modulo the polynomial of a CRC, by repeated squaring."""
+    if not times:
+        return 1 << (8 * algorithm.size - 2)
+    root = _square(algorithm, times - 1)
+    return _product(root, root, algorithm)

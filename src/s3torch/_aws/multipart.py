@@ -85,7 +85,7 @@ class CreateMultipartUpload(Send):
             "POST",
             bucket,
             key,
-            memoryview(b""),
+            [],
             query={"uploads": ""},
             signed_fields=signed_fields,
         )
@@ -145,7 +145,7 @@ class CompleteMultipartUpload(Send):
             "POST",
             bucket,
             key,
-            memoryview(document.encode()),
+            [memoryview(document.encode())],
             query={"uploadId": upload_id},
             signed_fields=signed_fields,
         )

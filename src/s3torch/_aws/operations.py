@@ -6,7 +6,7 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from s3torch._aws import checksums, sigv4
@@ -451,7 +451,7 @@ class Send(Operation):
         method: The HTTP method.
         bucket: Of the object.
         key: Of the object.
-        body: Must not change until the exchange is done.
+        body: In one or several pieces, none of them empty; must not change until the exchange is done.
         query: Parameters.
         signed_fields: More header fields, such as ``x-amz-storage-class``.
         is_verified: Whether the server is known to verify the body by one of these fields: then it is never hashed.
@@ -463,54 +463,64 @@ class Send(Operation):
         method: str,
         bucket: Bucket,
         key: str,
-        body: memoryview,
+        body: Sequence[memoryview],
         *,
         query: Mapping[str, str] | None = None,
         signed_fields: Mapping[str, str] | None = None,
         is_verified: bool = False,
     ) -> None:
-        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields, memory=len(body))
+        length = sum(map(len, body))
+        super().__init__(name, method, bucket, key, query=query, signed_fields=signed_fields, memory=length)
         self._body = body
-        self._fields["content-length"] = str(len(body))
+        self._fields["content-length"] = str(length)
         is_safe = is_verified or bucket.endpoint.origin.scheme == "https"
-        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else hashlib.sha256(body).hexdigest()
+        self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else _sha256(body)
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head and the body."""
-        head = memoryview(self._sign(self._payload_sha256))
-        return [head, self._body] if len(self._body) else [head]
+        return [memoryview(self._sign(self._payload_sha256)), *self._body]
+
+
+def _sha256(pieces: Iterable[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class PutObject(Send):
     """PutObject; also UploadPart, which differs by its query.
 
-    The CRC32 of the body is sent and signed. Over plain HTTP its SHA-256 is signed as well, which takes three times as
-    long, unless the server is known to verify the CRC32: there are servers that look at one of them only.
+    The CRC32 of the body, if it is given, is sent and signed. Over plain HTTP its SHA-256 is signed as well, which
+    takes three times as long, unless the server is known to verify the CRC32: there are servers that look at one of
+    them only.
 
     Args:
         bucket: Of the object.
         key: Of the object.
-        body: Must not change until the exchange is done.
+        body: In one or several pieces, none of them empty; must not change until the exchange is done.
+        crc32: Of the body; None sends none.
         signed_fields: More header fields, such as ``x-amz-storage-class``.
         verifies_checksum: Whether the server is known to verify the CRC32.
 
     Attributes:
         etag: What the server answered.
-        checksum: What the body was sent with; None if checksums are off.
+        checksum: What the body is sent with.
     """
 
     def __init__(
         self,
         bucket: Bucket,
         key: str,
-        body: memoryview,
+        body: Sequence[memoryview],
+        crc32: Checksum | None,
         *,
         signed_fields: Mapping[str, str] | None = None,
         verifies_checksum: bool = False,
         name: str = "PutObject",
         query: Mapping[str, str] | None = None,
     ) -> None:
-        self.checksum = checksums.compute(checksums.CRC32, [body]) if bucket.has_checksums else None
+        self.checksum = crc32
         self.etag = ""
         fields = dict(signed_fields or {})
         if self.checksum is not None:
@@ -536,12 +546,13 @@ class UploadPart(PutObject):
         self,
         bucket: Bucket,
         key: str,
-        body: memoryview,
+        body: Sequence[memoryview],
+        crc32: Checksum | None,
         *,
         upload_id: str,
         part_number: int,
         verifies_checksum: bool = False,
     ) -> None:
         query = {"partNumber": str(part_number), "uploadId": upload_id}
-        super().__init__(bucket, key, body, name="UploadPart", query=query, verifies_checksum=verifies_checksum)
+        super().__init__(bucket, key, body, crc32, name="UploadPart", query=query, verifies_checksum=verifies_checksum)
         self.part_number = part_number

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from s3torch.checkpoint.loading import MapLocation, load_object
+from s3torch.checkpoint.outline import Outline
 from s3torch.checkpoint.progress import new_bar
 from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
@@ -74,8 +75,11 @@ class S3Checkpoint:
     def save(self, obj: object, s3_uri: str, *, progress: bool | None = None) -> None:
         """Save what torch.save can save. It appears whole, or not at all.
 
+        The tensors are sent from where they are (with torch >= 2.6), which takes half the time of ``torch.save`` to a
+        ``writer``.
+
         Args:
-            obj: Such as a state dict.
+            obj: Such as a state dict; it must not change until this returns.
             s3_uri: Where.
             progress: Whether to show a bar; None shows one on a terminal.
 
@@ -87,8 +91,12 @@ class S3Checkpoint:
             self.writer(s3_uri) as writer,
             new_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
         ):
-            file: Any = _Counted(writer, bar.update)
-            torch.save(obj, file)
+            outline = Outline.of(obj)
+            if outline is not None:
+                outline.write_to(writer, bar.update)
+            else:
+                file: Any = _Counted(writer, bar.update)
+                torch.save(obj, file)
 
     def save_async(self, obj: object, s3_uri: str) -> Future[None]:
         """Copy what torch.save can save, and save the copy while the caller goes on.

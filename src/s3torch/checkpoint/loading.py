@@ -22,6 +22,7 @@ from s3torch import _buffer
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
 from s3torch.checkpoint.progress import new_bar
+from s3torch.checkpoint.storages import memory
 from s3torch.config import S3ReaderConfig
 from s3torch.errors import CheckpointFormatError, IntegrityError, InvalidURIError, S3Error
 from s3torch.readers import S3Reader, open_reader
@@ -141,7 +142,7 @@ class _Filler:
         waiting, self._waiting = self._waiting, []
         guessed = [record for record, _ in waiting if record.is_guess]
         headers = [memoryview(bytearray(record.start - record.header)) for record in guessed]
-        views = [_memory(storage) for _, storage in waiting]
+        views = [memory(storage) for _, storage in waiting]
         ranges = [(record.header, record.start) for record in guessed]
         ranges += [(record.start, record.stop) for record, _ in waiting]
         self._remote.read_ranges(ranges, [*headers, *views], DEFAULT_MAX_GAP, progress)
@@ -270,11 +271,6 @@ def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool |
         if weights_only is False or error is filler.users_error:
             raise
         raise _named(error, remote) from error
-
-
-def _memory(storage: torch.UntypedStorage) -> memoryview:
-    """Return the memory of a storage of the CPU, which must outlive it."""
-    return memoryview((ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())).cast("B")
 
 
 def _named(error: Exception, remote: RemoteObject) -> CheckpointFormatError:

@@ -67,7 +67,7 @@ def save_file(
             with own.put_object(bucket, shard_key) as writer:
                 writer.write(head)
                 for name in order:
-                    writer.write(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
+                    writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
         if len(shards) > 1:
             files = [shard_key.rpartition("/")[2] for shard_key in keys]
             weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}

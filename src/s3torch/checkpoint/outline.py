@@ -1,0 +1,194 @@
+"""What torch.save writes, without the bytes of the storages: they can be sent from where they are.
+
+``torch.serialization.skip_data`` has torch.save leave holes where the storages belong. Everything around them is small:
+headers, the pickle, the directory. Only the CRC-32 of each storage is missing there, in the descriptor behind it and in
+its entry of the directory; it is known once the storage was sent.
+
+Source: https://docs.pytorch.org/docs/stable/notes/serialization.html#torch.serialization.skip_data, and APPNOTE.TXT
+4.3.9 and 4.3.12 for the two places of the CRC-32.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+
+from s3torch.checkpoint.storages import memory
+
+__all__ = ["File", "Outline"]
+
+_DESCRIPTOR = b"PK\x07\x08"
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+_ENTRY_SIGNATURE = b"PK\x01\x02"
+_CRC32_OF_DESCRIPTOR, _CRC32_OF_ENTRY = 4, 16  # where it stands
+_REFUSAL = "under skip_data"  # of tensors whose storages torch cannot skip: quantized ones, for one
+_STORAGE = re.compile(rb"[^/]+/data/([^/]+)")
+
+
+class File(Protocol):
+    """What an outline is written to: an S3Writer."""
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401  # any buffer
+        """Write a copy of bytes."""
+
+    def write_lasting(self, data: Any, /) -> int:  # noqa: ANN401  # any buffer
+        """Write bytes that stay as they are; returns their CRC-32."""
+
+
+class Outline:
+    """The file that torch.save would write, with the storages in their places.
+
+    Args:
+        pieces: Bytes of the file, and storages, in order.
+        keys: Of the storages, as their names in the file end.
+    """
+
+    def __init__(self, pieces: list[bytes | torch.UntypedStorage], keys: list[bytes]) -> None:
+        self._pieces = pieces
+        self._keys = keys
+
+    @classmethod
+    def of(cls, obj: object) -> Outline | None:
+        """Return the outline of an object; None if torch has no such thing, or another one than is known here."""
+        skip_data = getattr(torch.serialization, "skip_data", None)
+        if skip_data is None:
+            return None
+        sparse, pickling = _SparseFile(), _Pickling()
+        try:
+            with skip_data():
+                torch.save(obj, sparse, pickle_module=pickling.module)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if _REFUSAL in str(error):
+                return None
+            raise
+        kept = [(key, storage) for key, storage in pickling.storages.items() if storage.nbytes()]
+        if [storage.nbytes() for _, storage in kept] != sparse.holes:
+            return None
+        storages = iter([storage for _, storage in kept])
+        pieces = [next(storages) if piece is None else piece for piece in sparse.pieces]
+        outline = cls(pieces, [key.encode() for key, _ in kept])
+        return outline if outline._is_understood() else None
+
+    def write_to(self, file: File, count: Callable[[int], object]) -> None:
+        """Write the whole file.
+
+        Args:
+            file: Keeps the storages that are in the memory of the CPU where they are.
+            count: Is told how many bytes more were written.
+        """
+        crc32s: list[int] = []
+        before: bytes | torch.UntypedStorage = b""
+        for piece in self._pieces:
+            if isinstance(piece, torch.UntypedStorage):
+                crc32s.append(file.write_lasting(memory(piece if piece.device.type == "cpu" else piece.cpu())))  # type: ignore[no-untyped-call]
+                count(piece.nbytes())
+            elif isinstance(before, torch.UntypedStorage):
+                count(file.write(_with_crc32s(piece, [(_CRC32_OF_DESCRIPTOR, crc32s[-1])])))
+            elif piece.startswith(_ENTRY_SIGNATURE):
+                count(file.write(_with_crc32s(piece, zip(self._places(piece) or (), crc32s, strict=True))))
+            else:
+                count(file.write(piece))
+            before = piece
+
+    def _is_understood(self) -> bool:
+        """Whether the CRC-32 of each storage has its two places."""
+        directories = [
+            piece for piece in self._pieces if isinstance(piece, bytes) and piece.startswith(_ENTRY_SIGNATURE)
+        ]
+        behind = [right for left, right in pairwise(self._pieces) if isinstance(left, torch.UntypedStorage)]
+        return (
+            len(directories) == 1
+            and len(behind) == len(self._keys)
+            and all(isinstance(piece, bytes) and piece.startswith(_DESCRIPTOR) for piece in behind)
+            and self._places(directories[0]) is not None
+        )
+
+    def _places(self, directory: bytes) -> list[int] | None:
+        """Return where the CRC-32s of the storages stand in the directory; None if it does not have them in order."""
+        places, keys, offset = [], [], 0
+        while directory[offset : offset + 4] == _ENTRY_SIGNATURE and offset + _ENTRY.size <= len(directory):
+            *_, crc32, _, size, name, extra, comment, _, _, _, _ = _ENTRY.unpack_from(directory, offset)
+            match = _STORAGE.fullmatch(directory, offset + _ENTRY.size, offset + _ENTRY.size + name)
+            if match is not None and size:
+                if crc32:
+                    return None
+                places.append(offset + _CRC32_OF_ENTRY)
+                keys.append(match[1])
+            offset += _ENTRY.size + name + extra + comment
+        return places if keys == self._keys else None
+
+
+class _SparseFile:
+    """A file that keeps what is written, and notes what is skipped.
+
+    Attributes:
+        pieces: What was written, one after the other; None stands for what was skipped.
+        holes: How many bytes were skipped, each time.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes | None] = []
+        self.holes: list[int] = []
+        self._position = 0
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401  # any buffer
+        self.pieces.append(bytes(data))
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence != io.SEEK_CUR or offset <= 0:
+            raise io.UnsupportedOperation(f"seek({offset}, {whence}) in a file that only grows")
+        self.pieces.append(None)
+        self.holes.append(offset)
+        self._position += offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        pass
+
+
+class _Pickling:
+    """Notes the storages that torch.save puts beside its pickle.
+
+    Attributes:
+        module: For ``torch.save(pickle_module=...)``.
+        storages: By their key, in the order in which they are saved.
+    """
+
+    def __init__(self) -> None:
+        self.storages: dict[str, torch.UntypedStorage] = {}
+        noting = self
+
+        class Pickler(pickle.Pickler):
+            def __init_subclass__(cls) -> None:
+                told: Callable[[Any, Any], Any] = cls.persistent_id  # torch's, which names the storages
+
+                def persistent_id(self: Any, obj: Any) -> Any:  # noqa: ANN401
+                    found = told(self, obj)
+                    if found is not None:
+                        noting.storages[found[2]] = getattr(obj, "_untyped_storage", obj)
+                    return found
+
+                cls.persistent_id = persistent_id  # type: ignore[method-assign]
+
+        self.module = SimpleNamespace(__name__=pickle.__name__, Pickler=Pickler)
+
+
+def _with_crc32s(piece: bytes, crc32s: Iterable[tuple[int, int]]) -> bytes:
+    """Return bytes with CRC-32s at their places."""
+    patched = bytearray(piece)
+    for place, crc32 in crc32s:
+        struct.pack_into("<I", patched, place, crc32)
+    return bytes(patched)

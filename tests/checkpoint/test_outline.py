@@ -1,0 +1,219 @@
+"""The outline of a checkpoint: what torch.save writes, with the storages sent from where they are."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+import zlib
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from s3torch import S3Checkpoint, S3ClientConfig
+from s3torch.checkpoint import outline as outline_module
+from s3torch.checkpoint.outline import Outline
+from s3torch.errors import IntegrityError
+from s3torch.testing import FaultyServer
+
+MiB = 1024 * 1024
+GiB = 1024 * MiB
+
+has_skip_data = pytest.mark.skipif(not hasattr(torch.serialization, "skip_data"), reason="torch 2.6 has it")
+
+
+class File:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.lasting = 0
+
+    def write(self, data):
+        self.content += bytes(data)
+        return len(data)
+
+    def write_lasting(self, data):
+        self.lasting += 1
+        self.write(data)
+        return zlib.crc32(data)
+
+    def flush(self):
+        pass
+
+
+class Log(File):
+    """Keeps small writes, and of large ones length and CRC-32."""
+
+    def write(self, data):
+        if len(data) < MiB:
+            return super().write(data)
+        self.content += f"<{len(data)} {zlib.crc32(data)}>".encode()
+        return len(data)
+
+
+def states() -> dict[str, object]:
+    """Return what is saved, by name."""
+    base = torch.arange(100_000.0)
+    return {
+        "nothing": {},
+        "no tensors": {"a": 1, "b": ["text", None, 2.5, {3}]},
+        "one": torch.ones(3),
+        "many": {f"{number}": torch.full((1000 + number,), float(number)) for number in range(30)},
+        "large": {"a": torch.arange(3 * MiB), "b": torch.ones(7)},
+        "views": {"whole": base, "part": base[10:20], "again": base, "strided": base[::7]},
+        "empty": {"none": torch.empty(0), "some": torch.ones(2), "no rows": torch.empty(0, 5)},
+        "dtypes": {
+            str(dtype): torch.ones(9).to(dtype)
+            for dtype in (torch.bool, torch.int8, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn)
+        },
+        "kinds": OrderedDict(
+            parameter=torch.nn.Parameter(torch.ones(3)),
+            sparse=torch.eye(4).to_sparse(),
+            storage=torch.ones(4).untyped_storage(),
+            conjugate=torch.ones(3, dtype=torch.complex64).conj(),
+            model=torch.nn.Linear(3, 4).state_dict(),
+        ),
+        "meta": {"meta": torch.empty(5, device="meta"), "real": torch.ones(2)},
+    }
+
+
+def without_id(content: bytes) -> bytes:
+    """Return a file without its serialization_id, which torch makes of the CRC-32s while it writes them."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    [info] = [info for info in archive.infolist() if info.filename.endswith("/.data/serialization_id")]
+    found = archive.read(info)
+    crc32 = info.CRC.to_bytes(4, "little")
+    assert content.count(found) == 1
+    return content.replace(found, b"").replace(crc32, b"")
+
+
+@has_skip_data
+@pytest.mark.filterwarnings("ignore:Serializing tensors on the meta device")
+@pytest.mark.parametrize("name", states())
+def test_the_same_file(name):
+    """It is byte for byte what torch.save writes, but for an identifier; all its CRC-32s are right."""
+    state = states()[name]
+    found = Outline.of(state)
+    file, plain, counts = File(), File(), []
+    found.write_to(file, counts.append)
+    torch.save(state, plain)
+    assert without_id(bytes(file.content)) == without_id(bytes(plain.content))
+    assert zipfile.ZipFile(io.BytesIO(file.content)).testzip() is None
+    assert sum(counts) == len(file.content)
+
+
+@has_skip_data
+def test_storages_of_more_than_four_gigabytes():
+    """Sizes and descriptors that need 64 bits have their CRC-32 where the others have it."""
+    state = {"small": torch.ones(3), "huge": torch.empty(4 * GiB + 64, dtype=torch.uint8), "last": torch.ones(3)}
+    file, plain = Log(), Log()
+    Outline.of(state).write_to(file, len([]).__add__)
+    torch.save(state, plain)
+
+    def without_ids(content: bytes) -> list[bytes]:
+        [found] = re.findall(rb"serialization_id.{0,40}?FB..Z*(\d{40})PK\x07\x08(....)", content, re.DOTALL)
+        return re.split(b"|".join(map(re.escape, found)), content)
+
+    assert b"<4294967360 " in file.content
+    assert without_ids(bytes(file.content)) == without_ids(bytes(plain.content))
+
+
+@has_skip_data
+def test_each_storage_is_written_once_from_where_it_is():
+    """Storages are not copied, and what shares one is written once."""
+    base = torch.arange(100_000)
+    seen = []
+
+    class Watch(File):
+        def write_lasting(self, data):
+            seen.append(torch.frombuffer(data, dtype=torch.uint8).data_ptr())
+            return super().write_lasting(data)
+
+    Outline.of({"a": base, "b": base[5:], "c": torch.ones(2)}).write_to(Watch(), lambda count: None)
+    assert len(seen) == 2
+    assert seen[0] == base.data_ptr()
+
+
+class Odd:
+    """Raises when it is pickled."""
+
+    def __reduce__(self):
+        raise pickle.PicklingError("not this one")
+
+
+@has_skip_data
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_cannot_be_saved():
+    """What torch refuses raises as torch has it; what only outlines cannot have is None."""
+    with pytest.raises(pickle.PicklingError, match="not this one"):
+        Outline.of({"a": Odd()})
+    same = torch.ones(4)
+    with pytest.raises(RuntimeError, match="view the same data as different types"):
+        Outline.of({"a": same, "b": same.view(torch.int32)})
+    assert Outline.of({"nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}) is None
+
+
+@has_skip_data
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"_STORAGE": re.compile(rb"[^/]+/other/([^/]+)")},
+        {"_DESCRIPTOR": b"PK\x01\x01"},
+        {"_ENTRY_SIGNATURE": b"PK\x01\x01"},
+    ],
+    ids=lambda replaced: next(iter(replaced)),
+)
+def test_another_format(monkeypatch, replaced):
+    """If torch writes something else than is known there is no outline."""
+    for name, value in replaced.items():
+        monkeypatch.setattr(outline_module, name, value)
+    assert Outline.of({"a": torch.ones(3), "b": torch.ones(5)}) is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ["nested", "older torch"])
+def test_save_without_an_outline(monkeypatch, kind):
+    """What has no outline is saved by torch.save."""
+    if kind == "older torch":
+        monkeypatch.delattr(torch.serialization, "skip_data", raising=False)
+        state = torch.arange(5)
+    else:
+        state = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with FaultyServer() as server:
+        S3Checkpoint(endpoint=server.endpoint, s3client_config=server.config).save(state, "s3://bucket/key")
+        loaded = torch.load(io.BytesIO(server.objects["key"]), weights_only=False)
+    assert all(torch.equal(left, right) for left, right in zip(loaded.unbind(), state.unbind(), strict=True))
+
+
+@has_skip_data
+def test_a_state_that_changes_while_it_is_saved(monkeypatch):
+    """Bytes that change between their CRC-32 and their sending are refused by the server, and nothing appears."""
+    state = {"a": torch.zeros(2 * MiB)}
+    real = S3Checkpoint.writer
+
+    def writer(self, uri):
+        found = real(self, uri)
+        write = found.write_lasting
+
+        def write_and_change(data):
+            crc32 = write(data)
+            state["a"] += 1
+            return crc32
+
+        found.write_lasting = write_and_change
+        return found
+
+    monkeypatch.setattr(S3Checkpoint, "writer", writer)
+    with FaultyServer() as server:
+        config = S3ClientConfig(**{**vars_of(server.config), "part_size": 64 * MiB, "max_attempts": 2})
+        with pytest.raises(IntegrityError):
+            S3Checkpoint(endpoint=server.endpoint, s3client_config=config).save(state, "s3://bucket/key")
+        assert "key" not in server.objects
+
+
+def vars_of(config: S3ClientConfig) -> dict[str, object]:
+    """Return the fields of a configuration."""
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
