@@ -444,7 +444,11 @@ CASES = (
         quick=_QUICK,
         columns=_LOAD_COLUMNS,
         charts=(GB_PER_S, CPU_S_PER_GIB),
-        promises=(_faster("floor, parallel GET", 0.9), *(_faster(row, 1) for row in _RUNAI)),
+        promises=(
+            _faster("floor, parallel GET", 0.9),
+            _faster("floor, parallel GET into new memory", 0.9),
+            *(_faster(row, 1) for row in _RUNAI),
+        ),
     ),
     Case(
         name="integrity",

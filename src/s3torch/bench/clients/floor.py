@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import ssl
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -308,18 +308,31 @@ def load(site: Site, _: Effort) -> Work:
 def safetensors(site: Site, _: Effort) -> Work:
     """8 blocking sockets in threads, each receives its share into memory that is used again; nothing is parsed."""
     buffer = memoryview(touched(site.state_bytes))
+    return _parallel_get(site, lambda: buffer)
+
+
+@enter("floor, parallel GET into new memory", "safetensors")
+def safetensors_fresh(site: Site, _: Effort) -> Work:
+    """The same into memory that is new each time, as that of a model that is loaded: the kernel makes its pages."""
+    import torch
+
+    return _parallel_get(site, lambda: memory(torch.empty(site.state_bytes, dtype=torch.uint8)))
+
+
+def _parallel_get(site: Site, allocate: Callable[[], memoryview]) -> Work:
     pool = ThreadPoolExecutor(_STREAMS)
     share = -(-site.state_bytes // _STREAMS)
 
-    def receive(start: int) -> None:
-        view = buffer[start : start + share]
+    def receive(view: memoryview, start: int) -> None:
         wanted = f"Range: bytes={start}-{start + len(view) - 1}\r\n"
         with _open_stream(site) as stream:
             stream.sendall(_request("GET", f"/{site.bucket}/{SAFETENSORS}", site, wanted))
             _fill(stream, view[_receive_head(stream, view) :])
 
     def work() -> Done:
-        list(pool.map(receive, range(0, site.state_bytes, share)))
+        buffer = allocate()
+        starts = range(0, site.state_bytes, share)
+        list(pool.map(receive, [buffer[start : start + share] for start in starts], starts))
         return Done(items=1, bytes=site.state_bytes)
 
     return work
