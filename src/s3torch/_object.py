@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
     from s3torch.config import S3ClientConfig
 
-__all__ = ["Fetch", "Place", "RangeFetch", "RemoteObject"]
+__all__ = ["Fetch", "Place", "RangeFetch", "RemoteObject", "run"]
 
 Place = Callable[[int], memoryview]
 
@@ -328,7 +328,7 @@ class RemoteObject:
             ArgumentError: A range reaches beyond the object's end.
         """
         gets = self.vector(ranges, views, max_gap)
-        _run(self.engine(), gets, progress)
+        run(self.engine(), gets, progress)
         self.conclude_vector(gets, ranges)
         if self.is_strict:
             for (start, _), view in zip(ranges, views, strict=True):
@@ -479,7 +479,14 @@ class RemoteObject:
         self.etag = etag or self.etag
 
 
-def _run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
+def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
+    """Run requests.
+
+    Args:
+        engine: Of the calling thread.
+        gets: The requests.
+        progress: Is told how many bytes more have arrived.
+    """
     if progress is None:
         engine.run(gets)
         return

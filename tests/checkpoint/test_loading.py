@@ -357,7 +357,7 @@ def test_faults_are_outlasted():
 
 def test_progress(checkpoint, uri, capsys, monkeypatch):
     """A bar is shown if it is asked for and takes a while, and not otherwise."""
-    monkeypatch.setattr("s3torch.checkpoint.progress._SECONDS_BEFORE_BAR", 0.0)
+    monkeypatch.setattr("s3torch._progress._SECONDS_BEFORE_BAR", 0.0)
     checkpoint.save(_state(), uri, progress=True)
     checkpoint.load(uri, progress=True)
     shown = capsys.readouterr().err

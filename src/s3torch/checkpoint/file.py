@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.checkpoint.outline import Outline
-from s3torch.checkpoint.progress import new_bar
 from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
@@ -89,7 +89,7 @@ class S3Checkpoint:
         """
         with (
             self.writer(s3_uri) as writer,
-            new_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
+            new_byte_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
         ):
             outline = Outline.of(obj)
             if outline is not None:

@@ -20,8 +20,8 @@ import torch
 
 from s3torch import _buffer
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
-from s3torch.checkpoint.progress import new_bar
 from s3torch.checkpoint.storages import memory
 from s3torch.config import S3ReaderConfig
 from s3torch.errors import CheckpointFormatError, IntegrityError, InvalidURIError, S3Error
@@ -226,7 +226,7 @@ def load_object(
             loaded = torch.load(file, map_location=filler, weights_only=weights_only)
             if file.due is not None:
                 raise AssertionError(f"{file.due[0].name} was read and never used")
-            with new_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
+            with new_byte_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
                 filler.fill(bar.update)
         return loaded
 

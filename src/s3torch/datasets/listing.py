@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
 from s3torch._aws.listing import KeyPage, list_parameters, parse_keys
 from s3torch._aws.operations import ListObjectsV2
+from s3torch._progress import new_bar
 from s3torch.client import S3Client
 from s3torch.datasets.objects import KeyColumns, ObjectTable
 from s3torch.errors import RequestError, S3Error
@@ -156,8 +157,7 @@ def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:
 class ListingProgress:
     """Tells how far a long listing is: in the log, and on a terminal by a bar.
 
-    The bar appears after two seconds, on stderr, unless ``TQDM_DISABLE`` is set. tqdm is not so much as asked before:
-    it would start a thread that watches its bars.
+    The bar appears after two seconds, on stderr, unless ``TQDM_DISABLE`` is set. tqdm is not imported before.
 
     Args:
         where: What is listed.
@@ -191,12 +191,7 @@ class ListingProgress:
             self._bar = None
 
     def _new_bar(self) -> tqdm[None]:
-        from tqdm import tqdm
-
-        class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type arguments at run time
-            monitor_interval = 0  # without its thread
-
-        bar = Bar(desc=f"Listing {self._where}", unit=" keys", unit_scale=True)
+        bar = new_bar(desc=f"Listing {self._where}", unit=" keys", unit_scale=True)
         bar.start_t -= self._clock() - self._begun_at
         bar.update(self._keys)
         return bar

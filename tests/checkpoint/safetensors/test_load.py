@@ -357,3 +357,17 @@ def test_what_is_not_saved(client, bucket, key, uri, name):
         save_file(tensors, uri, client=client)
     with pytest.raises(ObjectNotFoundError):
         client.head_object(bucket, f"{key}.safetensors")
+
+
+def test_progress(client, uri, capsys, monkeypatch):
+    """A bar of all bytes is shown if it is asked for and takes a while, and not otherwise."""
+    monkeypatch.setattr("s3torch._progress._SECONDS_BEFORE_BAR", 0.0)
+    tensors = {"a": torch.ones(300_000), "b": torch.zeros(200_000), "empty": torch.empty(0)}
+    save_file(tensors, uri, client=client, progress=True)
+    load_file(uri, client=client, progress=True)
+    shown = capsys.readouterr().err
+    assert f"Saving {uri}: 100%" in shown
+    assert f"Loading {uri}: 100%" in shown
+    save_file(tensors, uri, client=client)
+    load_file(uri, client=client)
+    assert capsys.readouterr().err == ""

@@ -6,13 +6,14 @@ before a tensor is allocated, and header and tensors are of the same version of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
 
-from s3torch._object import RemoteObject
+from s3torch._object import RemoteObject, run
+from s3torch._progress import new_byte_bar
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
 from s3torch.checkpoint.safetensors.format import (
@@ -54,6 +55,7 @@ def load_file(
     region: str | None = None,
     endpoint: str | None = None,
     s3client_config: S3ClientConfig | None = None,
+    progress: bool | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load the tensors of a safetensors file, or of a model in many, as ``safetensors.torch.load_file`` does of a file.
 
@@ -68,6 +70,7 @@ def load_file(
         region: Of the bucket; None finds it.
         endpoint: URL of the server; None finds it.
         s3client_config: See S3ClientConfig.
+        progress: Whether to show a bar; None shows one on a terminal.
 
     Returns:
         The tensors by name, each contiguous in memory of its own.
@@ -89,7 +92,10 @@ def load_file(
         missing = [name for name in wanted or () if name not in found]
         if missing:
             raise ArgumentError(f"{uri} has no tensor {missing[0]!r} ({len(missing)} of the keys are not there).")
-        return _load([(found[name], name) for name in (found if wanted is None else wanted)], target)
+        chosen = [(found[name], name) for name in (found if wanted is None else wanted)]
+        size = sum(_size(file.header.tensors[name]) for file, name in chosen)
+        with new_byte_bar(f"Loading {uri}", size, is_wanted=progress) as bar:
+            return _load(chosen, target, bar.update)
 
 
 def safe_open(
@@ -248,17 +254,25 @@ def _open_files(client: S3Client, bucket: str, keys: Sequence[str]) -> list[_Fil
         raise
 
 
-def _load(wanted: Sequence[tuple[_File, str]], device: torch.device) -> dict[str, torch.Tensor]:
+def _load(
+    wanted: Sequence[tuple[_File, str]], device: torch.device, progress: Callable[[int], object] | None = None
+) -> dict[str, torch.Tensor]:
     kinds = [_kind(file.header.tensors[name], name) for file, name in wanted]
     if device.type == "cpu":
         tensors = [empty(*kind) for kind in kinds]
-        _fill([(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(wanted, tensors, strict=True)])
+        _fill(
+            [(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(wanted, tensors, strict=True)],
+            progress,
+        )
         return {name: tensor for (_, name), tensor in zip(wanted, tensors, strict=True)}
     loaded: dict[str, torch.Tensor] = {}
     for stage in _stages([file.header.tensors[name] for file, name in wanted]):
         staged = [empty(*kinds[index], pinned=device.type == "cuda") for index in stage]
         chosen = [wanted[index] for index in stage]
-        _fill([(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(chosen, staged, strict=True)])
+        _fill(
+            [(file, file.header.tensors[name], tensor) for (file, name), tensor in zip(chosen, staged, strict=True)],
+            progress,
+        )
         # torch keeps pinned memory until the copies out of it are done.
         for (_, name), tensor in zip(chosen, staged, strict=True):
             loaded[name] = tensor.to(device, non_blocking=device.type == "cuda")
@@ -272,19 +286,23 @@ def _stages(infos: Sequence[TensorInfo]) -> list[list[int]]:
     stages: list[list[int]] = []
     room = 0
     for index, info in enumerate(infos):
-        if not stages or info.stop - info.start > room:
+        if not stages or _size(info) > room:
             stages.append([])
             room = _STAGE_SIZE
         stages[-1].append(index)
-        room -= info.stop - info.start
+        room -= _size(info)
     return stages
+
+
+def _size(info: TensorInfo) -> int:
+    return info.stop - info.start
 
 
 def _kind(info: TensorInfo, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
     return torch_dtype(info.dtype, name), shape_in_items(info.dtype, info.shape, name)
 
 
-def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]]) -> None:
+def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]], progress: Callable[[int], object] | None) -> None:
     """Receive tensors into their memory, from all files at the same time."""
     by_file: dict[_File, list[tuple[tuple[int, int], memoryview]]] = {}
     for file, info, tensor in tensors:
@@ -298,7 +316,7 @@ def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]]) -> None:
         ranges = [each for each, _ in wanted]
         reads.append((file.remote, file.remote.vector(ranges, [view for _, view in wanted]), ranges))
     if reads:
-        reads[0][0].engine().run([get for _, gets, _ in reads for get in gets])
+        run(reads[0][0].engine(), [get for _, gets, _ in reads for get in gets], progress)
     for remote, gets, ranges in reads:
         remote.conclude_vector(gets, ranges)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
 from s3torch.checkpoint.safetensors.format import build_header, shard_names, split_into_shards
 from s3torch.checkpoint.safetensors.load import client_for
@@ -28,6 +29,7 @@ def save_file(
     region: str | None = None,
     endpoint: str | None = None,
     s3client_config: S3ClientConfig | None = None,
+    progress: bool | None = None,
 ) -> None:
     """Save tensors as a safetensors file, or several, as ``safetensors.torch.save_file`` does to a file.
 
@@ -45,6 +47,7 @@ def save_file(
         region: Of the bucket; None finds it.
         endpoint: URL of the server; None finds it.
         s3client_config: See S3ClientConfig.
+        progress: Whether to show a bar; None shows one on a terminal.
 
     Raises:
         ArgumentError: A tensor cannot be saved as it is, or another argument cannot be. Nothing was written.
@@ -62,12 +65,16 @@ def save_file(
     shards = [list(tensors)] if max_shard_size is None else split_into_shards(sizes, max_shard_size) or [[]]
     keys = [key] if len(shards) == 1 else shard_names(key, len(shards))
     headers = [build_header({name: _describe(name, tensors[name]) for name in shard}, metadata) for shard in shards]
-    with client_for(client, region, endpoint, s3client_config) as own:
+    with (
+        client_for(client, region, endpoint, s3client_config) as own,
+        new_byte_bar(f"Saving {uri}", sum(sizes.values()), is_wanted=progress) as bar,
+    ):
         for shard_key, (head, order) in zip(keys, headers, strict=True):
             with own.put_object(bucket, shard_key) as writer:
                 writer.write(head)
                 for name in order:
                     writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
+                    bar.update(sizes[name])
         if len(shards) > 1:
             files = [shard_key.rpartition("/")[2] for shard_key in keys]
             weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
