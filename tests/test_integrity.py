@@ -15,6 +15,7 @@ from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S
 from s3torch import client as client_module
 from s3torch._aws import checksums
 from s3torch._aws.checksums import ALGORITHMS, compute, is_available
+from s3torch._aws.listing import ObjectInfo
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult
 from s3torch.errors import IntegrityError, ObjectChangedError, RequestError, UnverifiedError
@@ -454,3 +455,19 @@ def test_a_real_server_refuses_damaged_bytes(small_parts: S3Client, s3, bucket: 
     monkeypatch.setattr(checksums, "compute", lambda algorithm, pieces: wrong)
     with pytest.raises(IntegrityError), small_parts.put_object(bucket, key) as writer:
         writer.write(SMALL)
+
+
+def test_a_whole_object_with_a_wrong_length():
+    """A whole object that is said to be longer than listed is asked for as a range, which tells the size apart."""
+    content = bytes(range(256)) * 4
+    with FaultyServer({"key": content}) as server:
+        client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+        info = ObjectInfo("key", "", len(content), 0)
+        server.script(faults.wrong_length(1))
+        assert client.get_object("bucket", "key", object_info=info).read() == content
+        assert [request.headers.get("range") for request in server.requests] == [None, f"bytes=0-{len(content) - 1}"]
+        assert client.stats.retries == 1
+        server.objects["key"] = content + b"more"
+        with pytest.raises(ObjectChangedError, match=r"its size was 1024 and is 1028 now"):
+            client.get_object("bucket", "key", object_info=info).read()
+        client.close()
