@@ -579,6 +579,8 @@ class Engine:
         if head is None:
             raise AssertionError("an exchange ended without an answer")
         self._reached.add(exchange.origin)
+        if exchange.rival is not None:  # the end of a connection may end an answer without another byte
+            self._let_win(flight)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
         if error is None:
             self._window.note_success()
@@ -735,7 +737,7 @@ class Engine:
         self._flights.add(rival)
 
     def _let_win(self, flight: _Flight) -> None:
-        """Give up the other flight of an exchange: this one has brought the next byte."""
+        """Give up the other flight of an exchange: this one has brought the next byte, or the end."""
         exchange = flight.exchange
         flight.is_hedged = False  # it may stop again
         loser = exchange.flight if flight is exchange.rival else exchange.rival
