@@ -324,12 +324,18 @@ class Engine:
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
         """Give exchanges up; the connections of those in flight are closed."""
+        was_queued = False
         for exchange in exchanges:
             if exchange.is_done:
                 continue
+            was_queued |= exchange.flight is None
             while exchange.flight is not None:
                 self._land(exchange.flight, keep=False)
             self._finish(exchange, ConnectionFailedError("The transfer was cancelled."))
+        if was_queued:  # and holds memory that its owner wants back
+            self._queue = deque(exchange for exchange in self._queue if not exchange.is_done)
+            self._later = [waiting for waiting in self._later if not waiting.exchange.is_done]
+            heapq.heapify(self._later)
 
     def give_up(self, exchanges: Sequence[Exchange]) -> None:
         """Cancel exchanges before the loop turns again; safe from any thread and from the garbage collector."""
@@ -416,8 +422,6 @@ class Engine:
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
-        while self._queue and self._queue[0].is_done:  # cancelled
-            self._queue.popleft()
         if not self._queue or len(self._flights) >= int(self._window.size):
             return False
         return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
