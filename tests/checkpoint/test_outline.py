@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import re
@@ -18,7 +19,9 @@ import torch
 from s3torch import S3Checkpoint, S3ClientConfig
 from s3torch.checkpoint import outline as outline_module
 from s3torch.checkpoint.outline import Outline
+from s3torch.checkpoint.storages import memory
 from s3torch.errors import IntegrityError
+from s3torch.safetensors import save_file
 from s3torch.testing import FaultyServer
 
 MiB = 1024 * 1024
@@ -182,6 +185,30 @@ class Odd:
 
     def __reduce__(self):
         raise pickle.PicklingError("not this one")
+
+
+@pytest.mark.parametrize("save", [S3Checkpoint.save, lambda _, obj, uri: save_file({"a": obj}, uri)])
+def test_tensors_can_be_resized_afterwards(s3, bucket, key, save):
+    """What was saved is as it was before: it can be resized."""
+    tensor = torch.arange(100_000)
+    save(S3Checkpoint(), tensor, f"s3://{bucket}/{key}")
+    assert tensor.resize_(200_000)[99_999] == 99_999
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_memory_lives_as_long_as_it_is_looked_at(size):
+    """A view of a storage, or a part of one, keeps it; without one it is let go."""
+    storage = torch.full((size,), 7, dtype=torch.uint8).untyped_storage()
+    kept = storage._weak_ref()
+    view = memory(storage)[size // 2 :]
+    del storage
+    gc.collect()
+    assert not torch.UntypedStorage._expired(kept)
+    assert bytes(view) == bytes([7]) * (size - size // 2)
+    del view
+    gc.collect()
+    assert torch.UntypedStorage._expired(kept)
+    torch.UntypedStorage._free_weak_ref(kept)
 
 
 @has_skip_data
