@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import weakref
 from collections.abc import Callable, Generator, Sequence
 
 import pytest
@@ -1272,6 +1273,23 @@ def test_cancel_in_a_pause():
     assert targets(network) == [[b"/a", b"/b"]]
 
 
+@pytest.mark.parametrize("place", ["queue", "pause"])
+def test_what_was_cancelled_is_let_go(place: str):
+    """An engine keeps nothing of what was cancelled, whether it is used again or not: its memory is its owner's."""
+    network = FakeNetwork(serve(answer(500)))
+    engine = make(network)
+    ask = Ask("a")
+    engine.submit(ask)
+    while place == "pause" and not engine.stats.retries:
+        engine.turn()
+    assert engine.pending == 1
+    engine.cancel([ask])
+    assert engine.pending == 0
+    kept = weakref.ref(ask)
+    del ask
+    assert kept() is None
+
+
 @pytest.mark.parametrize("is_submitted", [False, True])
 def test_first_error_cancels_the_rest(is_submitted: bool):
     """When one of the exchanges fails the others are given up: nothing more of them is in flight."""
@@ -1290,7 +1308,7 @@ def test_first_error_cancels_the_rest(is_submitted: bool):
         ConnectionFailedError,
         ConnectionFailedError,
     ]
-    assert repr(engine) == "<Engine 0 in flight, 1 queued, 1 connections, 3 requests>"
+    assert repr(engine) == "<Engine 0 in flight, 0 queued, 1 connections, 3 requests>"
     assert network.now == 1001.0
 
 

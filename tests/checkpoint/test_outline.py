@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import re
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +19,9 @@ import torch
 from s3torch import S3Checkpoint, S3ClientConfig
 from s3torch.checkpoint import outline as outline_module
 from s3torch.checkpoint.outline import Outline
+from s3torch.checkpoint.storages import memory
 from s3torch.errors import IntegrityError
+from s3torch.safetensors import save_file
 from s3torch.testing import FaultyServer
 
 MiB = 1024 * 1024
@@ -54,6 +60,40 @@ class Log(File):
         return len(data)
 
 
+class Saver:
+    """Saves its state by itself, as an object that is pickled may."""
+
+    def __init__(self, state: object) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = io.BytesIO()
+        torch.save(self.state, file)
+        return _load, (type(self), file.getvalue())
+
+
+class Pickled(Saver):
+    """Pickles its state by itself."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (type(self), pickle.dumps(self.state))
+
+
+def _load(kind: type[Saver], content: bytes) -> Saver:
+    return kind(torch.load(io.BytesIO(content)))
+
+
+def _unpickle(kind: type[Saver], content: bytes) -> Saver:
+    return kind(pickle.loads(content))
+
+
+def quietly(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return a tensor of a kind that torch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+
 def states() -> dict[str, object]:
     """Return what is saved, by name."""
     base = torch.arange(100_000.0)
@@ -77,6 +117,10 @@ def states() -> dict[str, object]:
             model=torch.nn.Linear(3, 4).state_dict(),
         ),
         "meta": {"meta": torch.empty(5, device="meta"), "real": torch.ones(2)},
+        "quantized": quietly(lambda: torch.quantize_per_tensor(torch.arange(9.0), 0.1, 0, torch.qint8)),
+        "nested": quietly(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+        "lazy": {"a": (base := torch.arange(1000.0)), "b": torch._lazy_clone(base)},
+        "savers": {"a": Saver(torch.arange(9.0)), "b": torch.ones(3), "c": Pickled(torch.arange(9.0))},
     }
 
 
@@ -91,7 +135,6 @@ def without_id(content: bytes) -> bytes:
 
 
 @has_skip_data
-@pytest.mark.filterwarnings("ignore:Serializing tensors on the meta device")
 @pytest.mark.parametrize("name", states())
 def test_the_same_file(name):
     """It is byte for byte what torch.save writes, but for an identifier; all its CRC-32s are right."""
@@ -144,16 +187,47 @@ class Odd:
         raise pickle.PicklingError("not this one")
 
 
+@pytest.mark.parametrize("save", [S3Checkpoint.save, lambda _, obj, uri: save_file({"a": obj}, uri)])
+def test_tensors_can_be_resized_afterwards(s3, bucket, key, save):
+    """What was saved is as it was before: it can be resized."""
+    tensor = torch.arange(100_000)
+    save(S3Checkpoint(), tensor, f"s3://{bucket}/{key}")
+    assert tensor.resize_(200_000)[99_999] == 99_999
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_memory_lives_as_long_as_it_is_looked_at(size):
+    """A view of a storage, or a part of one, keeps it; without one it is let go."""
+    storage = torch.full((size,), 7, dtype=torch.uint8).untyped_storage()
+    kept = storage._weak_ref()
+    view = memory(storage)[size // 2 :]
+    del storage
+    gc.collect()
+    assert not torch.UntypedStorage._expired(kept)
+    assert bytes(view) == bytes([7]) * (size - size // 2)
+    del view
+    gc.collect()
+    assert torch.UntypedStorage._expired(kept)
+    torch.UntypedStorage._free_weak_ref(kept)
+
+
 @has_skip_data
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_objects_that_save_for_themselves():
+    """What calls torch.save or pickles tensors while it is pickled has all its bytes."""
+    file = File()
+    Outline.of(states()["savers"]).write_to(file, lambda count: None)
+    loaded = torch.load(io.BytesIO(file.content), weights_only=False)
+    assert loaded["a"].state.tolist() == loaded["c"].state.tolist() == list(range(9))
+
+
+@has_skip_data
 def test_what_cannot_be_saved():
-    """What torch refuses raises as torch has it; what only outlines cannot have is None."""
+    """What torch refuses raises as torch has it."""
     with pytest.raises(pickle.PicklingError, match="not this one"):
         Outline.of({"a": Odd()})
     same = torch.ones(4)
     with pytest.raises(RuntimeError, match="view the same data as different types"):
         Outline.of({"a": same, "b": same.view(torch.int32)})
-    assert Outline.of({"nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}) is None
 
 
 @has_skip_data
@@ -173,19 +247,13 @@ def test_another_format(monkeypatch, replaced):
     assert Outline.of({"a": torch.ones(3), "b": torch.ones(5)}) is None
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("kind", ["nested", "older torch"])
-def test_save_without_an_outline(monkeypatch, kind):
-    """What has no outline is saved by torch.save."""
-    if kind == "older torch":
-        monkeypatch.delattr(torch.serialization, "skip_data", raising=False)
-        state = torch.arange(5)
-    else:
-        state = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+def test_save_without_an_outline(monkeypatch):
+    """Where torch has no outlines torch.save writes."""
+    monkeypatch.delattr(torch.serialization, "skip_data", raising=False)
+    state = torch.arange(5)
     with FaultyServer() as server:
         S3Checkpoint(endpoint=server.endpoint, s3client_config=server.config).save(state, "s3://bucket/key")
-        loaded = torch.load(io.BytesIO(server.objects["key"]), weights_only=False)
-    assert all(torch.equal(left, right) for left, right in zip(loaded.unbind(), state.unbind(), strict=True))
+        assert torch.equal(torch.load(io.BytesIO(server.objects["key"])), state)
 
 
 @has_skip_data

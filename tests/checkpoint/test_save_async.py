@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import threading
+import warnings
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -127,6 +129,47 @@ def test_what_is_copied_as_it_is():
     assert torch.equal(copied["s"].to_dense(), torch.eye(3))
     assert copied["y"][1] is copied["y"]
     assert torch.equal(Staging().copy(torch.tensor([1 + 2j]).conj()), torch.tensor([1 - 2j]))
+
+
+class _OwnParameter(nn.Parameter):
+    """A parameter of a class of its own."""
+
+
+def _with_note(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.note = [torch.ones(2)]
+    return tensor
+
+
+def _kinds() -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():  # of what torch calls prototypes, or deprecated
+        warnings.simplefilter("ignore")
+        return {
+            "tensor": _with_note(torch.rand(3)),
+            "buffer": nn.Buffer(torch.rand(3)),
+            "parameter": _with_note(nn.Parameter(torch.rand(3), requires_grad=False)),
+            "own parameter": nn.ParameterDict({"a": _OwnParameter(torch.rand(3))})["a"],
+            "uninitialized": nn.LazyLinear(3).weight,
+            "result": torch.rand(3, requires_grad=True) * 2,
+            "sparse": _with_note(torch.eye(3).to_sparse().requires_grad_()),
+            "sparse parameter": nn.Parameter(torch.eye(3).to_sparse()),
+            "quantized": torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "conjugate": torch.rand(3, dtype=torch.complex64).conj(),
+        }
+
+
+@pytest.mark.parametrize("name", _kinds())
+def test_tensors_of_all_kinds(name):
+    """A copy is saved as the original is: with its class, its attributes, and whether it has gradients."""
+    original = _kinds()[name]
+    copied = Staging().copy(original)
+    assert (type(copied), copied.requires_grad) == (type(original), original.requires_grad)
+    saved, plain = io.BytesIO(), io.BytesIO()
+    torch.save(copied, saved)
+    torch.save(original, plain)
+    assert saved.getvalue() == plain.getvalue()
+    for mine, theirs in zip(vars(copied).get("note", []), vars(original).get("note", []), strict=True):
+        assert mine.data_ptr() != theirs.data_ptr()
 
 
 class _Wrapper(MutableMapping[str, Any]):

@@ -296,16 +296,19 @@ class GetObject(Operation):
         """How many bytes were received."""
         return self._destination.filled if self._destination is not None else 0
 
-    def request(self) -> Sequence[memoryview]:
-        """Return the signed head, asking for what is still missing."""
+    @property
+    def _missing_from(self) -> int:
+        """The first byte to ask for: all anew if only the end of the body is missing, or what is there is damaged."""
         is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start
-        if self._destination is not None and is_filled:
-            # Only the end mark of the body is missing, and no range asks for that; or all of it is there, and damaged.
-            self._destination.rewind(0)
-        if self._method == "HEAD" or (self._is_whole and not self.filled):
+        return self.start if is_filled else self.start + self.filled
+
+    def request(self) -> Sequence[memoryview]:
+        """Return the signed head, asking for what is still missing; a request before it may still be under way."""
+        begin = self._missing_from
+        if self._method == "HEAD" or (self._is_whole and begin == self.start):
             self._fields.pop("range", None)
         else:
-            self._fields["range"] = http1.format_range(self.start + self.filled, self.stop)
+            self._fields["range"] = http1.format_range(begin, self.stop)
         if self.etag is not None:
             self._fields["if-match"] = self.etag
         return super().request()
@@ -321,7 +324,7 @@ class GetObject(Operation):
             return self._end_at(head.content_length, head.fields.get("etag"))
         if head.status == 416:
             return (yield from self._accept_nothing(inbox, head))
-        begin = self.start + self.filled
+        begin = self._missing_from
         content_range = self._answered_range(head, begin)
         changed = self._observe(content_range.total, head.fields.get("etag"))
         if changed is not None:
@@ -334,6 +337,7 @@ class GetObject(Operation):
             if not callable(self._into):
                 raise AssertionError("memory without a destination")
             self._destination = Destination(self._into(content_range))
+        self._destination.rewind(begin - self.start)
         try:
             yield from http1.read_body(inbox, head, self._destination, content_range.stop - begin)
         except ProtocolError:

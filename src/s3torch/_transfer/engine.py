@@ -324,12 +324,18 @@ class Engine:
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
         """Give exchanges up; the connections of those in flight are closed."""
+        was_queued = False
         for exchange in exchanges:
             if exchange.is_done:
                 continue
+            was_queued |= exchange.flight is None
             while exchange.flight is not None:
                 self._land(exchange.flight, keep=False)
             self._finish(exchange, ConnectionFailedError("The transfer was cancelled."))
+        if was_queued:  # and holds memory that its owner wants back
+            self._queue = deque(exchange for exchange in self._queue if not exchange.is_done)
+            self._later = [waiting for waiting in self._later if not waiting.exchange.is_done]
+            heapq.heapify(self._later)
 
     def give_up(self, exchanges: Sequence[Exchange]) -> None:
         """Cancel exchanges before the loop turns again; safe from any thread and from the garbage collector."""
@@ -416,8 +422,6 @@ class Engine:
         return max(0.0, moment - self._now)
 
     def _can_start(self) -> bool:
-        while self._queue and self._queue[0].is_done:  # cancelled
-            self._queue.popleft()
         if not self._queue or len(self._flights) >= int(self._window.size):
             return False
         return not self._flights or self._memory_in_flight + self._queue[0].memory <= self._limits.bytes_in_flight
@@ -579,6 +583,8 @@ class Engine:
         if head is None:
             raise AssertionError("an exchange ended without an answer")
         self._reached.add(exchange.origin)
+        if exchange.rival is not None:  # the end of a connection may end an answer without another byte
+            self._let_win(flight)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
         if error is None:
             self._window.note_success()
@@ -735,7 +741,7 @@ class Engine:
         self._flights.add(rival)
 
     def _let_win(self, flight: _Flight) -> None:
-        """Give up the other flight of an exchange: this one has brought the next byte."""
+        """Give up the other flight of an exchange: this one has brought the next byte, or the end."""
         exchange = flight.exchange
         flight.is_hedged = False  # it may stop again
         loser = exchange.flight if flight is exchange.rival else exchange.rival

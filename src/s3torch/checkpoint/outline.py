@@ -2,7 +2,8 @@
 
 ``torch.serialization.skip_data`` has torch.save leave holes where the storages belong. Everything around them is small:
 headers, the pickle, the directory. Only the CRC-32 of each storage is missing there, in the descriptor behind it and in
-its entry of the directory; it is known once the storage was sent.
+its entry of the directory; it is known once the storage was sent. What is pickled is pickled before that begins: an
+object may well call torch.save for its own state, whose bytes must be there.
 
 Source: https://docs.pytorch.org/docs/stable/notes/serialization.html#torch.serialization.skip_data, and APPNOTE.TXT
 4.3.9 and 4.3.12 for the two places of the CRC-32.
@@ -15,6 +16,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -29,7 +31,6 @@ _DESCRIPTOR = b"PK\x07\x08"
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _ENTRY_SIGNATURE = b"PK\x01\x02"
 _CRC32_OF_DESCRIPTOR, _CRC32_OF_ENTRY = 4, 16  # where it stands
-_REFUSAL = "under skip_data"  # of tensors whose storages torch cannot skip: quantized ones, for one
 _STORAGE = re.compile(rb"[^/]+/data/([^/]+)")
 
 
@@ -61,14 +62,10 @@ class Outline:
         skip_data = getattr(torch.serialization, "skip_data", None)
         if skip_data is None:
             return None
-        sparse, pickling = _SparseFile(), _Pickling()
-        try:
-            with skip_data():
-                torch.save(obj, sparse, pickle_module=pickling.module)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            if _REFUSAL in str(error):
-                return None
-            raise
+        sparse = _SparseFile()
+        with ExitStack() as skipping:
+            pickling = _Pickling(lambda: skipping.enter_context(skip_data()))
+            torch.save(obj, sparse, pickle_module=pickling.module)  # type: ignore[arg-type]
         kept = [(key, storage) for key, storage in pickling.storages.items() if storage.nbytes()]
         if [storage.nbytes() for _, storage in kept] != sparse.holes:
             return None
@@ -162,12 +159,15 @@ class _SparseFile:
 class _Pickling:
     """Notes the storages that torch.save puts beside its pickle.
 
+    Args:
+        then: Called when the pickle is complete.
+
     Attributes:
         module: For ``torch.save(pickle_module=...)``.
         storages: By their key, in the order in which they are saved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], object]) -> None:
         self.storages: dict[str, torch.UntypedStorage] = {}
         noting = self
 
@@ -182,6 +182,10 @@ class _Pickling:
                     return found
 
                 cls.persistent_id = persistent_id  # type: ignore[method-assign]
+
+            def dump(self, obj: object) -> None:
+                super().dump(obj)
+                then()
 
         self.module = SimpleNamespace(__name__=pickle.__name__, Pickler=Pickler)
 

@@ -7,6 +7,7 @@ from collections import UserDict
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 __all__ = ["Staging"]
 
@@ -46,7 +47,7 @@ class Staging:
             return known
         made: Any
         if isinstance(value, torch.Tensor):
-            made = self._copy_tensor(value)
+            made = self._copy_tensor(value, memo)
         elif isinstance(value, (dict, UserDict)):  # a shallow copy of another mapping might share its items
             made = memo[id(value)] = copy.copy(value)
             for key, each in value.items():
@@ -62,11 +63,28 @@ class Staging:
         memo.setdefault(id(memo), []).append(value)  # keeps it alive, as deepcopy does: its id must stay its own
         return made
 
-    def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _copy_tensor(self, tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        """Return a copy with all that torch.save keeps: attributes, too."""
         if tensor.is_meta:  # there is nothing that could change
             return tensor
-        if tensor.layout is not torch.strided or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            return tensor.detach().cpu().clone()
+        kind = type(tensor)
+        if kind in (torch.Tensor, Parameter) and _is_plain(tensor):
+            made = self._copy_plain(tensor)
+        elif kind is not Parameter and issubclass(kind, Parameter):
+            made = copy.deepcopy(tensor, memo)  # detach would lose its class
+        else:
+            made = tensor.detach().cpu().clone()
+        if kind is Parameter:
+            made = Parameter(made, requires_grad=tensor.requires_grad)
+        elif tensor.requires_grad and not made.requires_grad:
+            made.requires_grad_()
+        memo[id(tensor)] = made
+        for name, value in vars(tensor).items():
+            if name not in vars(made):
+                setattr(made, name, self._copy(value, memo))
+        return made
+
+    def _copy_plain(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = self._copy_storage(tensor.untyped_storage())
         made = torch.empty(0, dtype=tensor.dtype)
         made.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
@@ -74,9 +92,7 @@ class Staging:
             made = made.conj()
         if tensor.is_neg():
             made = torch._neg_view(made)  # the only way to say so
-        if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
-        return made.requires_grad_(tensor.requires_grad)
+        return made
 
     def _copy_storage(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
         known = self._copies.get(storage._cdata)  # what identifies a storage, as torch.save has it
@@ -88,6 +104,11 @@ class Staging:
         ours.copy_(storage, non_blocking=is_pinned)
         self._copies[storage._cdata] = storage, ours
         return ours
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a view of one storage, and nothing else."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested
 
 
 def _new_storage(size: int, *, is_pinned: bool) -> torch.UntypedStorage:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from s3torch import _buffer
+from s3torch.checkpoint.storages import memory
 from s3torch.errors import ArgumentError, CheckpointFormatError
 
 __all__ = ["bytes_of", "empty", "name_of", "shape_in_items", "torch_dtype"]
@@ -92,4 +92,5 @@ def empty(dtype: torch.dtype, shape: Sequence[int], *, pinned: bool = False) -> 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous CPU tensor."""
-    return _buffer.writable_bytes(tensor)  # type: ignore[arg-type]  # torch has no buffer protocol; it takes tensors
+    begin = tensor.storage_offset() * tensor.element_size()
+    return memory(tensor.untyped_storage())[begin : begin + tensor.nbytes]
