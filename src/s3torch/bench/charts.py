@@ -75,6 +75,6 @@ def _is_ours(name: str) -> bool:
 
 
 def _color(name: str) -> str:
-    if name in {"floor", "empty program", "import torch"}:
+    if name.startswith("floor") or name in {"empty program", "import torch"}:
         return _FLOOR
     return _OURS if _is_ours(name) else _OTHERS
