@@ -103,7 +103,7 @@ class S3Checkpoint:
 
         Tensors are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call;
         so it takes as much memory again as the state. If the call before is still saving, it waits for that. The
-        interpreter waits for it at its end.
+        interpreter waits for it at its end. Not to be called by two threads at the same time.
 
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
@@ -115,6 +115,7 @@ class S3Checkpoint:
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            RuntimeError: No thread could be started.
         """
         parse_s3_uri(s3_uri)
         if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
@@ -123,7 +124,15 @@ class S3Checkpoint:
         future: Future[None] = Future()
         self._saving = os.getpid(), future
         future.set_running_or_notify_cancel()
-        threading.Thread(target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}").start()
+        # Not a daemon, even if the caller is one: the interpreter waits for it.
+        thread = threading.Thread(
+            target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}", daemon=False
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads
+            future.set_exception(error)  # the next call would wait for it
+            raise
         return future
 
     def _save_into(self, future: Future[None], obj: object, s3_uri: str) -> None:
