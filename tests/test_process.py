@@ -422,8 +422,9 @@ def test_fork_with_readers(tmp_path: Path):
 
 
 @needs_fork
-def test_fork_with_a_writer(tmp_path: Path):
-    """A forked child that drops a writer it inherited leaves the parent's upload alone."""
+@pytest.mark.parametrize("drop", ["del writer", "writer.__exit__(SystemExit, SystemExit(), None)"])
+def test_fork_with_a_writer(tmp_path: Path, drop: str):
+    """A forked child that drops a writer it inherited, or leaves its block, leaves the parent's upload alone."""
     log: list[str] = []
 
     def handle(request: Request, wire: Wire) -> None:
@@ -437,13 +438,13 @@ def test_fork_with_a_writer(tmp_path: Path):
         run(
             tmp_path,
             server,
-            """
+            f"""
             writer = client.put_object("bucket", "key")
             writer.write(bytes(client.s3client_config.part_size + 1))
 
             def child():
                 global writer
-                del writer
+                {drop}
                 gc.collect()
 
             join(in_child(child))

@@ -216,9 +216,9 @@ class S3Writer(S3File):
                 upload.abort()
 
     def _give_up(self) -> None:
-        """Abort; or leave what arrived, if a later writer is to go on with it."""
+        """Abort; or leave what arrived, if a later writer is to go on with it, or another process with this one."""
         upload = None if self.closed else self._end(_State.ABORTED)
-        if upload is not None and self._resumes:
+        if upload is not None and (self._resumes or self._pid != os.getpid()):
             upload.leave()
         elif upload is not None:
             upload.abort()

@@ -151,6 +151,15 @@ def test_a_bucket_alone(uri):
             open_file(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/folder/", "s3://bucket//"])
+def test_a_folder(uri):
+    """A folder is no file: saving to it is refused, where some servers would drop what it holds."""
+    checkpoint = S3Checkpoint()
+    for save in (checkpoint.writer, lambda uri: checkpoint.save({}, uri), lambda uri: checkpoint.save_async({}, uri)):
+        with pytest.raises(InvalidURIError, match="an object and no folder"):
+            save(uri)
+
+
 @pytest.mark.parametrize("uri", [None, 5, b"s3://bucket/key"])
 def test_no_uris(uri):
     """What is no string is a TypeError that names it."""

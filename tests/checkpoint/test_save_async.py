@@ -60,6 +60,35 @@ def test_a_failure_is_the_futures(caplog):
         assert checkpoint.load("s3://bucket/key") == {"a": 2}
 
 
+def test_no_thread(s3, uri, monkeypatch):
+    """If no thread can be started that is raised, and the next call does not wait for it."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    checkpoint = S3Checkpoint()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            checkpoint.save_async({"a": 1}, uri)
+    checkpoint.save_async({"a": 2}, uri).result(10)
+    assert checkpoint.load(uri) == {"a": 2}
+
+
+def test_the_interpreter_waits_for_it(s3, uri):
+    """Whoever asks, a thread that nobody waits for or not: what is saved is saved to its end."""
+    seen: list[bool] = []
+
+    class Watched(S3Checkpoint):
+        def save(self, *args: object, **options: object) -> None:
+            seen.append(threading.current_thread().daemon)
+
+    caller = threading.Thread(target=lambda: Watched().save_async({}, uri).result(10), daemon=True)
+    caller.start()
+    caller.join(10)
+    assert seen == [False]
+
+
 def test_bad_input(s3):
     """A URI that is none is refused at once, not by the future."""
     with pytest.raises(InvalidURIError):

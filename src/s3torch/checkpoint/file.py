@@ -18,7 +18,7 @@ from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
-from s3torch.uri import parse_s3_uri
+from s3torch.uri import parse_checkpoint_uri, parse_s3_uri
 from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class S3Checkpoint:
             progress: Whether to show a bar; None shows one on a terminal.
 
         Raises:
-            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
             S3Error: It could not be stored; what was there before is unchanged.
         """
         with (
@@ -103,7 +103,7 @@ class S3Checkpoint:
 
         Tensors are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call;
         so it takes as much memory again as the state. If the call before is still saving, it waits for that. The
-        interpreter waits for it at its end.
+        interpreter waits for it at its end. Not to be called by two threads at the same time.
 
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
@@ -114,16 +114,25 @@ class S3Checkpoint:
             is logged as well.
 
         Raises:
-            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
+            RuntimeError: No thread could be started.
         """
-        parse_s3_uri(s3_uri)
+        parse_checkpoint_uri(s3_uri)
         if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
             wait([self._saving[1]])
         copied = self._staging.copy(obj)
         future: Future[None] = Future()
         self._saving = os.getpid(), future
         future.set_running_or_notify_cancel()
-        threading.Thread(target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}").start()
+        # Not a daemon, even if the caller is one: the interpreter waits for it.
+        thread = threading.Thread(
+            target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}", daemon=False
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads
+            future.set_exception(error)  # the next call would wait for it
+            raise
         return future
 
     def _save_into(self, future: Future[None], obj: object, s3_uri: str) -> None:
@@ -178,9 +187,9 @@ class S3Checkpoint:
         """Return a file to save to. The checkpoint appears when it is closed; an exception inside ``with`` leaves none.
 
         Raises:
-            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
+            InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
         """
-        bucket, key = parse_s3_uri(s3_uri)
+        bucket, key = parse_checkpoint_uri(s3_uri)
         return self._client.put_object(bucket, key)
 
 

@@ -17,7 +17,7 @@ from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentTypeError, InvalidURIError
-from s3torch.uri import parse_s3_uri
+from s3torch.uri import parse_checkpoint_uri
 
 __all__ = ["S3LightningCheckpoint"]
 
@@ -188,7 +188,4 @@ def _parse(path: str) -> tuple[str, str]:
             f"S3LightningCheckpoint keeps checkpoints in S3 only, got {path!r}. Write 's3://bucket/key', or "
             "ModelCheckpoint(dirpath='s3://bucket/folder')."
         )
-    bucket, key = parse_s3_uri(path)
-    if not key or key.endswith("/"):
-        raise InvalidURIError(f"A checkpoint is an object and no folder, got {path!r}. Write 's3://bucket/key'.")
-    return bucket, key
+    return parse_checkpoint_uri(path)

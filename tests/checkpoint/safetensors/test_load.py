@@ -296,6 +296,9 @@ def test_bad_arguments(client, bucket, uri):
             call(uri, client="client")
     with pytest.raises(ArgumentError, match="framework='np'"):
         safe_open(uri, "np", client=client)
+    for nowhere in (f"s3://{bucket}", f"s3://{bucket}/folder/"):
+        with pytest.raises(InvalidURIError, match="an object and no"):
+            save_file({}, nowhere, client=client)
 
 
 def test_own_client(server, s3, uri):
@@ -336,6 +339,18 @@ def test_replaced_while_it_is_loaded():
         client.close()
 
 
+class _Wrapper(torch.Tensor):
+    """A tensor whose bytes are in another, as a DTensor's are."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> torch.Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: object) -> object:
+        raise NotImplementedError
+
+
 def _unsaveable() -> dict[str, tuple[object, str]]:
     base = torch.zeros(4, 4)
     return {
@@ -345,6 +360,7 @@ def _unsaveable() -> dict[str, tuple[object, str]]:
         "meta": ({"a": torch.zeros(2, device="meta")}, "'a' is on the meta device"),
         "dtype": ({"a": torch.zeros(2, dtype=torch.complex128)}, "the safetensors format lacks"),
         "no tensor": ({"a": [1]}, "must map str to tensors"),
+        "wrapper": ({"a": _Wrapper(base)}, "'a' is a _Wrapper without memory of its own"),
         "no dict": ([base], "must be a dict"),
     }
 

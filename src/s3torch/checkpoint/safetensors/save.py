@@ -14,7 +14,7 @@ from s3torch.checkpoint.safetensors.load import client_for
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
-from s3torch.uri import parse_s3_uri
+from s3torch.uri import parse_checkpoint_uri
 
 __all__ = ["save_file"]
 
@@ -52,12 +52,10 @@ def save_file(
     Raises:
         ArgumentError: A tensor cannot be saved as it is, or another argument cannot be. Nothing was written.
         ArgumentTypeError: A tensor is none.
-        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``.
+        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``, or names a folder.
         S3Error: Any other failure.
     """
-    bucket, key = parse_s3_uri(uri)
-    if not key:
-        raise ArgumentError(f"{uri} is a bucket and no file: name the object.", bucket=bucket)
+    bucket, key = parse_checkpoint_uri(uri)
     if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
         raise ArgumentError(f"max_shard_size={max_shard_size!r} cannot be: it must be an integer of 1 or more.")
     _check(tensors)
@@ -110,9 +108,19 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.numel():
             continue
-        other = owners.setdefault((tensor.device, tensor.untyped_storage().data_ptr()), name)
+        other = owners.setdefault((tensor.device, _address(name, tensor)), name)
         if other != name:
             raise ArgumentError(
                 f"Tensors {other!r} and {name!r} share memory, and would not when they are loaded: save one of them, "
                 "or clone() one first."
             )
+
+
+def _address(name: str, tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"Tensor {name!r} is a {type(tensor).__name__} without memory of its own. Call full_tensor() of a DTensor, "
+            "or save what it is made of."
+        ) from error
