@@ -1,4 +1,4 @@
-"""The process of one measurement: reads its task as JSON from standard input, prints its sample as the last line."""
+"""The process of one measurement: reads its task from a file of JSON, prints its sample as the last line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from s3torch.bench.measure import measure
 from s3torch.bench.processes import INTERRUPTS
@@ -18,7 +19,7 @@ __all__: list[str] = []
 
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-    job = json.load(sys.stdin)
+    job = json.loads(Path(sys.argv[1]).read_text())
     site, effort = Site.of_json(job["site"]), Effort(**job["effort"])
     contender = contenders_of(job["task"])[job["name"]]
     if contender.needs is not None:

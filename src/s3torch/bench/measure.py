@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3torch.bench.registry import Done, Work
 
-__all__ = ["AccessLog", "Sample", "measure"]
+__all__ = ["AccessLog", "Sample", "measure", "together"]
 
 _SETTLE_SECONDS = 0.05
 
@@ -43,6 +44,27 @@ class Sample:
     requests: int | None = None
     wire_bytes: int | None = None
     extra: dict[str, float] = field(default_factory=dict)
+
+
+def together(ranks: Sequence[Sample]) -> Sample:
+    """Return what ranks did together, at the same time: the slowest tells how long it took.
+
+    Each of them has done the same items, has its own bytes, and has seen the answers that the server gave to all.
+    """
+    return Sample(
+        wall_s=max(rank.wall_s for rank in ranks),
+        cpu_s=sum(rank.cpu_s for rank in ranks),
+        peak_growth=max(rank.peak_growth for rank in ranks),
+        items=ranks[0].items,
+        bytes=sum(rank.bytes for rank in ranks),
+        requests=_most(rank.requests for rank in ranks),
+        wire_bytes=_most(rank.wire_bytes for rank in ranks),
+        extra=ranks[0].extra,
+    )
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    return max((count for count in counts if count is not None), default=None)
 
 
 class AccessLog:

@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from s3torch.bench.cases import Case
-from s3torch.bench.measure import Sample
-from s3torch.bench.processes import started
+from s3torch.bench.measure import Sample, together
+from s3torch.bench.ranks import started_ranks
 from s3torch.bench.registry import Contender
 from s3torch.bench.results import Outcome, redact
 from s3torch.bench.roster import contenders_of
@@ -85,15 +86,19 @@ def run_case(
 
 def _measure(case: Case, contender: Contender, site: Site, effort: Effort, environment: Mapping[str, str]) -> Sample:
     job = {"task": case.task, "name": contender.name, "site": site.as_json(), "effort": asdict(effort)}
-    command = [sys.executable, "-m", "s3torch.bench.child"]
-    pipe = subprocess.PIPE
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-"))
-        variables = {**environment, "TMPDIR": scratch}
-        process = stack.enter_context(started(command, env=variables, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
-        printed, errors = process.communicate(json.dumps(job), timeout=_PROCESS_SECONDS)
+        path = Path(scratch, "job.json")
+        path.write_text(json.dumps(job))
+        command: list[str | Path] = [sys.executable, "-m", "s3torch.bench.child", path]
+        processes = stack.enter_context(started_ranks(command, case.ranks, scratch, env=environment))
+        return together([_sample(process) for process in processes])
+
+
+def _sample(process: subprocess.Popen[str]) -> Sample:
+    printed, errors = process.communicate(timeout=_PROCESS_SECONDS)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, printed, errors)
+        raise subprocess.CalledProcessError(process.returncode, process.args, printed, errors)
     return Sample(**json.loads(printed.splitlines()[-1]))
 
 

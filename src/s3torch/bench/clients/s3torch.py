@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from s3torch import S3Client, S3ClientConfig, S3Reader
 from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import Decode, epoch, in_python, releases_gil
+from s3torch.bench.clients.dcp import all_layers, loading_sharded, one_layer, saving_sharded
 from s3torch.bench.clients.work import (
     BATCH,
     IN_FLIGHT,
@@ -511,6 +512,30 @@ def load_safetensors(site: Site, _: Effort) -> Work:
 
     s3 = _client(site)
     return loading(site, lambda key: load_file(f"s3://{site.bucket}/{key}", client=s3), SAFETENSORS)
+
+
+@enter("s3torch", "dcp-load")
+def load_sharded(site: Site, _: Effort) -> Work:
+    """``dcp.load`` with ``S3StorageReader``."""
+    return loading_sharded(site, all_layers(site), lambda uri: _storage("Reader", site, uri))
+
+
+@enter("s3torch", "dcp-load-layer")
+def load_layer(site: Site, _: Effort) -> Work:
+    """``dcp.load`` with ``S3StorageReader`` of one tensor."""
+    return loading_sharded(site, one_layer(site), lambda uri: _storage("Reader", site, uri))
+
+
+@enter("s3torch", "dcp-save")
+def save_sharded(site: Site, _: Effort) -> Work:
+    """``dcp.save`` with ``S3StorageWriter``."""
+    return saving_sharded(site, lambda uri: _storage("Writer", site, uri))
+
+
+def _storage(kind: str, site: Site, uri: str) -> Any:  # noqa: ANN401 - a reader or writer
+    import s3torch.dcp
+
+    return getattr(s3torch.dcp, f"S3Storage{kind}")(path=uri, **_options(site))
 
 
 # --- Integrity --------------------------------------------------------------------------------------------------------

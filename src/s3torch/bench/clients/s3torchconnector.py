@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import epoch, releases_gil
+from s3torch.bench.clients.dcp import all_layers, loading_sharded, one_layer, saving_sharded
 from s3torch.bench.clients.work import (
     IN_FLIGHT,
     Ranges,
@@ -185,6 +188,50 @@ def load_safetensors(site: Site, _: Effort) -> Work:
 
     s3 = _client(site)
     return loading(site, lambda key: load_bytes(s3.get_object(site.bucket, key).read()), SAFETENSORS)
+
+
+def _load_sharded(reader: str, site: Site, _: Effort) -> Work:
+    """``dcp.load`` with ``S3StorageReader``."""
+    return loading_sharded(site, all_layers(site), lambda uri: _storage_reader(site, uri, reader))
+
+
+def _load_layer(reader: str, site: Site, _: Effort) -> Work:
+    """``dcp.load`` with ``S3StorageReader`` of one tensor."""
+    return loading_sharded(site, one_layer(site), lambda uri: _storage_reader(site, uri, reader))
+
+
+def _enter_dcp() -> None:
+    for reader in ("dcp_optimized", "sequential", "range_based"):  # the first is its default
+        for task, prepare in (("dcp-load", _load_sharded), ("dcp-load-layer", _load_layer)):
+            ready = functools.partial(prepare, reader)
+            enter(f"s3torchconnector, {reader}", task, needs=_NEEDS)(functools.update_wrapper(ready, prepare))
+
+
+_enter_dcp()
+
+
+@enter("s3torchconnector", "dcp-save", needs=_NEEDS)
+def save_sharded(site: Site, _: Effort) -> Work:
+    """``dcp.save`` with ``S3StorageWriter``."""
+    from s3torchconnector.dcp import S3StorageWriter
+
+    _find_endpoint(site)
+    return saving_sharded(site, lambda uri: S3StorageWriter(site.region, uri, s3client_config=_config(site)))
+
+
+def _storage_reader(site: Site, uri: str, reader: str) -> Any:  # noqa: ANN401 - as below
+    from s3torchconnector import S3ReaderConstructor
+    from s3torchconnector.dcp import S3StorageReader
+
+    _find_endpoint(site)
+    constructor = getattr(S3ReaderConstructor, reader)()
+    return S3StorageReader(site.region, uri, s3client_config=_config(site), reader_constructor=constructor)
+
+
+def _find_endpoint(site: Site) -> None:
+    """Name the server by a variable: nothing of its DCP takes an endpoint."""
+    if site.endpoint is not None:
+        os.environ["AWS_ENDPOINT_URL"] = site.endpoint
 
 
 def _checkpoint(site: Site) -> Any:  # noqa: ANN401 - as below

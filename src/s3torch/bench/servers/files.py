@@ -27,6 +27,8 @@ class Scale:
         mixed: Bytes of the objects of different sizes.
         tensors: Of the state dict.
         tensor: Bytes of one of them.
+        sharded_tensors: Of the state dict that ranks share.
+        sharded_tensor: Bytes of one of them, as of a layer's weights.
     """
 
     large: int = 256 * MIB
@@ -36,6 +38,8 @@ class Scale:
     mixed: tuple[int, ...] = (100_000, 100_000, 1 * MIB, 3 * MIB, 100_000, 8 * MIB, 16 * MIB, 100_000, 32 * MIB) * 4
     tensors: int = 200
     tensor: int = 4 * 1_342_177  # 200 of them are 1 GiB but for 224 bytes
+    sharded_tensors: int = 64
+    sharded_tensor: int = 16 * MIB
 
     @classmethod
     def quick(cls) -> Scale:
@@ -47,6 +51,8 @@ class Scale:
             mixed=(100_000, 1 * MIB, 100 * KIB, 32 * MIB) * 3,
             tensors=20,
             tensor=1 * MIB,
+            sharded_tensors=10,
+            sharded_tensor=2 * MIB,
         )
 
     @property

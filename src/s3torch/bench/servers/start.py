@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from s3torch.bench.servers import listing, nginx, real
 from s3torch.bench.servers.certificate import write_certificate
 from s3torch.bench.servers.files import BUCKET, SAMPLES_PREFIX, Scale, lay_out
+from s3torch.bench.sharded import write_sharded
 from s3torch.bench.site import Site
 from s3torch.bench.state import write_files
 
@@ -66,7 +67,7 @@ class Servers:
         """Return what is read and the variables of who reads it; starts the server if need be.
 
         Args:
-            server: fast, tls, latency, listing, real, checkpoints, sink, real-checkpoints or none.
+            server: fast, tls, latency, listing, real, checkpoints, sink, sharded, real-checkpoints or none.
 
         Raises:
             RuntimeError: It is not installed, or did not start.
@@ -83,13 +84,14 @@ class Servers:
     def _start_other(self, server: str) -> dict[str, Place]:
         if server in {"checkpoints", "sink"}:
             return self._start_checkpoints()
+        if server == "sharded":
+            return {server: self._start_sharded()}
         if server == "real-checkpoints":
             return {server: self._start_real(real.serve_checkpoint)}
         return {server: self._start_real(real.serve) if server == "real" else self._start_listing()}
 
     def _start_nginx(self) -> dict[str, Place]:
-        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
-        home.chmod(0o755)  # nginx reads as nobody where it was started by root
+        home = self._home()
         lay_out(home / "www" / BUCKET, self._scale)
         authority = str(write_certificate(home)) if self._has_tls else None
         ports = self._stack.enter_context(nginx.serve(home, has_tls=self._has_tls))
@@ -118,24 +120,26 @@ class Servers:
         return places
 
     def _start_checkpoints(self) -> dict[str, Place]:
-        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
-        home.chmod(0o755)  # as above
-        write_files(home / "www" / BUCKET, self._scale.tensors, self._scale.tensor)
+        tensors, size = self._scale.tensors, self._scale.tensor
+        home = self._home()
+        write_files(home / "www" / BUCKET, tensors, size)
         ports = self._stack.enter_context(nginx.serve(home, has_tls=False))
+        return {
+            "checkpoints": _state_place(home, ports.fast, tensors, size),
+            "sink": _state_place(home, ports.sink, tensors, size),
+        }
 
-        def site(port: int) -> Site:
-            return Site(
-                bucket=BUCKET,
-                region=_REGION,
-                endpoint=f"http://127.0.0.1:{port}",
-                path_style=True,
-                is_ours=True,
-                access_log=str(home / "access.log"),
-                tensors=self._scale.tensors,
-                tensor=self._scale.tensor,
-            )
+    def _start_sharded(self) -> Place:
+        tensors, size = self._scale.sharded_tensors, self._scale.sharded_tensor
+        home = self._home()
+        write_sharded(home / "www" / BUCKET, tensors, size)
+        ports = self._stack.enter_context(nginx.serve(home, has_tls=False))
+        return _state_place(home, ports.latency, tensors, size)
 
-        return {"checkpoints": (site(ports.fast), _environment()), "sink": (site(ports.sink), _environment())}
+    def _home(self) -> Path:
+        home = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="s3torch-bench-")))
+        home.chmod(0o755)  # nginx reads as nobody where it was started by root
+        return home
 
     def _start_real(self, serve: Callable[[Scale], AbstractContextManager[real.Real]]) -> Place:
         server = self._stack.enter_context(serve(self._scale))
@@ -152,6 +156,20 @@ class Servers:
             part_prefix=listing.tenth_of(self._keys),
         )
         return site, _environment()
+
+
+def _state_place(home: Path, port: int, tensors: int, size: int) -> Place:
+    site = Site(
+        bucket=BUCKET,
+        region=_REGION,
+        endpoint=f"http://127.0.0.1:{port}",
+        path_style=True,
+        is_ours=True,
+        access_log=str(home / "access.log"),
+        tensors=tensors,
+        tensor=size,
+    )
+    return site, _environment()
 
 
 def _environment() -> dict[str, str]:
