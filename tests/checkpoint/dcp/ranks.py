@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -77,6 +78,8 @@ def main() -> None:
             load(f"{path}-async")
     finally:
         dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads that torch keeps of async_save may abort the process while the interpreter ends
 
 
 if __name__ == "__main__":
