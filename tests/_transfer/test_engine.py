@@ -1468,6 +1468,20 @@ def test_early_answer(end: Callable[[Peer], None] | None):
     assert targets(network) == [[], [b"/b"]]
 
 
+def test_early_success():
+    """Who has not received everything cannot have stored it, whatever the answer says."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        yield from peer.arrived(1)
+        peer.send(answer(200))
+
+    network = FakeNetwork(then=script, window=1000)
+    with pytest.raises(ProtocolError, match="before everything was sent"):
+        make(network).run([Ask("a", payload=bytes(100_000))])
+    assert len(network.connections) == 3
+
+
 def test_answer_behind_a_failed_send():
     """If sending fails, what the server said before it hung up is understood."""
 

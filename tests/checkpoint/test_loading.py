@@ -201,6 +201,33 @@ def test_other_tensors(checkpoint, uri, make):
         assert torch.equal(loaded.to_dense(), expected.to_dense())
 
 
+class _Wrapper(torch.Tensor):
+    """A tensor whose bytes are in another, as a DTensor's are."""
+
+    def __new__(cls, inner: torch.Tensor) -> torch.Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(arguments[0].inner)
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize("map_location", [None, "cpu"])
+def test_tensors_around_others(checkpoint, uri, map_location):
+    """Tensors that torch makes only where it is told no function load as well."""
+    inner = torch.rand(BIG)
+    checkpoint.save({"a": _Wrapper(inner), "b": inner}, uri)
+    loaded = checkpoint.load(uri, map_location, weights_only=False)
+    assert type(loaded["a"]) is _Wrapper
+    assert torch.equal(loaded["a"].inner, inner)
+    assert torch.equal(loaded["b"], inner)
+
+
 def test_values_are_there_when_somebody_looks(checkpoint, uri):
     """An object that reads its tensor while it is unpickled reads what was saved."""
     checkpoint.save(_Curious(torch.ones(BIG)), uri)

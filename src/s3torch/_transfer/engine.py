@@ -34,7 +34,7 @@ from s3torch._transfer.http1 import Head, Inbox
 from s3torch._transfer.pacing import ConcurrencyWindow, FirstBytes, RetryBudget
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats
-from s3torch.errors import ConnectionFailedError, DeadlineError, S3Error, ThrottledError
+from s3torch.errors import ConnectionFailedError, DeadlineError, ProtocolError, S3Error, ThrottledError
 
 __all__ = ["Engine", "Exchange", "Limits"]
 
@@ -582,6 +582,8 @@ class Engine:
         exchange, head = flight.exchange, flight.exchange.head
         if head is None:
             raise AssertionError("an exchange ended without an answer")
+        if error is None and flight.outgoing:
+            error = ProtocolError("The server answered that it has everything before everything was sent.")
         self._reached.add(exchange.origin)
         if exchange.rival is not None:  # the end of a connection may end an answer without another byte
             self._let_win(flight)

@@ -3,6 +3,7 @@
 torch.load gets a file that serves the zip directory, the pickle and small storages from memory, and only notes where
 each large storage is to go. When all tensors are made, one vectored read fills them. A storage is read on the spot
 where that would be too late: if it goes to another device, or if the pickle names something that might look at values.
+Tensors that torch does not make where ``map_location`` is a function, as it is here, are left to torch.load alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
 
 __all__ = ["load_object"]
+
+# What refuses a function: torch._utils._get_restore_location says so. The first makes DTensors, among others.
+_REFUSES_FUNCTIONS = (b"_rebuild_wrapper_subclass", b"_rebuild_device_tensor_from_numpy")
 
 MapLocation = Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None
 
@@ -213,6 +217,9 @@ def load_object(
             return _load_other(reader, map_location, weights_only)
         except CheckpointFormatError as error:
             raise _named(error, remote) from None
+        if any(name in (archive.pickle or b"") for name in _REFUSES_FUNCTIONS):
+            reader.seek(0)
+            return torch.load(reader, map_location=map_location, weights_only=weights_only)
         file = _Later(reader, archive, remote.learn_size())
         is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
         filler = _Filler(
