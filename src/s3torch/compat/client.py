@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from s3torch import client
+from s3torch import client, config
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
 from s3torch._aws.user_agent import user_agent as user_agent_of
 from s3torch.client import HeadObjectResult
@@ -18,6 +18,9 @@ from s3torch.compat.streams import GetObjectStream, ObjectStreams
 from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ListObjectStream", "MountpointS3Client", "S3Client", "UserAgent"]
 
@@ -72,20 +75,23 @@ class S3Client(client.S3Client):
         *,
         endpoint: str | None = None,
         user_agent: UserAgent | None = None,
-        s3client_config: S3ClientConfig | None = None,
+        s3client_config: config.S3ClientConfig | None = None,
     ) -> None:
         comments = [] if user_agent is None else user_agent.comments
-        config = S3ClientConfig() if s3client_config is None else s3client_config
-        super().__init__(region, endpoint=endpoint, user_agent_comments=comments, s3client_config=config)
+        chosen = S3ClientConfig() if s3client_config is None else s3client_config
+        super().__init__(region, endpoint=endpoint, user_agent_comments=comments, s3client_config=chosen)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_region" not in state:
             self.__dict__.update(state)
             return
         comments = re.findall(r"\((.*)\)$", state["_user_agent_prefix"])  # s3torchconnector has pickled it
-        config = state["_s3client_config"]
         S3Client.__init__(
-            self, state["_region"], endpoint=state["_endpoint"], user_agent=UserAgent(comments), s3client_config=config
+            self,
+            state["_region"],
+            endpoint=state["_endpoint"],
+            user_agent=UserAgent(comments),
+            s3client_config=state["_s3client_config"],
         )
 
     @property
@@ -102,7 +108,7 @@ class S3Client(client.S3Client):
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         reader_config: S3ReaderConfig | None = None,
         reader_type: ReaderType | None = None,
-    ) -> Any:
+    ) -> Any:  # noqa: ANN401  # whatever the constructor makes
         """Return a reader of an object. No request is sent before the first read.
 
         Args:
@@ -150,7 +156,7 @@ class S3Client(client.S3Client):
 class MountpointS3Client:
     """Stands for the native client in what s3torchconnector has pickled."""
 
-    def __new__(cls, *_configuration: object) -> MountpointS3Client:
+    def __new__(cls, *_configuration: object) -> Self:
         """Return it; what it was made of is known without it."""
         return super().__new__(cls)
 

@@ -73,7 +73,7 @@ class S3FileSystem(WatchedFileSystem):
         )
 
     @property
-    def _client(self) -> Any:
+    def _client(self) -> Any:  # noqa: ANN401  # the core declares its own client
         return self.client
 
     @_client.setter

@@ -95,8 +95,8 @@ def install(*, replace: bool = False) -> None:
     version = _real_version()
     if version is not None and not replace:
         raise CompatError(
-            f"s3torchconnector {version} is installed, and would be hidden: 'import s3torchconnector' would give s3torch "
-            "in this process and in its workers. Nothing was changed. To do it, call "
+            f"s3torchconnector {version} is installed, and would be hidden: 'import s3torchconnector' would give "
+            "s3torch in this process and in its workers. Nothing was changed. To do it, call "
             "s3torch.compat.install(replace=True) or run 'python -m s3torch.compat --replace'; or uninstall "
             "s3torchconnector."
         )

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.config import S3ClientConfig
-from s3torch.testing import FaultyServer
 
 __all__ = ["MockS3Client"]
 
@@ -29,6 +28,8 @@ class MockS3Client(S3Client):
         user_agent: UserAgent | None = None,
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
+        from s3torch.testing import FaultyServer  # a server, which a program does not need
+
         self._server = FaultyServer(bucket=bucket)
         self._server.__enter__()
         weakref.finalize(self, self._server.__exit__, None, None, None)

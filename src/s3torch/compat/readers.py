@@ -89,7 +89,7 @@ class S3Reader(ABC, io.BufferedIOBase):
         return False
 
 
-S3Reader.register(readers.S3Reader)
+S3Reader.register(readers.S3Reader)  # type: ignore[type-abstract]  # what may be registered is no less abstract
 
 
 def _worded(read: Callable[Concatenate[_Worded, P], R]) -> Callable[Concatenate[_Worded, P], R]:

@@ -12,6 +12,7 @@ import builtins
 import os
 import runpy
 import sys
+import warnings
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,10 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not program:
         _parser().print_usage(sys.stderr)
         raise SystemExit(_USAGE_ERROR)
-    try:
-        install(replace=options.replace)
-    except CompatError as error:
-        _refuse(str(error))
+    _check_program(program[0], is_module=bool(options.module))
+    _install(replace=options.replace)
     paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     sys.excepthook = _show
@@ -67,23 +66,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_program(name: str, *, is_module: bool) -> None:
+    """End with the status that python has for it, if there is no such program."""
+    if is_module:
+        try:
+            found = find_spec(name)
+        except ModuleNotFoundError:  # of its package
+            found = None
+        if found is None:
+            _refuse(f"No module named {name}", 1)
+    elif not Path(name).exists():
+        _refuse(f"can't open file {str(Path(name).absolute())!r}: there is no such file")
+
+
+def _install(*, replace: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            install(replace=replace)
+        except CompatError as error:
+            _refuse(str(error))
+    for warning in caught:  # its line is none of the program's
+        print(f"python -m s3torch.compat: {warning.message}", file=sys.stderr)
+
+
 def _run_module(name: str) -> None:
     """Run a module as ``python -m`` does; the folder that this was started in is in ``sys.path`` already."""
     _order_path(None)
-    try:
-        found = find_spec(name)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        _refuse(f"No module named {name}", 1)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _run_script(name: str) -> None:
     """Run a file as ``python`` does; or a folder, or an archive, with a ``__main__.py``."""
     path = Path(name)
-    if not path.exists():
-        _refuse(f"can't open file {str(path.absolute())!r}: there is no such file")
     if path.is_dir() or path.suffix in (".zip", ".pyz"):
         _order_path(None)
         runpy.run_path(name, run_name="__main__")
@@ -107,7 +121,7 @@ def _order_path(first: str | None) -> None:
         first: The folder of a script, in place of that of ``-m s3torch.compat``; None keeps that.
     """
     entries = [entry for entry in sys.path if entry != str(PACKAGES)]
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # new in 3.11
         entries[:1] = [entries[0] if first is None else first]
     sys.path[:] = [*entries[:1], str(PACKAGES), *entries[1:]]
 

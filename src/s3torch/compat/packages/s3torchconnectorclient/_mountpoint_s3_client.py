@@ -1,6 +1,7 @@
 """What the native client hands out."""
 
-from s3torch._aws.listing import ListObjectsResult as ListObjectResult, ObjectInfo, RestoreStatus
+from s3torch._aws.listing import ListObjectsResult as ListObjectResult
+from s3torch._aws.listing import ObjectInfo, RestoreStatus
 from s3torch.client import HeadObjectResult
 from s3torch.compat.client import ListObjectStream, MountpointS3Client
 from s3torch.compat.streams import GetObjectStream

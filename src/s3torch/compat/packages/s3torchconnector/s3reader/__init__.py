@@ -1,5 +1,6 @@
 """The readers."""
 
+from s3torch.compat.config import S3ReaderConfig
 from s3torch.compat.readers import (
     DCPOptimizedConstructor,
     DCPOptimizedS3Reader,
@@ -13,7 +14,6 @@ from s3torch.compat.readers import (
     S3ReaderConstructorProtocol,
     SequentialS3Reader,
 )
-from s3torch.compat.config import S3ReaderConfig
 from s3torch.config import ReaderType
 
 __all__ = [
