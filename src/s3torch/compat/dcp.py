@@ -91,6 +91,10 @@ class S3FileSystem(WatchedFileSystem):
             with super().create_stream(path, mode) as stream:
                 yield stream
 
+    def rename(self, old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copy an object within its bucket, and delete it at its old place."""
+        super().rename(old_path, new_path)
+
     def _copy(self, bucket: str, key: str, new_key: str) -> None:
         self.client.copy_object(bucket, quote(key, safe=""), bucket, new_key)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from s3torch import lightning
+from s3torch.checkpoint.loading import MapLocation
 from s3torch.compat.wording import worded
 
 __all__ = ["S3LightningCheckpoint"]
@@ -13,6 +14,16 @@ __all__ = ["S3LightningCheckpoint"]
 class S3LightningCheckpoint(lightning.S3LightningCheckpoint):
     """Keeps the checkpoints of a Trainer in S3; see ``s3torch.lightning.S3LightningCheckpoint``."""
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # those of s3torch
-        """Load a checkpoint."""
-        return worded(super().load_checkpoint)(*args, **kwargs)
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: object = None) -> None:
+        """Save a checkpoint; ``storage_options`` are ignored."""
+        del storage_options
+        worded(super().save_checkpoint)(checkpoint, path)
+
+    def load_checkpoint(
+        self,
+        path: str,
+        map_location: MapLocation = None,
+        weights_only: bool | None = None,  # noqa: FBT001  # as Lightning has it
+    ) -> dict[str, Any]:
+        """Load a checkpoint, unless told otherwise to the devices that it was saved from."""
+        return worded(super().load_checkpoint)(path, map_location, weights_only)

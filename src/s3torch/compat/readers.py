@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 from s3torch import readers
 from s3torch._buffer import as_index
@@ -39,6 +39,9 @@ __all__ = [
     "is_own",
 ]
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -61,7 +64,7 @@ class S3Reader(ABC, io.BufferedIOBase):
         """The object's key."""
 
     @abstractmethod
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Read ``size`` bytes, or to the end."""
 
     @abstractmethod
@@ -73,7 +76,7 @@ class S3Reader(ABC, io.BufferedIOBase):
         """Return the position."""
 
     @abstractmethod
-    def readinto(self, buf: Any, /) -> int:  # noqa: ANN401  # any buffer
+    def readinto(self, buf: Any) -> int:  # noqa: ANN401  # any buffer
         """Read into memory."""
 
     def seekable(self) -> bool:
@@ -121,6 +124,14 @@ class _Worded(readers.S3Reader):
     @_worded
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
         return super()._chunk_at(start)  # type: ignore[safe-super]  # of the reader behind this
+
+    def read(self, size: SupportsIndex | None = None) -> bytes:
+        """Read ``size`` bytes, or to the end."""
+        return super().read(size)
+
+    def readinto(self, buf: Buffer) -> int:
+        """Read into memory until it is full or the object ends."""
+        return super().readinto(buf)
 
     def _learn_size(self) -> int:
         return worded(super()._learn_size, is_head=True)()

@@ -13,11 +13,11 @@ import os
 import runpy
 import sys
 import warnings
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3torch.compat.installing import PACKAGES, CompatError, install, status
 
@@ -32,24 +32,34 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Of the command line; None takes those of the process.
     """
-    options = _parser().parse_args(arguments)
+    own, program, is_module = _split(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(own)
     if options.status:
         print(status())
         return
-    program = options.module or options.script
     if not program:
-        _parser().print_usage(sys.stderr)
-        raise SystemExit(_USAGE_ERROR)
-    _check_program(program[0], is_module=bool(options.module))
+        parser.error("a script or a module is needed")
+    _check_program(program[0], is_module=is_module)
     _install(replace=options.replace)
-    paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
     sys.excepthook = _show
     sys.argv[:] = program
-    if options.module:
-        _run_module(program[0])
+    if is_module:
+        _order_path(None)  # the folder that this was started in is first already
+        runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     else:
-        _run_script(program[0])
+        _run_path(Path(program[0]))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str], bool]:
+    """Return our options, the program with its arguments, and whether it is a module."""
+    for index, argument in enumerate(arguments):
+        if argument == "-m":
+            return arguments[:index], arguments[index + 1 :], True
+        if not argument.startswith("-"):
+            return arguments[:index], arguments[index:], False
+    return arguments, [], False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,8 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--replace", action="store_true", help="also where s3torchconnector is installed")
     parser.add_argument("--status", action="store_true", help="show what is mapped to what, and run nothing")
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="a module and its arguments, as for python")
-    parser.add_argument("script", nargs=argparse.REMAINDER, help="a script and its arguments, as for python")
     return parser
 
 
@@ -89,25 +97,25 @@ def _install(*, replace: bool) -> None:
         print(f"python -m s3torch.compat: {warning.message}", file=sys.stderr)
 
 
-def _run_module(name: str) -> None:
-    """Run a module as ``python -m`` does; the folder that this was started in is in ``sys.path`` already."""
-    _order_path(None)
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+def _run_path(path: Path) -> None:
+    """Run a file as ``python`` does; or a folder, or an archive, with a ``__main__.py``.
 
-
-def _run_script(name: str) -> None:
-    """Run a file as ``python`` does; or a folder, or an archive, with a ``__main__.py``."""
-    path = Path(name)
-    if path.is_dir() or path.suffix in (".zip", ".pyz"):
-        _order_path(None)
-        runpy.run_path(name, run_name="__main__")
-        return
-    _order_path(str(path.resolve().parent))
+    runpy would make ``sys.argv[0]`` and ``__file__`` the same, and python does not.
+    """
     place = str(path.absolute())
-    loader = SourceFileLoader("__main__", place)
-    code = loader.source_to_code(path.read_bytes(), place)
     module = ModuleType("__main__")
-    vars(module).update(__file__=place, __loader__=loader, __builtins__=builtins, __cached__=None)
+    inside = PathFinder.find_spec("__main__", [place])
+    if inside is None:
+        _order_path(str(path.resolve().parent))
+        code = compile(path.read_bytes(), place, "exec", dont_inherit=True)
+        vars(module).update(__file__=place, __loader__=SourceFileLoader("__main__", place), __cached__=None)
+    else:
+        _order_path(place)
+        loader: Any = inside.loader
+        code = loader.get_code("__main__")
+        vars(module).update(__file__=inside.origin, __loader__=loader, __cached__=inside.cached)
+        vars(module).update(__spec__=inside, __package__="")
+    vars(module)["__builtins__"] = builtins
     ours = sys.modules["__main__"]  # lives on while the program stands for it
     sys.modules["__main__"] = module
     exec(code, vars(module))  # noqa: S102  # what this is for
