@@ -200,7 +200,7 @@ def test_there_are_no_threads():
 
 def test_torch_is_for_datasets_and_checkpoints():
     """The client and the readers know nothing of torch."""
-    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.demo", "s3torch.bench*")
+    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.compat*", "s3torch.demo", "s3torch.bench*")
     assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
 
 
@@ -261,9 +261,15 @@ def test_layers():
 def test_the_client_is_imported_from_above_only():
     """Nothing that the client stands on imports the client at run time."""
     above = {"s3torch", "s3torch.cli", "s3torch.demo", "s3torch.__main__"}
-    folders = ("s3torch.datasets", "s3torch.checkpoint", *_BESIDE)
+    folders = ("s3torch.datasets", "s3torch.checkpoint", "s3torch.compat", *_BESIDE)
     importers = {name for name in _importers("s3torch.client") if not name.startswith(folders)}
     assert importers <= above
+
+
+def test_nothing_knows_of_the_drop_in():
+    """Nothing of s3torch imports what stands for s3torchconnector, or s3torchconnector itself, but the benchmarks."""
+    users = _importers("s3torch.compat", "s3torchconnector", "s3torchconnectorclient")
+    assert {name for name in users if not name.startswith(("s3torch.compat", "s3torch.bench"))} == set()
 
 
 def test_imports_go_round_no_circle():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from s3torch import _buffer
 from s3torch._aws.answers import Subject, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import check_endpoint_url
-from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_page
+from s3torch._aws.listing import ListObjectsResult, ObjectInfo, RestoreStatus, list_parameters, parse_page
 from s3torch._aws.multipart import AbortMultipartUpload
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import DeleteObject, HeadObject, ListObjectsV2
@@ -44,8 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadObjectResult", "ListObjectStream", "MultipartUploadInfo", "S3Client"]
 
 
-@dataclass(frozen=True, slots=True)
-class HeadObjectResult:
+class HeadObjectResult(NamedTuple):
     """What is known of an object without reading it.
 
     Attributes:
@@ -53,6 +53,7 @@ class HeadObjectResult:
         size: In bytes.
         last_modified: Seconds since the epoch.
         storage_class: Such as ``STANDARD_IA``; None for STANDARD, as S3 leaves it out.
+        restore_status: Of an archived object that is or was restored; None of any other.
         version_id: None in a bucket without versions.
     """
 
@@ -60,6 +61,7 @@ class HeadObjectResult:
     size: int
     last_modified: int
     storage_class: str | None = None
+    restore_status: RestoreStatus | None = None
     version_id: str | None = None
 
 
@@ -176,14 +178,23 @@ class S3Client:
             ArgumentTypeError: ``reader_config`` is no S3ReaderConfig.
             ArgumentError: The bucket is empty.
         """
+        return open_reader(self.remote_object(bucket, key, object_info, version_id), reader_config)
+
+    def remote_object(
+        self,
+        bucket: str,
+        key: str,
+        object_info: ObjectInfo | HeadObjectResult | None = None,
+        version_id: str | None = None,
+    ) -> RemoteObject:
+        """Return what a reader of an object reads; see ``get_object``."""
         _check_object(bucket, key)
         if version_id is not None:
             _buffer.check_text(version_id=version_id)
         if object_info is not None and not isinstance(object_info, (ObjectInfo, HeadObjectResult)):
             raise ArgumentTypeError(f"object_info must be of a listing or of head_object, got {object_info!r}.")
         size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
-        remote = RemoteObject(self, bucket, key, size=size, etag=etag, version_id=version_id)
-        return open_reader(remote, reader_config)
+        return RemoteObject(self, bucket, key, size=size, etag=etag, version_id=version_id)
 
     @overload
     def read_range(self, bucket: str, key: str, start: int, stop: int | None = None, into: None = None) -> bytes: ...
@@ -280,6 +291,7 @@ class S3Client:
             request.head.content_length,
             int(parse_http_date(fields.get("last-modified", "")) or 0),
             fields.get("x-amz-storage-class"),
+            _restore_status(fields.get("x-amz-restore", "")),
             fields.get("x-amz-version-id"),
         )
 
@@ -589,6 +601,18 @@ class ListObjectStream:
         engine.submit(request)
         engine.nudge()
         return engine, request
+
+
+def _restore_status(field: str) -> RestoreStatus | None:
+    """Return what the field says: ``ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"``.
+
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+    """
+    said = dict(re.findall(r'([a-z-]+)="([^"]*)"', field))
+    if "ongoing-request" not in said:
+        return None
+    expiry = parse_http_date(said["expiry-date"]) if "expiry-date" in said else None
+    return RestoreStatus(said["ongoing-request"] == "true", None if expiry is None else int(expiry))
 
 
 def _check_names(bucket: str, key: str) -> None:

@@ -14,7 +14,19 @@ from xml.etree import ElementTree as ET
 
 from s3torch.errors import ProtocolError
 
-__all__ = ["KeyPage", "ListObjectsResult", "ObjectInfo", "list_parameters", "parse_keys", "parse_page"]
+__all__ = ["KeyPage", "ListObjectsResult", "ObjectInfo", "RestoreStatus", "list_parameters", "parse_keys", "parse_page"]
+
+
+class RestoreStatus(NamedTuple):
+    """How far an archived object is on its way back.
+
+    Attributes:
+        in_progress: Whether it is being restored; False once it can be read.
+        expiry: Until when it can be read, in seconds since the epoch; None while it is being restored.
+    """
+
+    in_progress: bool
+    expiry: int | None
 
 
 class ObjectInfo(NamedTuple):
@@ -26,6 +38,7 @@ class ObjectInfo(NamedTuple):
         size: In bytes.
         last_modified: Seconds since the epoch.
         storage_class: Such as ``STANDARD``, or None where the server does not say.
+        restore_status: None: a listing does not ask for it; ``head_object`` tells.
     """
 
     key: str
@@ -33,6 +46,7 @@ class ObjectInfo(NamedTuple):
     size: int
     last_modified: int
     storage_class: str | None = None
+    restore_status: RestoreStatus | None = None
 
 
 class ListObjectsResult(NamedTuple):

@@ -157,14 +157,16 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
         """Return the samples of a batch, whose objects are fetched concurrently; a DataLoader calls this.
 
-        If ``indices`` come from a LookAheadBatchSampler, the objects of the next batch are begun as well.
+        If ``indices`` come from a LookAheadBatchSampler, the objects of the next batch are begun as well. A subclass
+        that has a ``__getitem__`` of its own gets one call of it for each sample.
 
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
         """
         wanted = [as_index("index", index) for index in indices]
-        if self._transform is identity:  # its readers are kept, unread: there is nothing to hurry for
+        is_overridden = type(self).__getitem__ is not S3MapDataset.__getitem__
+        if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
             return [self[index] for index in wanted]
         plan = [*wanted, *getattr(indices, "upcoming", ())]
         if self._ahead is None:

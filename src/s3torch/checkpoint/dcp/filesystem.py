@@ -103,8 +103,11 @@ class S3FileSystem(FileSystemBase):
             )
         if key == new_key:
             return  # to delete it would lose it
-        self.client.copy_object(bucket, key, new_bucket, new_key)
+        self._copy(bucket, key, new_key)
         self.client.delete_object(bucket, key)
+
+    def _copy(self, bucket: str, key: str, new_key: str) -> None:
+        self.client.copy_object(bucket, key, bucket, new_key)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Do nothing: S3 has no directories."""

@@ -24,7 +24,7 @@ from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["S3StorageWriter", "StoragePrefix"]
+__all__ = ["S3StorageWriter", "StoragePrefix", "WatchedFileSystem"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class S3StorageWriter(FileSystemWriter):
             raise ArgumentTypeError(f"prefix_strategy must be an S3PrefixStrategyBase, got {prefix_strategy!r}.")
         kwargs["sync_files"] = False  # there is nothing to sync: what S3 has confirmed is stored
         super().__init__(path, thread_count=thread_count, **kwargs)
-        self.fs: _WatchedFileSystem = _WatchedFileSystem(  # type: ignore[assignment]  # torch declares its own
+        self.fs: WatchedFileSystem = WatchedFileSystem(  # type: ignore[assignment]  # torch declares its own
             region, s3client_config=s3client_config, endpoint=endpoint
         )
         self.path = self.fs.init_path(path)
@@ -151,15 +151,20 @@ class S3StorageWriter(FileSystemWriter):
         return dataclasses.replace(plan, storage_data=StoragePrefix(self.prefix_strategy(rank)))
 
 
-class _WatchedFileSystem(S3FileSystem):
-    """Remembers what went wrong while files were written in threads."""
+class WatchedFileSystem(S3FileSystem):
+    """Remembers what went wrong while files were written in threads.
 
-    def __init__(self, region: str | None, **options: Any) -> None:  # noqa: ANN401  # of S3FileSystem
-        super().__init__(region, **options)
+    Attributes:
+        failures: Of all streams, since it was made or the list was cleared.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # of S3FileSystem
+        super().__init__(*arguments, **options)
         self.failures: list[BaseException] = []
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[S3File]:
+        """Open an object for ``with``, as S3FileSystem does."""
         try:
             with super().create_stream(path, mode) as stream:
                 yield stream

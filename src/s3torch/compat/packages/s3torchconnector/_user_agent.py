@@ -1,0 +1,5 @@
+"""The User-Agent field."""
+
+from s3torch.compat.client import UserAgent
+
+__all__ = ["UserAgent"]

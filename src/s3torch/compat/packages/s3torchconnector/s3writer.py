@@ -1,0 +1,5 @@
+"""The writer."""
+
+from s3torch.writer import S3Writer
+
+__all__ = ["S3Writer"]

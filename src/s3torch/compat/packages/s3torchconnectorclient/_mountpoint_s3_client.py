@@ -1,0 +1,23 @@
+"""What the native client hands out."""
+
+from s3torch._aws.listing import ListObjectsResult as ListObjectResult
+from s3torch._aws.listing import ObjectInfo, RestoreStatus
+from s3torch.client import HeadObjectResult
+from s3torch.compat.client import ListObjectStream, MountpointS3Client
+from s3torch.compat.streams import GetObjectStream
+from s3torch.compat.version import __version__
+from s3torch.errors import S3Error as S3Exception
+from s3torch.writer import S3Writer as PutObjectStream
+
+__all__ = [
+    "GetObjectStream",
+    "HeadObjectResult",
+    "ListObjectResult",
+    "ListObjectStream",
+    "MountpointS3Client",
+    "ObjectInfo",
+    "PutObjectStream",
+    "RestoreStatus",
+    "S3Exception",
+    "__version__",
+]

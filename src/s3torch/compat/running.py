@@ -1,0 +1,149 @@
+"""Runs a program as ``python`` does, after ``install``.
+
+What the program sees is what it would see without: ``__main__``, ``sys.argv``, ``sys.path[0]``, and tracebacks that
+begin with its own lines. So multiprocessing finds its main module again. Processes that it starts by themselves, as
+torchrun does, find the packages by ``PYTHONPATH``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import os
+import runpy
+import sys
+import warnings
+from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, NoReturn
+
+from s3torch.compat.installing import PACKAGES, CompatError, install, status
+
+__all__ = ["main"]
+
+_USAGE_ERROR = 2  # as python has it, also for a script that it cannot open
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: Of the command line; None takes those of the process.
+    """
+    own, program, is_module = _split(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(own)
+    if options.status:
+        print(status())
+        return
+    if not program:
+        parser.error("a script or a module is needed")
+    _check_program(program[0], is_module=is_module)
+    _install(replace=options.replace)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.excepthook = _show
+    sys.argv[:] = program
+    if is_module:
+        _order_path(None)  # the folder that this was started in is first already
+        runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+    else:
+        _run_path(Path(program[0]))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str], bool]:
+    """Return our options, the program with its arguments, and whether it is a module."""
+    for index, argument in enumerate(arguments):
+        if argument == "-m":
+            return arguments[:index], arguments[index + 1 :], True
+        if not argument.startswith("-"):
+            return arguments[:index], arguments[index:], False
+    return arguments, [], False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m s3torch.compat",
+        usage="%(prog)s [--replace] (script.py | -m module) args...\n       %(prog)s --status",
+        description="Run a program that imports s3torchconnector on s3torch.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--replace", action="store_true", help="also where s3torchconnector is installed")
+    parser.add_argument("--status", action="store_true", help="show what is mapped to what, and run nothing")
+    return parser
+
+
+def _check_program(name: str, *, is_module: bool) -> None:
+    """End with the status that python has for it, if there is no such program."""
+    if is_module:
+        try:
+            found = find_spec(name)
+        except ModuleNotFoundError:  # of its package
+            found = None
+        if found is None:
+            _refuse(f"No module named {name}", 1)
+    elif not Path(name).exists():
+        _refuse(f"can't open file {str(Path(name).absolute())!r}: there is no such file")
+
+
+def _install(*, replace: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            install(replace=replace)
+        except CompatError as error:
+            _refuse(str(error))
+    for warning in caught:  # its line is none of the program's
+        print(f"python -m s3torch.compat: {warning.message}", file=sys.stderr)
+
+
+def _run_path(path: Path) -> None:
+    """Run a file as ``python`` does; or a folder, or an archive, with a ``__main__.py``.
+
+    runpy would make ``sys.argv[0]`` and ``__file__`` the same, and python does not.
+    """
+    place = str(path.absolute())
+    module = ModuleType("__main__")
+    inside = PathFinder.find_spec("__main__", [place])
+    if inside is None:
+        _order_path(str(path.resolve().parent))
+        code = compile(path.read_bytes(), place, "exec", dont_inherit=True)
+        vars(module).update(__file__=place, __loader__=SourceFileLoader("__main__", place), __cached__=None)
+    else:
+        _order_path(place)
+        loader: Any = inside.loader
+        code = loader.get_code("__main__")
+        vars(module).update(__file__=inside.origin, __loader__=loader, __cached__=inside.cached)
+        vars(module).update(__spec__=inside, __package__="")
+    vars(module)["__builtins__"] = builtins
+    ours = sys.modules["__main__"]  # lives on while the program stands for it
+    sys.modules["__main__"] = module
+    exec(code, vars(module))  # noqa: S102  # what this is for
+    del ours
+
+
+def _order_path(first: str | None) -> None:
+    """Have what python puts first in ``sys.path`` there, and our packages behind it.
+
+    Args:
+        first: The folder of a script, in place of that of ``-m s3torch.compat``; None keeps that.
+    """
+    entries = [entry for entry in sys.path if entry != str(PACKAGES)]
+    if not getattr(sys.flags, "safe_path", False):  # new in 3.11
+        entries[:1] = [entries[0] if first is None else first]
+    sys.path[:] = [*entries[:1], str(PACKAGES), *entries[1:]]
+
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Show an exception that the program did not catch, from its own lines on."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OURS:
+        traceback = traceback.tb_next
+    sys.__excepthook__(kind, error.with_traceback(traceback), traceback)
+
+
+_OURS = (__file__, str(Path(__file__).with_name("__main__.py")), runpy.__file__, "<frozen runpy>")
+
+
+def _refuse(message: str, exit_status: int = _USAGE_ERROR) -> NoReturn:
+    print(f"python -m s3torch.compat: {message}", file=sys.stderr)
+    raise SystemExit(exit_status)
