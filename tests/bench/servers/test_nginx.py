@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import shutil
+import socket
 import time
 from sysconfig import get_path
 
