@@ -75,8 +75,7 @@ class S3Checkpoint:
     def save(self, obj: object, s3_uri: str, *, progress: bool | None = None) -> None:
         """Save what torch.save can save. It appears whole, or not at all.
 
-        The tensors are sent from where they are (with torch >= 2.6), which takes half the time of ``torch.save`` to a
-        ``writer``.
+        The tensors are sent from where they are, without a copy (with torch >= 2.6).
 
         Args:
             obj: Such as a state dict; it must not change until this returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import shutil
+import socket
 import time
 from sysconfig import get_path
 
@@ -70,6 +71,19 @@ def test_sink(ports):
     assert b"<ETag>" in completed
     assert ask("GET", "")[0] == 204
     connection.close()
+
+
+def test_sink_reads_all(ports):
+    """The sink answers no part before it has all of it: no client can get away with sending less."""
+    with socket.create_connection(("127.0.0.1", ports.sink), timeout=10) as sock:
+        sock.sendall(b"PUT /bucket/key?partNumber=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        sock.sendall(bytes(999_999))
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(10)
+        sock.sendall(b"\0")
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_latency(ports):
