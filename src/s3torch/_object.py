@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -157,16 +158,17 @@ class RangeFetch:
         remote: What is read.
         engine: Of the calling thread.
         start: First byte.
-        view: Memory for all that is read.
+        views: Memory for all that is read, in one or several pieces.
     """
 
-    def __init__(self, remote: RemoteObject, engine: Engine, start: int, view: memoryview) -> None:
+    def __init__(self, remote: RemoteObject, engine: Engine, start: int, views: Sequence[memoryview]) -> None:
         self._remote = remote
         self._engine = engine
-        self._start, self._stop = start, start + len(view)
-        part_size = remote.part_size(len(view), engine.pending)
+        size = sum(map(len, views))
+        self._start, self._stop = start, start + size
+        part_size = plan.even_part_size(size, remote.part_size(size, engine.pending))
         parts = plan.split(start, self._stop, part_size)
-        self._gets = [remote.get(left, right, view[left - start : right - start]) for left, right in parts]
+        self._gets = [remote.get(left, right, _cut(views, left - start, right - start)) for left, right in parts]
         for get in self._gets:
             engine.submit(get)
 
@@ -284,9 +286,9 @@ class RemoteObject:
         """Begin what ``fetch`` does, and return without waiting; the transfers move whenever somebody waits."""
         return Fetch(self, self._client.engine(), start, stop, place)
 
-    def begin_range(self, start: int, view: memoryview) -> RangeFetch:
+    def begin_range(self, start: int, *views: memoryview) -> RangeFetch:
         """Begin to fill memory with the bytes from ``start`` on, which the object is known to have."""
-        return RangeFetch(self, self._client.engine(), start, view)
+        return RangeFetch(self, self._client.engine(), start, views)
 
     def read_vector(
         self, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer] | None, max_gap: int
@@ -500,6 +502,13 @@ def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], obj
     except BaseException:
         engine.cancel(gets)
         raise
+
+
+def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """Return the bytes ``[start, stop)`` of memory in several pieces, as pieces."""
+    starts = itertools.accumulate(map(len, views), initial=0)
+    cut = [view[max(start - at, 0) : max(stop - at, 0)] for view, at in zip(views, starts, strict=False)]
+    return [view for view in cut if len(view)]
 
 
 def _pieces(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[memoryview]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["SMALLEST_PART", "coalesce", "part_size_for", "split", "upload_part_size"]
+__all__ = ["SMALLEST_PART", "coalesce", "even_part_size", "part_size_for", "split", "upload_part_size"]
 
 # Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 MAX_PART_SIZE = 5 * 1024**3
@@ -38,6 +38,16 @@ def part_size_for(length: int, usual: int, others: int, connections: int, memory
     if others:
         return usual
     return min(usual, max(SMALLEST_PART, -(-length // connections)))
+
+
+def even_part_size(length: int, part_size: int) -> int:
+    """Return a part size near the given one, with which the last part is no shorter than the others.
+
+    Args:
+        length: Bytes of the read.
+        part_size: In bytes.
+    """
+    return -(-length // max(1, round(length / part_size)))
 
 
 def split(start: int, stop: int, part_size: int) -> list[tuple[int, int]]:

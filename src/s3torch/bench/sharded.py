@@ -19,6 +19,7 @@ from s3torch.bench.site import KIB
 from s3torch.bench.state import WARM_UP
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed.tensor import DTensor
 
     Shards = dict[str, DTensor]
@@ -76,9 +77,9 @@ def check_shards(loaded: Mapping[str, DTensor], layers: Iterable[int], size: int
     start, stop = rows(dist.get_rank(), dist.get_world_size(), size // _ROW)
     received = 0
     for number in layers:
-        local = loaded[_name(number)].to_local()
-        found = tuple(local.shape), float(local[0, 0]), float(local[-1, -1])
-        if found != ((stop - start, _COLUMNS), number + start * _COLUMNS, number + stop * _COLUMNS - 1):
+        local: torch.Tensor = loaded[_name(number)].to_local()
+        found = *local.shape, float(local[0, 0]), float(local[-1, -1])
+        if found != (stop - start, _COLUMNS, number + start * _COLUMNS, number + stop * _COLUMNS - 1):
             raise AssertionError(f"tensor {number} is not what was saved: shape, first and last are {found}")
         received += local.nbytes
     return received
@@ -106,12 +107,12 @@ def _name(number: int) -> str:
 
 
 def _write(folder: Path, tensors: int, size: int) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     join()
     for name, layers, each in ((SHARDED, range(tensors), size), (f"{WARM_UP}{SHARDED}", WARM_UP_LAYERS, WARM_UP_SIZE)):
-        dcp.save(make_shards(layers, each), storage_writer=FileSystemWriter(folder / name, sync_files=False))
+        save(make_shards(layers, each), storage_writer=FileSystemWriter(folder / name, sync_files=False))
 
 
 if __name__ == "__main__":

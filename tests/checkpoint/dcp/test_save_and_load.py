@@ -247,17 +247,18 @@ def test_memory_is_bounded(path, monkeypatch):
     held = most = 0
     begin = reader_module.RemoteObject.begin_range
 
-    def counted(remote, start, view):
+    def counted(remote, start, *views):
         nonlocal held, most
-        held += len(view)
+        size = sum(map(len, views))
+        held += size
         most = max(most, held)
-        fetch = begin(remote, start, view)
+        fetch = begin(remote, start, *views)
         finish = fetch.finish
 
         def count_down():
             nonlocal held
             finish()
-            held -= len(view)
+            held -= size
 
         fetch.finish = count_down
         return fetch

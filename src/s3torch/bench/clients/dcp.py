@@ -39,17 +39,17 @@ def loading_sharded(site: Site, layers: Sequence[int], make_reader: Callable[[st
         make_reader: Gets the URI of a checkpoint; returns a StorageReader.
     """
     import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     join()
     uri = f"s3://{site.bucket}/{WARM_UP}{SHARDED}"
     reader = make_reader(uri)
-    dcp.load(make_shards(WARM_UP_LAYERS, WARM_UP_SIZE, is_blank=True), checkpoint_id=uri, storage_reader=reader)
+    load(make_shards(WARM_UP_LAYERS, WARM_UP_SIZE, is_blank=True), checkpoint_id=uri, storage_reader=reader)
     state: dict[str, Any] = {**make_shards(layers, site.tensor, is_blank=True)}
     dist.barrier()
 
     def work() -> Done:
-        dcp.load(state, checkpoint_id=f"s3://{site.bucket}/{SHARDED}", storage_reader=reader)
+        load(state, checkpoint_id=f"s3://{site.bucket}/{SHARDED}", storage_reader=reader)
         return Done(items=1, bytes=check_shards(state, layers, site.tensor))
 
     return work
@@ -63,18 +63,18 @@ def saving_sharded(site: Site, make_writer: Callable[[str], Any]) -> Work:
         make_writer: Gets the URI of a checkpoint; returns a StorageWriter.
     """
     import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     join()
     uri = f"s3://{site.bucket}/{WARM_UP}{_SAVED}"
     writer = make_writer(uri)
-    dcp.save(make_shards(WARM_UP_LAYERS, WARM_UP_SIZE), checkpoint_id=uri, storage_writer=writer)
+    save(make_shards(WARM_UP_LAYERS, WARM_UP_SIZE), checkpoint_id=uri, storage_writer=writer)
     state: dict[str, Any] = {**make_shards(all_layers(site), site.tensor)}
     received = check_shards(state, all_layers(site), site.tensor)
     dist.barrier()
 
     def work() -> Done:
-        dcp.save(state, checkpoint_id=f"s3://{site.bucket}/{_SAVED}", storage_writer=writer)
+        save(state, checkpoint_id=f"s3://{site.bucket}/{_SAVED}", storage_writer=writer)
         return Done(items=1, bytes=received)
 
     return work

@@ -201,7 +201,7 @@ def _load_layer(reader: str, site: Site, _: Effort) -> Work:
 
 
 def _enter_dcp() -> None:
-    for reader in ("dcp_optimized", "sequential", "range_based"):  # the first is its default
+    for reader in ("dcp_optimized", "sequential"):  # the default, and that of versions before 1.5
         for task, prepare in (("dcp-load", _load_sharded), ("dcp-load-layer", _load_layer)):
             ready = functools.partial(prepare, reader)
             enter(f"s3torchconnector, {reader}", task, needs=_NEEDS)(functools.update_wrapper(ready, prepare))

@@ -5,6 +5,8 @@ files. torch's own reader goes from item to item. Here the ranges of all files a
 requested ahead of the items being unpacked, within a bound of memory: what takes time, the first byte of each request,
 is waited for once and not for each item.
 
+A large tensor that a span is all of is received straight into its memory: see ``in_place``.
+
 Of a large tensor of which this rank needs less than half (another number of ranks has saved it) only the rows that it
 needs are read: see ``layout``. That takes two rounds, the first for the ends of all such items together.
 """
@@ -15,8 +17,8 @@ import contextlib
 import io
 import os
 import pickle
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +32,7 @@ from s3torch._object import DEFAULT_MAX_GAP, RangeFetch, RemoteObject
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
+from s3torch.checkpoint.dcp.in_place import InPlace, aliases_state
 from s3torch.checkpoint.dcp.layout import Layout
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import CheckpointFormatError, S3Error
@@ -74,6 +77,15 @@ class Span:
     stop: int
     reads: tuple[Read, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        return self.stop - self.start
+
+    def contents(self, content: memoryview) -> Iterator[tuple[Read, memoryview]]:
+        """Return each read with its part of the bytes."""
+        return ((read, content[read.start - self.start : read.stop - self.start]) for read in self.reads)
+
 
 def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
     """Join reads of the same file that overlap or lie near each other.
@@ -93,6 +105,18 @@ def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
                 continue
         joined.append(Span(read.path, read.start, read.stop, (read,)))
     return joined
+
+
+class _Buffer:
+    """Memory of its own for the bytes of a span."""
+
+    def __init__(self, size: int) -> None:
+        self._memory = BytesBuffer(size)
+        self.views = [self._memory.view]
+
+    def content(self) -> memoryview:
+        """Return the bytes."""
+        return self.views[0]
 
 
 class S3StorageReader(FileSystemReader):
@@ -158,8 +182,15 @@ class S3StorageReader(FileSystemReader):
         """
         objects: dict[str, RemoteObject] = {}
         reads = self._narrowed([self._read(item) for item in plan.items], objects)
-        for read, content in self._fetched(reads, objects):
-            self._deliver(read, content, planner)
+        targets = self._targets(reads, planner)
+        # After a failure nothing more goes into a target.
+        with contextlib.closing(self._arrived(reads, objects, targets)) as arrived:
+            for span, memory in arrived:
+                if isinstance(memory, InPlace) and memory.has_arrived:
+                    planner.commit_tensor(span.reads[0].item, memory.target)
+                else:
+                    for read, content in span.contents(memory.content()):
+                        self._deliver(read, content, planner)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -210,26 +241,56 @@ class S3StorageReader(FileSystemReader):
         return rows
 
     def _fetched(self, reads: Iterable[Read], objects: dict[str, RemoteObject]) -> Iterator[tuple[Read, memoryview]]:
-        """Yield each read with its bytes, which are the consumer's only until it asks for the next."""
+        """Yield each read with its bytes."""
+        for span, memory in self._arrived(reads, objects, {}):
+            yield from span.contents(memory.content())
+
+    def _arrived(
+        self, reads: Iterable[Read], objects: dict[str, RemoteObject], targets: Mapping[Read, torch.Tensor]
+    ) -> Generator[tuple[Span, _Buffer | InPlace], None, None]:
+        """Yield the spans of reads as they have arrived, in memory that is theirs alone, or in place.
+
+        Args:
+            reads: In any order.
+            objects: Those that are known.
+            targets: The tensors of those that may be received in place.
+        """
         waiting = deque(spans(reads, DEFAULT_MAX_GAP, _JOINED))
-        begun: deque[tuple[Span, BytesBuffer, RangeFetch]] = deque()
+        begun: deque[tuple[Span, _Buffer | InPlace, RangeFetch]] = deque()
         ahead = 0
         try:
             while waiting or begun:
-                while waiting and (not begun or ahead + waiting[0].stop - waiting[0].start <= _AHEAD):
+                while waiting and (not begun or ahead + waiting[0].size <= _AHEAD):
                     span = waiting.popleft()
-                    buffer = BytesBuffer(span.stop - span.start)
-                    begun.append((span, buffer, self._object(span.path, objects).begin_range(span.start, buffer.view)))
-                    ahead += span.stop - span.start
-                span, buffer, fetch = begun[0]
+                    memory = _in_place(span, targets) or _Buffer(span.size)
+                    fetch = self._object(span.path, objects).begin_range(span.start, *memory.views)
+                    begun.append((span, memory, fetch))
+                    ahead += span.size
+                span, memory, fetch = begun[0]
                 fetch.finish()
-                for read in span.reads:
-                    yield read, buffer.view[read.start - span.start : read.stop - span.start]
-                ahead -= span.stop - span.start
+                yield span, memory
+                ahead -= span.size
                 begun.popleft()
         finally:
             for _, _, fetch in begun:
                 fetch.give_up()
+
+    def _targets(self, reads: Iterable[Read], planner: LoadPlanner) -> dict[Read, torch.Tensor]:
+        """Return the tensors that large reads are all of, by the reads, but for those that several reads go to."""
+        if not aliases_state(planner):
+            return {}
+        targets = {read: planner.resolve_tensor(read.item).detach() for read in reads if self._is_all_needed(read)}
+        times = Counter(target.data_ptr() for target in targets.values())
+        return {read: target for read, target in targets.items() if times[target.data_ptr()] == 1}
+
+    def _is_all_needed(self, read: Read) -> bool:
+        """Whether all elements of a read go into the target: of its rows, or of a large stored tensor."""
+        item = read.item
+        shape, _ = self._chunk(item)
+        if shape is None or not self._has_layout(read):
+            return False
+        first = 0 if read.layout is None else 1  # rows that are not needed are not read
+        return not any(item.storage_offsets[first:]) and item.lengths[first:] == shape[first:]
 
     def _object(self, path: str, objects: dict[str, RemoteObject]) -> RemoteObject:
         if path not in objects:
@@ -316,6 +377,12 @@ class S3StorageReader(FileSystemReader):
 
     def _place(self, path: str) -> str:
         return self.fs.concat_path(self.path, path)
+
+
+def _in_place(span: Span, targets: Mapping[Read, torch.Tensor]) -> InPlace | None:
+    """Return the memory of the tensor that a span is all of, if it can be received there."""
+    target = targets.get(span.reads[0]) if len(span.reads) == 1 else None
+    return None if target is None else InPlace.of(target, span.size, span.reads[0].layout)
 
 
 def _ends(read: Read) -> tuple[Read, Read]:
