@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +31,11 @@ def documented_server() -> Iterator[None]:
         for key, content in objects.items():
             with client.put_object("my-bucket", key) as writer:
                 writer.write(content)
+        path = list(sys.path)
         yield
+        sys.path[:] = path  # docs/migrate.md has installed packages that other tests must not find
+        for name in [name for name in sys.modules if name.startswith("s3torchconnector")]:
+            del sys.modules[name]
 
 
 pytest_collect_file = Sybil(

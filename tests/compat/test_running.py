@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 import s3torch
-from s3torch.compat import status
+from s3torch.compat.installing import real_version
 
-pytestmark = pytest.mark.skipif(status().installed_version is not None, reason="s3torchconnector is installed here")
+pytestmark = pytest.mark.skipif(real_version() is not None, reason="s3torchconnector is installed here")
 
 SOURCE = str(Path(s3torch.__file__).parent.parent)
 PACKAGES = str(Path(SOURCE, "s3torch", "compat", "packages"))

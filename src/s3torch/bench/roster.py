@@ -5,6 +5,7 @@ from __future__ import annotations
 # isort: off
 from s3torch.bench.clients import floor  # noqa: F401
 from s3torch.bench.clients import s3torch  # noqa: F401
+from s3torch.bench.clients import compat  # noqa: F401
 from s3torch.bench.clients import s3torchconnector  # noqa: F401
 from s3torch.bench.clients import litdata  # noqa: F401
 from s3torch.bench.clients import obstore  # noqa: F401
@@ -19,7 +20,19 @@ from s3torch.bench.registry import Contender, contenders
 
 __all__ = ["CLIENTS", "contenders_of"]
 
-CLIENTS = ("floor", "s3torch", "s3torchconnector", "litdata", "obstore", "awscrt", "boto3", "minio", "s3fs", "runai")
+CLIENTS = (
+    "floor",
+    "s3torch",
+    "compat",
+    "s3torchconnector",
+    "litdata",
+    "obstore",
+    "awscrt",
+    "boto3",
+    "minio",
+    "s3fs",
+    "runai",
+)
 
 
 def contenders_of(task: str) -> dict[str, Contender]:

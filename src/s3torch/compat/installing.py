@@ -20,7 +20,7 @@ from s3torch._version import __version__
 from s3torch.compat.version import __version__ as version_followed
 from s3torch.errors import S3Error
 
-__all__ = ["PACKAGES", "CompatError", "MigrationWarning", "Status", "install", "status"]
+__all__ = ["PACKAGES", "CompatError", "MigrationWarning", "Status", "install", "real_version", "status"]
 
 PACKAGES = Path(__file__).parent / "packages"
 
@@ -92,7 +92,7 @@ def install(*, replace: bool = False) -> None:
         )
     if _is_installed():
         return
-    version = _real_version()
+    version = real_version()
     if version is not None and not replace:
         raise CompatError(
             f"s3torchconnector {version} is installed, and would be hidden: 'import s3torchconnector' would give "
@@ -113,7 +113,7 @@ def status() -> Status:
     """Return what is mapped to what, and whether that is installed. To look the names up takes an import of torch."""
     packages = sorted(path.parent.relative_to(PACKAGES) for path in PACKAGES.glob("*/**/__init__.py"))
     modules = [".".join(path.parts) for path in packages]
-    return Status(_is_installed(), _real_version(), {module: _names_of(module) for module in modules})
+    return Status(_is_installed(), real_version(), {module: _names_of(module) for module in modules})
 
 
 def _is_installed() -> bool:
@@ -124,7 +124,7 @@ def _is_ours(module: ModuleType) -> bool:
     return Path(module.__file__ or "").is_relative_to(PACKAGES)
 
 
-def _real_version() -> str | None:
+def real_version() -> str | None:
     """Return the version of the real s3torchconnector; None if it is not installed."""
     elsewhere = [entry for entry in sys.path if entry != str(PACKAGES)]
     if all(PathFinder.find_spec(name, elsewhere) is None for name in _NAMES):
@@ -138,7 +138,7 @@ def _real_version() -> str | None:
 def _names_of(module: str) -> dict[str, str]:
     try:
         found = import_module(f"s3torch.compat.packages.{module}")
-    except ModuleNotFoundError:  # Lightning is not installed
+    except Exception:  # noqa: BLE001  # Lightning is not installed, or broken in its own way
         return {}
     return {name: _place(getattr(found, name)) for name in found.__all__}
 

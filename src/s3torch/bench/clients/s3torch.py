@@ -24,6 +24,7 @@ from s3torch.bench.clients.work import (
     load,
     ranges_at_once,
     read_once,
+    table_of,
     touched,
 )
 from s3torch.bench.registry import Done, Work, enter
@@ -33,7 +34,6 @@ from s3torch.bench.state import SAFETENSORS, make_state
 if TYPE_CHECKING:
     from s3torch import S3Checkpoint
     from s3torch._transfer.http1 import ContentRange
-    from s3torch.datasets import ObjectTable
 
 __all__: list[str] = []
 
@@ -97,7 +97,7 @@ def _batches(site: Site, effort: Effort, **settings: Any) -> Work:  # noqa: ANN4
 
     samples = each_sample(site, effort)
     options = _options(site, max_connections=IN_FLIGHT, **settings)
-    dataset = S3MapDataset.from_table(_table(site, samples), **options, transform=_read)
+    dataset = S3MapDataset.from_table(table_of(site, samples), **options, transform=_read)
     batches = [range(start, min(start + _SMALL_BATCH, len(samples))) for start in range(0, len(samples), _SMALL_BATCH)]
 
     def work() -> Done:
@@ -114,7 +114,7 @@ def small_iterable(site: Site, effort: Effort) -> Work:
 
     samples = each_sample(site, effort)
     options = _options(site, max_connections=IN_FLIGHT)
-    dataset = S3IterableDataset.from_table(_table(site, samples), **options, transform=_read)
+    dataset = S3IterableDataset.from_table(table_of(site, samples), **options, transform=_read)
     return lambda: Done(items=len(samples), bytes=sum(map(len, dataset)))
 
 
@@ -412,7 +412,7 @@ def listing_stream(site: Site, _: Effort) -> Work:
 
 
 @enter("s3torch's table", "listing")
-def listing_table(site: Site, _: Effort) -> Work:
+def listingtable_of(site: Site, _: Effort) -> Work:
     """What the table of a map dataset costs: bytes of each key beside the key, microseconds of a look-up."""
     import random
     import sys
@@ -615,17 +615,7 @@ def _dataset(kind: str, site: Site, samples: tuple[Stored, ...], transform: Any,
     """Return a dataset of objects that are listed already."""
     import s3torch
 
-    return getattr(s3torch, kind).from_table(_table(site, samples), transform=transform, **_options(site, **settings))
-
-
-def _table(site: Site, samples: Iterable[Stored]) -> ObjectTable:
-    from s3torch._aws.listing import ObjectInfo
-    from s3torch.datasets import ObjectTable
-    from s3torch.datasets.objects import S3BucketKeyData
-
-    return ObjectTable(
-        S3BucketKeyData(site.bucket, sample.key, ObjectInfo(sample.key, "", sample.size, 0)) for sample in samples
-    )
+    return getattr(s3torch, kind).from_table(table_of(site, samples), transform=transform, **_options(site, **settings))
 
 
 def _done(s3: S3Client, before: Any, *, items: int, received: int, extra: dict[str, float] | None = None) -> Done:  # noqa: ANN401 - TransferStats

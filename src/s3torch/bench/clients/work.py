@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3torch.bench.content import content
 from s3torch.bench.registry import Done, Work
 from s3torch.bench.site import MIB, Effort, Site, Stored
+
+if TYPE_CHECKING:
+    from s3torch.datasets import ObjectTable
 
 __all__ = [
     "BATCH",
@@ -30,6 +33,7 @@ __all__ = [
     "ranges_at_once",
     "ranges_in_turn",
     "read_once",
+    "table_of",
     "touched",
 ]
 
@@ -207,3 +211,14 @@ def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) ->
                     return Done(items=samples, bytes=received, extra={"first_batch_s": first_batch_s})
 
     return work
+
+
+def table_of(site: Site, samples: Iterable[Stored]) -> ObjectTable:
+    """Return objects that are listed already, with their sizes."""
+    from s3torch._aws.listing import ObjectInfo
+    from s3torch.datasets import ObjectTable
+    from s3torch.datasets.objects import S3BucketKeyData
+
+    return ObjectTable(
+        S3BucketKeyData(site.bucket, sample.key, ObjectInfo(sample.key, "", sample.size, 0)) for sample in samples
+    )
