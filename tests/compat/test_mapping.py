@@ -9,12 +9,15 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 
 from s3torch import ReaderType, S3Client, S3ReaderConfig, errors
 from s3torch.compat import client as compat_client
 from s3torch.compat import readers
 from s3torch.compat.config import S3ClientConfig
 from s3torch.compat.datasets import S3IterableDataset, S3MapDataset
+from s3torch.compat.dcp import S3FileSystem, S3StorageReader, S3StorageWriter
 from s3torch.compat.mock import MockS3Client
 from s3torch.compat.readers import S3ReaderConstructor, SequentialS3Reader
 from s3torch.compat.wording import text_of
@@ -238,8 +241,11 @@ def test_exact_reads(client: MockS3Client):
     reader.seek(100)
     reader.read(10)
     reader.readinto(bytearray(20))
+    live = compat_client.S3Client("us-east-1", endpoint=client.endpoint, s3client_config=client.s3client_config)
+    reader._remote._client = live  # a client for tests does not pickle
+    pickle.loads(pickle.dumps(reader)).read(5)
     asked = [request.headers.get("range") for request in client._server.requests]
-    assert asked == [None, "bytes=100-109", "bytes=110-129"]
+    assert asked == [None, "bytes=100-109", "bytes=110-129", "bytes=130-134"]
 
 
 # Clients
@@ -257,6 +263,13 @@ def test_pages(client: MockS3Client):
     pages = list(client.list_objects("bucket", "", "/", 1))
     assert [info.key for page in pages for info in page.object_info] == ["key"]
     assert [prefix for page in pages for prefix in page.common_prefixes] == ["p/"]
+
+
+def _read_of_a_listed_object(client: MockS3Client) -> None:
+    """Read by ranges an object whose size is known, and which is gone."""
+    info = client.head_object("bucket", "key")
+    client.remove_object("key")
+    client.get_object("bucket", "key", object_info=info, reader_constructor=S3ReaderConstructor.range_based(0)).read(1)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +291,7 @@ def test_pages(client: MockS3Client):
             ),
             "Service error: The object was not found",
         ),
+        (_read_of_a_listed_object, "Service error: The key does not exist"),
         (lambda client: client.get_object("nowhere", "no").read(), "Service error: The bucket does not exist"),
         (lambda client: next(client.list_objects("nowhere")), "Service error: The bucket does not exist"),
         (lambda client: client.head_object("bucket", "no"), "Service error: The object was not found"),
@@ -339,3 +353,54 @@ def test_datasets_of_a_programs_own(options: dict[str, Any]):
     items = Doubled.from_prefix("s3://bucket/p/", **options)
     assert type(items) is Doubled
     assert items.__getitems__([1, 2]) == [b"\1\1", b"\2\2"]
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def fs(client: MockS3Client) -> S3FileSystem:
+    """The file system of distributed checkpoints, given a client."""
+    return S3FileSystem("us-east-1", s3_client=client)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_distributed_checkpoint(client: MockS3Client, fs: S3FileSystem, is_own: bool):
+    """A checkpoint is written by a file system that is put in its place, and read by the program's own readers."""
+    made = []
+
+    def constructor(bucket: str, key: str, get_object_info: Any, get_stream: Any) -> Any:
+        made.append(key)
+        return SequentialS3Reader(bucket, key, get_object_info, get_stream)
+
+    writer = S3StorageWriter("us-east-1", "s3://bucket/step")
+    writer.fs, state = fs, {"weight": torch.arange(12.0)}
+    dcp.save(state, storage_writer=writer, no_dist=True)
+    chosen = constructor if is_own else S3ReaderConstructor.dcp_optimized()
+    reader = S3StorageReader("us-east-1", "s3://bucket/step", reader_constructor=chosen)
+    reader.fs._client = client
+    loaded = {"weight": torch.zeros(12)}
+    dcp.load(loaded, storage_reader=reader, no_dist=True)
+    assert torch.equal(loaded["weight"], state["weight"])
+    assert made == (["step/.metadata", "step/__0_0.distcp"] if is_own else [])
+
+
+def test_rename(client: MockS3Client, fs: S3FileSystem):
+    """Renaming takes keys as they are, whatever is in them."""
+    odd = "test_[+re.name]!@$%25^&*_(src)"
+    client.add_object(odd, b"content")
+    fs.rename(old_path=f"s3://bucket/{odd}", new_path="s3://bucket/new")
+    assert (fs.exists(f"s3://bucket/{odd}"), fs.exists("s3://bucket/new")) == (False, True)
+
+
+def test_lightning(client: MockS3Client):
+    """``storage_options`` are ignored, and what is missing has the words of s3torchconnector."""
+    pytest.importorskip("lightning")
+    from s3torch.compat.lightning import S3LightningCheckpoint
+
+    checkpoint = S3LightningCheckpoint("us-east-1", client.s3client_config, client.endpoint)
+    checkpoint.save_checkpoint({"step": 1}, "s3://bucket/a.ckpt", storage_options={"any": "thing"})
+    assert checkpoint.load_checkpoint("s3://bucket/a.ckpt") == {"step": 1}
+    with pytest.raises(errors.NotFoundError, match=r"^Service error: The key does not exist$"):
+        checkpoint.load_checkpoint("s3://bucket/b.ckpt")
+    checkpoint.teardown()
