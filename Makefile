@@ -73,7 +73,7 @@ bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
 	$(BENCH_VENV)/bin/s3torch bench $(ARGS)
 
 compare: $(BENCH_VENV)/$(READY)  ## run the tests that s3torchconnector must fail, against it
-	S3TORCH_TEST_CONNECTOR=s3torchconnector $(BENCH_VENV)/bin/python -m pytest tests/compare $(ARGS)
+	S3TORCH_TEST_CONNECTOR=s3torchconnector $(BENCH_VENV)/bin/python -m pytest tests/compare tests/compat $(ARGS)
 
 # What a user installs is the wheel, not the source tree: is everything in it?
 WHEEL := build/wheel
@@ -113,6 +113,7 @@ build-check: $(VENV)/$(READY)  ## build the wheel and try what is in it
 	@echo "==> $(UNPACKED): import, public names, command line"
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -c "$$WHEEL_CHECK" $(UNPACKED)
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch --help >/dev/null
+	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch.compat --status >/dev/null
 
 clean:  ## remove the environments and everything that was built
 	rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ import pytest
 
 from s3torch import S3ClientConfig, S3ReaderConfig
 from s3torch import client as client_module
+from s3torch._aws.listing import RestoreStatus
 from s3torch._aws.multipart import multipart_etag
 from s3torch._aws.operations import GetObject
 from s3torch._transfer.http1 import ContentRange
@@ -1452,6 +1453,29 @@ def open_sockets() -> int:
 
 
 # Writing
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        (None, None),
+        ('ongoing-request="true"', RestoreStatus(in_progress=True, expiry=None)),
+        (
+            'ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"',
+            RestoreStatus(in_progress=False, expiry=1356048000),
+        ),
+        ('ongoing-request="false", expiry-date="soon"', RestoreStatus(in_progress=False, expiry=None)),
+        ("nothing that is known", None),
+    ],
+)
+def test_restore_status(field: str | None, status: RestoreStatus | None):
+    """A HEAD tells how far an archived object is on its way back; what is no such field tells nothing."""
+
+    def handler(_: Request, wire: Wire) -> None:
+        wire.respond(200, {"ETag": '"e"', "Content-Length": "5", **({"x-amz-restore": field} if field else {})})
+
+    with serving(handler) as (_, client):
+        assert client.head_object("bucket", "key").restore_status == status
 
 
 class Uploads:

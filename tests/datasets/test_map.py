@@ -78,6 +78,21 @@ def dataset(uri) -> S3MapDataset[tuple[str, bytes]]:
     return S3MapDataset.from_prefix(uri, transform=decode)
 
 
+class Numbered(S3MapDataset):
+    """A dataset whose samples are something else than what its transform makes."""
+
+    def __getitem__(self, index):
+        return index, super().__getitem__(index)
+
+
+def test_own_getitem(uri):
+    """A subclass's own ``__getitem__`` makes each sample of a DataLoader's batches, too."""
+    dataset = S3MapDataset.from_prefix(uri, transform=decode)
+    numbered = Numbered(None, dataset._get_dataset_objects, transform=decode)
+    (batch,) = DataLoader(numbered, batch_size=_COUNT, collate_fn=_as_given)
+    assert batch == list(enumerate(_samples()))
+
+
 # --- What is in it ---------------------------------------------------------------------------------------------------
 
 

@@ -214,7 +214,7 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
         if "_region" not in state:
             self.__dict__.update(state)
             return
-        S3IterableDataset.__init__(self, **_arguments(state), enable_sharding=state["_enable_sharding"])
+        S3IterableDataset.__init__(self, **_arguments(state))
         self.__dict__.update(_rest(state))
 
     @classmethod
@@ -280,6 +280,6 @@ def _arguments(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rest(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the rank, and what a class that derives from the dataset has added."""
+    """Return rank and sharding, and what a class that derives from the dataset has added."""
     ours = {"_get_dataset_objects", "_bucket_key_pairs", "_client", "_region", "_endpoint", "_s3client_config"}
     return {name: value for name, value in state.items() if name not in ours}
