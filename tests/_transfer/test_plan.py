@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, part_size_for, split, upload_part_size
+from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, even_part_size, part_size_for, split, upload_part_size
 
 MiB = 1024**2
 TiB = 1024**4
@@ -39,6 +39,15 @@ def test_split_covers_the_range(start: int, length: int, parts: int):
     assert lefts[1:] == rights[:-1]
     assert {right - left for left, right in ranges[:-1]} <= {part_size}
     assert 0 < rights[-1] - lefts[-1] <= part_size
+
+
+@pytest.mark.parametrize(
+    ("length", "sizes"),
+    [(1, [1]), (8, [8]), (9, [9]), (11, [11]), (13, [7, 6]), (16, [8, 8]), (17, [9, 8]), (25, [9, 9, 7])],
+)
+def test_even_part_size(length: int, sizes: list[int]):
+    """A few bytes more than a part do not make another request."""
+    assert [right - left for left, right in split(0, length, even_part_size(length, 8))] == sizes
 
 
 @pytest.mark.parametrize(

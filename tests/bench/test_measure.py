@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from s3torch.bench.measure import AccessLog, measure
+from s3torch.bench.measure import AccessLog, Sample, measure, together
 from s3torch.bench.registry import Done
 from s3torch.bench.site import MIB
 
@@ -53,3 +53,14 @@ def test_peak():
 def test_no_log():
     """A server that counts nothing has no counts."""
     assert AccessLog(None).counts() is None
+
+
+def test_together():
+    """Ranks together take as long as the slowest and cost what all cost; the server's counts are of all already."""
+    fast = Sample(wall_s=1, cpu_s=2, peak_growth=30, items=1, bytes=100, requests=7, wire_bytes=300, extra={"mood": 1})
+    slow = Sample(wall_s=3, cpu_s=1, peak_growth=20, items=1, bytes=90, requests=8, wire_bytes=310)
+    both = Sample(wall_s=3, cpu_s=3, peak_growth=30, items=1, bytes=190, requests=8, wire_bytes=310, extra={"mood": 1})
+    assert together([fast, slow]) == both
+    assert together([fast]) == fast
+    uncounted = Sample(wall_s=1, cpu_s=1, peak_growth=0, items=1, bytes=0)
+    assert together([uncounted, uncounted]).requests is None

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
+from s3torch.checkpoint.dcp import in_place
 from s3torch.checkpoint.dcp import reader as reader_module
 from s3torch.dcp import (
     BinaryPrefixStrategy,
@@ -236,6 +237,128 @@ def test_duplicates_and_overlaps(path):
     reader.read_data(replace(plan, items=items), planner).wait()
     assert torch.equal(loaded["w"], whole)
     assert traffic.bytes_received < whole.nbytes * 1.1
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[int]:
+    """The sizes of what is received beside the tensors."""
+    sizes = []
+
+    class Buffer(reader_module._Buffer):
+        def __init__(self, size):
+            sizes.append(size)
+            super().__init__(size)
+
+    monkeypatch.setattr(reader_module, "_Buffer", Buffer)
+    return sizes
+
+
+@pytest.mark.parametrize("options", [{}, SAFETENSORS], ids=["torch_save", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_large_tensors_are_received_in_place(path, options, dtype, copied):
+    """A large tensor is received into its own memory, in one part or several; into a part of a tensor, too."""
+    count = 12 * MiB // dtype.itemsize
+    state = {
+        "a": torch.arange(9 * MiB // dtype.itemsize).remainder(127).reshape(1024, -1).to(dtype),
+        "b": torch.arange(count).remainder(113).reshape(16, 8, -1).to(dtype),
+        "small": torch.arange(5).to(dtype),
+    }
+    _save(state, path, **options)
+    around = torch.full((3 * count,), -1).to(dtype)
+    loaded = {**_blank(state), "b": around[count : 2 * count].view(16, 8, -1)}
+    _assert_equal(_load(loaded, path), state)
+    assert {float(value) for part in (around[:count], around[2 * count :]) for value in part.unique()} == {-1}
+    assert max(copied) < 64 * 1024
+
+
+def test_needed_rows_are_received_in_place(path, copied):
+    """Rows of a stored tensor are received into the memory of the tensor that they are all of."""
+    whole = torch.arange(4 * MiB, dtype=torch.float32).reshape(1024, -1)
+    _save({"w": whole}, path)
+    loaded = {"w": torch.zeros(400, 4096)}
+    plan, planner, reader = _plan_and_reader({"w": torch.zeros_like(whole)}, path)
+    planner.state_dict = planner.original_state_dict = loaded
+    item = replace(_rows(plan, 300, 400), dest_offsets=torch.Size((0, 0)))
+    reader.read_data(replace(plan, items=[item]), planner).wait()
+    assert torch.equal(loaded["w"], whole[300:700])
+    assert max(copied) < 64 * 1024
+
+
+@pytest.mark.parametrize("start", [None, 64, 640, 768])
+def test_elements_are_elsewhere_than_guessed(path, start, monkeypatch):
+    """An archive whose elements lie elsewhere than in those of this torch is loaded as well."""
+    monkeypatch.setattr(in_place, "usual_start", lambda: start)
+    state = {"w": torch.arange(MiB, dtype=torch.float32)}
+    _save(state, path)
+    _assert_equal(_load(_blank(state), path), state)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        torch.zeros(1024, 2048, dtype=torch.int32),
+        torch.zeros(1024, 2048, dtype=torch.bfloat16),
+        torch.zeros(1024, 2048, dtype=torch.float64),
+        torch.zeros(2048, 1024).t(),
+        torch.zeros(1024, 4096)[:, ::2],
+        torch.nn.Parameter(torch.zeros(1024, 2048)),
+    ],
+    ids=["int32", "bfloat16", "float64", "transposed", "strided", "parameter"],
+)
+def test_targets_of_another_kind(path, target):
+    """A target of another dtype or stride gets the values all the same."""
+    whole = torch.arange(2 * MiB).remainder(128).reshape(1024, -1).float()
+    _save({"w": whole}, path)
+    assert torch.equal(_load({"w": target}, path)["w"].float(), whole)
+
+
+def test_two_names_of_one_memory(path):
+    """Two stored tensors that go to the same memory are not received there at the same time."""
+    _save({"a": torch.zeros(4 * MiB), "b": torch.ones(4 * MiB), "c": torch.ones(4 * MiB)}, path)
+    tied = torch.full((4 * MiB,), 2.0)
+    plan, planner, reader = _plan_and_reader({"a": tied, "b": tied, "c": torch.zeros(4 * MiB)}, path)
+    targets = reader._targets([reader._read(item) for item in plan.items], planner)
+    assert [read.item.storage_index.fqn for read in targets] == ["c"]
+    reader.read_data(plan, planner).wait()
+    assert tied.unique().tolist() in ([0], [1])
+
+
+class _StagingPlanner(DefaultLoadPlanner):
+    """Has each item loaded into a tensor beside its target, which it remembers until that is filled."""
+
+    def resolve_tensor(self, read_item):
+        self.target = super().resolve_tensor(read_item)
+        return torch.zeros_like(self.target)
+
+    def commit_tensor(self, _read_item, tensor):
+        self.target.copy_(tensor)
+
+
+def test_a_planner_that_stages(path):
+    """A planner that is not torch's own is asked for one tensor after the other."""
+    state = {str(number): torch.full((3 * MiB,), float(number)) for number in range(5)}
+    _save(state, path)
+    _assert_equal(_load(_blank(state), path, planner=_StagingPlanner()), state)
+
+
+def test_nothing_arrives_after_a_failure(client, bucket, path):
+    """Once a load has failed its tensors are the caller's again, though requests were under way."""
+    _save({"a": "text", "b": torch.ones(16 * MiB)}, path, single_file_per_rank=False)
+    prefix = f"{path.removeprefix(f's3://{bucket}/')}/"
+    loaded = {"a": "", "b": torch.zeros(16 * MiB)}
+    plan, planner, reader = _plan_and_reader(loaded, path)
+    (text,) = [item for item in plan.items if item.storage_index.fqn == "a"]
+    stored = reader.storage_data[text.storage_index]
+    with client.put_object(bucket, f"{prefix}!damaged") as writer:
+        writer.write(bytes(stored.length))
+    reader.storage_data[text.storage_index] = replace(stored, relative_path="!damaged", offset=0)
+    with pytest.raises(CheckpointFormatError) as failure:
+        reader.read_data(plan, planner)
+    loaded["b"].fill_(5)
+    for _ in range(100):
+        reader.fs.client.head_object(bucket, f"{prefix}.metadata")
+    assert loaded["b"].unique().tolist() == [5]
+    assert failure.traceback
 
 
 def test_memory_is_bounded(path, monkeypatch):

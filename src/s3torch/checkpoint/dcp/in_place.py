@@ -21,7 +21,10 @@ __all__ = ["InPlace", "aliases_state", "usual_start"]
 
 
 def aliases_state(planner: LoadPlanner) -> bool:
-    """Whether a planner's tensors are parts of what is loaded, all at the same time; others may use one again."""
+    """Whether a planner's tensors are parts of what is loaded, so that all can be filled at the same time.
+
+    Others may stage what is loaded, and expect that a tensor is committed before they are asked for the next.
+    """
     kind = type(planner)
     return (
         isinstance(planner, DefaultLoadPlanner)
@@ -61,10 +64,10 @@ class InPlace:
 
     @classmethod
     def of(cls, target: torch.Tensor, size: int, rows: layout.Layout | None) -> InPlace | None:
-        """Return memory for an item whose elements go into all of a tensor.
+        """Return memory for an item whose elements may be those of a tensor.
 
         Args:
-            target: Whatever the planner has.
+            target: Of the same shape as the elements that are needed.
             size: Bytes of the item.
             rows: What the item is, if it is elements alone.
 
@@ -100,4 +103,4 @@ class InPlace:
 
     def content(self) -> memoryview:
         """Return the bytes of the item, copied together."""
-        return memoryview(b"".join(self.views))
+        return memoryview(bytearray().join(self.views))  # writable, as torch wants it

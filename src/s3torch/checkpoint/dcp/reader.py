@@ -276,21 +276,17 @@ class S3StorageReader(FileSystemReader):
                 fetch.give_up()
 
     def _targets(self, reads: Iterable[Read], planner: LoadPlanner) -> dict[Read, torch.Tensor]:
-        """Return the tensors that large reads are all of, by the reads, but for those that several reads go to."""
+        """Return the tensors of large reads, but for those whose memory is that of several."""
         if not aliases_state(planner):
             return {}
-        targets = {read: planner.resolve_tensor(read.item).detach() for read in reads if self._is_all_needed(read)}
+        large = [read for read in reads if read.item.type != LoadItemType.BYTE_IO and self._has_layout(read)]
+        targets = {read: planner.resolve_tensor(read.item).detach() for read in large}
         times = Counter(target.data_ptr() for target in targets.values())
-        return {read: target for read, target in targets.items() if times[target.data_ptr()] == 1}
-
-    def _is_all_needed(self, read: Read) -> bool:
-        """Whether all elements of a read go into the target: of its rows, or of a large stored tensor."""
-        item = read.item
-        shape, _ = self._chunk(item)
-        if shape is None or not self._has_layout(read):
-            return False
-        first = 0 if read.layout is None else 1  # rows that are not needed are not read
-        return not any(item.storage_offsets[first:]) and item.lengths[first:] == shape[first:]
+        return {
+            read: target
+            for read, target in targets.items()
+            if times[target.data_ptr()] == 1 and target.size() == read.item.lengths
+        }
 
     def _object(self, path: str, objects: dict[str, RemoteObject]) -> RemoteObject:
         if path not in objects:
