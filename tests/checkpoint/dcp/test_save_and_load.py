@@ -312,6 +312,14 @@ def test_targets_of_another_kind(path, target):
     assert torch.equal(_load({"w": target}, path)["w"].float(), whole)
 
 
+def test_conjugated(path):
+    """A tensor whose conjugation is still to be computed is loaded conjugated."""
+    state = {"w": torch.full((MiB,), 1 + 2j).conj()}
+    _save(state, path)
+    loaded = _load({"w": torch.zeros(MiB, dtype=torch.complex64)}, path)
+    assert torch.equal(loaded["w"], state["w"].resolve_conj())
+
+
 def test_two_names_of_one_memory(path):
     """Two stored tensors that go to the same memory are not received there at the same time."""
     _save({"a": torch.zeros(4 * MiB), "b": torch.ones(4 * MiB), "c": torch.ones(4 * MiB)}, path)

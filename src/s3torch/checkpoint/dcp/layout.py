@@ -19,7 +19,7 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = ["ENDS", "Layout", "archive_layout", "safetensors_header_size", "safet
 
 # Bytes of an archive's head and tail that are read: its records beside data/0 take 1.6 KB together.
 ENDS = 2048
+_HAS_DESCRIPTOR = 1 << 3  # APPNOTE.TXT 4.4.4
 
 _SAFETENSORS_DTYPES = {
     name: getattr(torch, attribute)
@@ -107,8 +108,9 @@ def archive_layout(head: bytes, tail: bytes, size: int) -> Layout | None:
         The layout, counted from the archive's first byte; None if it is anything but a plain contiguous tensor.
     """
     try:
-        with zipfile.ZipFile(_Ends(head, tail, size)) as archive:
-            return _layout(archive, head)
+        file = _Ends(head, tail, size)
+        with zipfile.ZipFile(file) as archive:
+            return _layout(archive, file, head)
     except (
         zipfile.BadZipFile,
         pickle.UnpicklingError,
@@ -125,7 +127,7 @@ def archive_layout(head: bytes, tail: bytes, size: int) -> Layout | None:
         return None
 
 
-def _layout(archive: zipfile.ZipFile, head: bytes) -> Layout | None:
+def _layout(archive: zipfile.ZipFile, file: _Ends, head: bytes) -> Layout | None:
     root = archive.namelist()[0].partition("/")[0]
     records = [info for info in archive.infolist() if info.filename.startswith(f"{root}/data/")]
     if len(records) != 1 or records[0].compress_type != zipfile.ZIP_STORED:
@@ -141,7 +143,18 @@ def _layout(archive: zipfile.ZipFile, head: bytes) -> Layout | None:
     name_length, extra_length = struct.unpack_from("<HH", head, begin + 26)
     layout = Layout(begin + 30 + name_length + extra_length, tensor.storage.dtype, tensor.shape)
     plain = tensor.offset == 0 and tensor.stride == _contiguous_stride(tensor.shape)
-    return layout if plain and layout.size == records[0].file_size else None
+    if not plain or layout.size != records[0].file_size or not _ends_at(archive, file, records[0], layout.stop):
+        return None
+    return layout
+
+
+def _ends_at(archive: zipfile.ZipFile, file: _Ends, record: zipfile.ZipInfo, stop: int) -> bool:
+    """Whether what follows a record follows there: lengths in the header before it have no checksum."""
+    if record.flag_bits & _HAS_DESCRIPTOR:
+        file.seek(stop)
+        return file.read(4) == b"PK\x07\x08"
+    offsets = [each.header_offset for each in archive.infolist() if each.header_offset > record.header_offset]
+    return stop == min(offsets, default=archive.start_dir)
 
 
 def safetensors_header_size(content: bytes, place: str) -> int:
@@ -176,6 +189,8 @@ def safetensors_layout(header: bytes, name: str, start: int, place: str) -> Layo
         entry = json.loads(header)[name]
         begin, end = entry["data_offsets"]
         layout = Layout(start + begin, _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        if not _are_counts((begin, end, *layout.shape)):
+            raise ValueError(f"{entry!r} does not describe a tensor")
     except (ValueError, KeyError, TypeError) as error:
         raise S3Error(
             f"The safetensors header of {place} says nothing of {name}: the checkpoint is damaged."
@@ -240,8 +255,24 @@ class _Tensor:
     stride: tuple[int, ...]
 
 
-def _rebuild(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_rest: Any) -> _Tensor:  # noqa: ANN401
+def _rebuild(
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    _requires_grad: object,
+    _hooks: object,
+    flags: object = None,
+) -> _Tensor:
+    if flags:  # such as conj: the elements are still to be computed with
+        raise pickle.UnpicklingError(f"{flags!r} is no part of a plain tensor")
+    if not _are_counts(shape):
+        raise pickle.UnpicklingError(f"{shape!r} is no shape")
     return _Tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _are_counts(numbers: Iterable[object]) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 class _Unpickler(pickle.Unpickler):
