@@ -406,6 +406,13 @@ def test_lasting_bytes_of_an_interrupted_upload(small_parts, bucket, key):
     assert small_parts.read_range(bucket, key, 0) == CONTENT
 
 
+def test_data_by_name(client, bucket, key):
+    """Bytes can be given by name, as to the writer of s3torchconnector."""
+    with client.put_object(bucket, key) as writer:
+        assert writer.write(data=b"abc") == 3
+    assert client.read_range(bucket, key, 0) == b"abc"
+
+
 def test_lasting_bytes_to_a_closed_writer(client, bucket, key):
     """A closed writer refuses them, as it does others."""
     writer = client.put_object(bucket, key)

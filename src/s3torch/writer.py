@@ -127,7 +127,7 @@ class S3Writer(S3File):
         """Return how many bytes were written."""
         return self._position
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: Buffer) -> int:
         """Write bytes; once a part is full it is sent.
 
         Args:

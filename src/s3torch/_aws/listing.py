@@ -26,7 +26,7 @@ class RestoreStatus(NamedTuple):
     """
 
     in_progress: bool
-    expiry: int | None
+    expiry: int | None = None
 
 
 class ObjectInfo(NamedTuple):
