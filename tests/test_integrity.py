@@ -243,7 +243,7 @@ def test_whole_objects_of_unknown_length(fault: Fault, faulty: FaultyServer, con
 @pytest.mark.parametrize("change", [-1, 1, 5 * MiB])
 def test_of_another_size_than_listed(change: int, reader_config: S3ReaderConfig, faulty: FaultyServer, connect):
     """An object that has another size than was listed is an error, without reading what it has grown by."""
-    info = replace(INFO, size=len(SMALL) - change)
+    info = INFO._replace(size=len(SMALL) - change)
     client = connect()
     if change > len(SMALL):
         faulty.objects["small"], info = LARGE, INFO
