@@ -1,4 +1,4 @@
-"""Readers as programs written for s3torchconnector use them: the same on s3torchconnector itself, by ``make compare``."""
+"""Readers, as programs written for s3torchconnector use them: by ``make compare`` on s3torchconnector itself, too."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.compat.connector import importable
 with importable():
     from s3torchconnector import S3MapDataset, S3Reader, S3ReaderConstructor
     from s3torchconnector._s3client import S3Client
-    from s3torchconnector.s3reader import DCPOptimizedS3Reader, RangedS3Reader, SequentialS3Reader
+    from s3torchconnector.s3reader import DCPOptimizedS3Reader, ItemRange, RangedS3Reader, SequentialS3Reader
 
-pytestmark = pytest.mark.usefixtures("s3", "botocore_loader")
+pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
 
 REGION = "us-east-1"
 MiB = 1024 * 1024
@@ -68,12 +68,14 @@ def _conversation(seed: int, size: int) -> list[tuple[str, tuple[int, ...]]]:
     for _ in range(60):
         whence = choose.choice([io.SEEK_SET, io.SEEK_SET, io.SEEK_CUR, io.SEEK_END])
         offset = {io.SEEK_SET: (0, size + 100), io.SEEK_CUR: (0, 5000), io.SEEK_END: (-size, 50)}[whence]
-        calls += choose.choice([
-            [("read", (choose.choice([0, 1, 10, 999, 1000, 1001, 70_000, size]),))],
-            [("readinto", (choose.choice([0, 1, 1000, 40_000]),))],
-            [("seek", (choose.randint(*offset), whence))],
-            [("tell", ())],
-        ])
+        calls += choose.choice(
+            [
+                [("read", (choose.choice([0, 1, 10, 999, 1000, 1001, 70_000, size]),))],
+                [("readinto", (choose.choice([0, 1, 1000, 40_000]),))],
+                [("seek", (choose.randint(*offset), whence))],
+                [("tell", ())],
+            ]
+        )
     return [*calls, ("seek", (-7, io.SEEK_END)), ("read", ()), ("read", (-1,)), ("seek", (5,)), ("read", (-1,))]
 
 
@@ -92,7 +94,9 @@ def test_reads_and_seeks(open_reader, seed: int):
     reader, model = open_reader(), io.BytesIO(CONTENT)
     for number, (name, arguments) in enumerate(_conversation(seed, len(CONTENT))):
         expected = _said(model, name, arguments, len(CONTENT))
-        answer = _said(reader, name, arguments, len(CONTENT)) if name == "readinto" else getattr(reader, name)(*arguments)
+        answer = (
+            _said(reader, name, arguments, len(CONTENT)) if name == "readinto" else getattr(reader, name)(*arguments)
+        )
         assert answer == expected, (number, name, arguments)
         assert reader.tell() == model.tell()
         assert type(answer) is type(expected)
@@ -131,30 +135,30 @@ def test_classes(s3_client, bucket, key, choice: str):
     [
         (lambda reader: reader.seek(-1), ValueError, "negative seek value -1"),
         (lambda reader: reader.seek(-1 - len(CONTENT), io.SEEK_END), ValueError, "negative seek value -1"),
-        (lambda reader: reader.seek(0, 5), ValueError, ""),
-        (lambda reader: reader.seek(1.5), TypeError, ""),
-        (lambda reader: reader.seek("1"), TypeError, ""),
-        (lambda reader: reader.seek(0, "1"), TypeError, ""),
-        (lambda reader: reader.read("1"), TypeError, ""),
-        (lambda reader: reader.read(1.5), TypeError, ""),
-        (lambda reader: reader.readinto(b"read-only"), TypeError, ""),
-        (lambda reader: reader.readinto("text"), TypeError, ""),
-        (lambda reader: reader.write(b"x"), io.UnsupportedOperation, ""),
-        (lambda reader: reader.fileno(), io.UnsupportedOperation, ""),
-        (lambda reader: reader.truncate(), io.UnsupportedOperation, ""),
-        (lambda reader: reader.detach(), io.UnsupportedOperation, ""),
+        (lambda reader: reader.seek(0, 5), ValueError, "SEEK_CUR"),
+        (lambda reader: reader.seek(1.5), TypeError, "integer"),
+        (lambda reader: reader.seek("1"), TypeError, "integer"),
+        (lambda reader: reader.seek(0, "1"), TypeError, "integer"),
+        (lambda reader: reader.read("1"), TypeError, "integer"),
+        (lambda reader: reader.read(1.5), TypeError, "integer"),
+        (lambda reader: reader.readinto(b"read-only"), TypeError, "bytes"),
+        (lambda reader: reader.readinto("text"), TypeError, "str"),
+        (lambda reader: reader.write(b"x"), io.UnsupportedOperation, "write"),
+        (lambda reader: reader.fileno(), io.UnsupportedOperation, "fileno"),
+        (lambda reader: reader.truncate(), io.UnsupportedOperation, "truncate"),
+        (lambda reader: reader.detach(), io.UnsupportedOperation, "detach"),
     ],
 )
 def test_bad_arguments(s3_client, bucket, client, act, error: type[Exception], message: str):
-    """What cannot be is refused by the same types and texts, and leaves position and content as they were."""
+    """What cannot be is refused by the same types and texts, and the reader reads on."""
     with client.put_object(bucket, "readers/content") as writer:
         writer.write(CONTENT)
     for constructor in (S3ReaderConstructor.sequential(), S3ReaderConstructor.range_based()):
         reader = s3_client.get_object(bucket, "readers/content", reader_constructor=constructor)
-        reader.seek(3)
         with pytest.raises(error, match=message):
             act(reader)
-        assert (reader.tell(), reader.read(4)) == (3, CONTENT[3:7])
+        reader.seek(3)
+        assert reader.read(4) == CONTENT[3:7]
 
 
 def test_buffers(open_reader):
@@ -275,13 +279,18 @@ def upper(bucket: str, key: str, get_object_info: Any, get_stream: Any) -> Upper
     return Upper(bucket, key, get_object_info, get_stream)
 
 
+def by_name(**given: Any) -> Upper:
+    """Make a reader of what is given by name."""
+    return upper(**given)
+
+
 @pytest.mark.parametrize(
     ("constructor", "expected"),
     [
         (Upper, b"CONTENT"),
         (upper, b"CONTENT"),
         (partial(Upper, suffix=b"!"), b"CONTENT!"),
-        (lambda **given: upper(**given), b"CONTENT"),
+        (by_name, b"CONTENT"),
         (FirstHalf, b"con"),
     ],
     ids=["class", "function", "partial", "keywords", "streams"],
@@ -310,18 +319,36 @@ def test_type_strings():
     assert [named(own) for own in (Upper, upper, partial(Upper, suffix=b""))] == ["unknown"] * 3
 
 
+def _dcp_reader(bucket: str, key: str, *ranges: tuple[int, int], **more: Any) -> object:
+    return DCPOptimizedS3Reader(bucket, key, [ItemRange(*each) for each in ranges], None, None, **more)
+
+
+_dcp_constructor = S3ReaderConstructor.dcp_optimized
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: S3ReaderConstructor.dcp_optimized(max_gap_size=-1), ValueError, "max_gap_size must be non-negative"),
-        (lambda: S3ReaderConstructor.dcp_optimized(max_gap_size="x"), TypeError, "max_gap_size must be"),
+        (lambda: S3ReaderConstructor.dcp_optimized(max_gap_size="x"), TypeError, "str|'x'"),
         (lambda: SequentialS3Reader("", "key", None, None), ValueError, "Bucket should be specified"),
         (lambda: RangedS3Reader("", "key", None, None), ValueError, "Bucket should be specified"),
-        (lambda: RangedS3Reader("b", "key", None, None, buffer_size="8"), TypeError, ""),
-        (lambda: RangedS3Reader("b", "key", None, None, buffer_size=1.5), TypeError, ""),
-        (lambda: DCPOptimizedS3Reader("", "key", [], None, None), ValueError, "Bucket should be specified"),
-        (lambda: DCPOptimizedS3Reader("b", "", [], None, None), ValueError, "Key should be specified"),
-        (lambda: DCPOptimizedS3Reader("b", "k", [], None, None), ValueError, "item_ranges must be a non-empty"),
+        (lambda: RangedS3Reader("b", "key", None, None, buffer_size="8"), TypeError, "str|'8'"),
+        (lambda: RangedS3Reader("b", "key", None, None, buffer_size=1.5), TypeError, "float|1.5"),
+        (lambda: _dcp_reader("", "key", (0, 1)), ValueError, "Bucket should be specified"),
+        (lambda: _dcp_reader("b", "", (0, 1)), ValueError, "Key should be specified"),
+        (lambda: _dcp_reader("b", "k"), ValueError, r"item_ranges must be a non-empty List\[ItemRange\] object"),
+        (lambda: _dcp_reader("b", "k", (0, 0), (5, 5)), ValueError, "No non-empty ranges to read"),
+        (lambda: _dcp_reader("b", "k", (0, 1), (5, 3)), ValueError, "Invalid range: 5-3"),
+        (lambda: _dcp_reader("b", "k", (-1, 3)), ValueError, "Invalid range: -1-3"),
+        (lambda: _dcp_reader("b", "k", (0, 1), max_gap_size=-1), ValueError, "max_gap_size must be non-negative"),
+        (lambda: _dcp_reader("b", "k", (0, 1), max_gap_size="x"), TypeError, "max_gap_size must be"),
+        (
+            lambda: _dcp_constructor()("b", "k/x.distcp", None, None),
+            ValueError,
+            "No ranges found for s3://b/k/x.distcp",
+        ),
+        (lambda: _dcp_constructor().set_item_ranges_by_file([1], {}, "s3://b"), ValueError, "storage_data must not be"),
     ],
 )
 def test_bad_constructors(make: Callable[[], object], error: type[Exception], message: str):
