@@ -12,11 +12,17 @@ from pathlib import Path
 import s3torch
 from s3torch.compat.installing import PACKAGES, real_version
 
-__all__ = ["IS_REAL", "importable", "run_program"]
+__all__ = ["IS_REAL", "OBJECTS", "content_of", "importable", "run_program"]
 
 IS_REAL = real_version() is not None
 PROGRAMS = Path(__file__).parent / "programs"
 SOURCE = str(Path(s3torch.__file__).parent.parent)
+OBJECTS = 23  # in the folder that programs read
+
+
+def content_of(number: int) -> bytes:
+    """Return what an object of that folder holds."""
+    return b"%03d" % number * (1 + 200 * number)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from tests.compat.connector import importable, run_program
+from tests.compat.connector import OBJECTS, content_of, importable, run_program
 
 with importable():
     from s3torchconnector import S3IterableDataset, S3MapDataset, S3Reader, S3ReaderConstructor
@@ -19,31 +19,14 @@ with importable():
 pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
 
 REGION = "us-east-1"
-COUNT = 23
 KINDS = [S3MapDataset, S3IterableDataset]
 READERS = [S3ReaderConstructor.sequential(), S3ReaderConstructor.range_based(), S3ReaderConstructor.range_based(0)]
-
-
-def content_of(number: int) -> bytes:
-    """Return what an object holds."""
-    return b"%03d" % number * (1 + 200 * number)
-
-
-@pytest.fixture(scope="module")
-def folder(client, bucket) -> str:
-    """The URI of a folder of objects, and of one beside it whose name begins alike."""
-    for number in range(COUNT):
-        with client.put_object(bucket, f"compat/images/{number:03}") as writer:
-            writer.write(content_of(number))
-    with client.put_object(bucket, "compat/images-2") as writer:
-        writer.write(b"other")
-    return f"s3://{bucket}/compat/images/"
 
 
 @pytest.fixture
 def uris(folder) -> list[str]:
     """The URIs of its objects."""
-    return [f"{folder}{number:03}" for number in range(COUNT)]
+    return [f"{folder}{number:03}" for number in range(OBJECTS)]
 
 
 def number_and_content(reader: S3Reader) -> tuple[int, bytes]:
@@ -56,15 +39,15 @@ def as_listed(batch: list[Any]) -> list[Any]:
     return batch
 
 
-WHOLE = [(number, content_of(number)) for number in range(COUNT)]
+WHOLE = [(number, content_of(number)) for number in range(OBJECTS)]
 
 
 def test_first_example(folder, bucket):
     """The first example of the documentation: iterate over one dataset, index the other."""
     iterable_dataset = S3IterableDataset.from_prefix(folder, region=REGION)
-    assert [item.key for item in iterable_dataset] == [f"compat/images/{number:03}" for number in range(COUNT)]
+    assert [item.key for item in iterable_dataset] == [f"compat/images/{number:03}" for number in range(OBJECTS)]
     map_dataset = S3MapDataset.from_prefix(folder, region=REGION)
-    assert len(map_dataset) == COUNT
+    assert len(map_dataset) == OBJECTS
     item = map_dataset[0]
     assert isinstance(item, S3Reader)
     assert (item.bucket, item.key) == (bucket, "compat/images/000")
@@ -103,24 +86,23 @@ def test_one_object(uris):
     assert len(S3MapDataset.from_objects([], region=REGION)) == 0
     assert list(S3IterableDataset.from_objects([], region=REGION)) == []
     dataset = S3MapDataset.from_objects((uri for uri in uris), region=REGION)
-    assert (len(dataset), len(dataset), dataset[-1].key[-3:]) == (COUNT, COUNT, "022")
+    assert (len(dataset), len(dataset), dataset[-1].key[-3:]) == (OBJECTS, OBJECTS, "022")
 
 
 def test_prefix_is_no_folder(folder, uris):
     """A prefix is the begin of a key, whatever follows; without one, a bucket is all of its objects."""
     both = S3MapDataset.from_prefix(folder.removesuffix("/"), region=REGION)
-    assert [both[index].key for index in range(2)] == ["compat/images-2", "compat/images/000"]
-    assert len(both) == COUNT + 1
-    assert len(S3MapDataset.from_prefix("s3://" + folder.split("/")[2], region=REGION)) > COUNT
+    assert {reader.key for reader in both} == {"compat/images-2", *(uri.split("/", 3)[3] for uri in uris)}
+    assert len(S3MapDataset.from_prefix("s3://" + folder.split("/")[2], region=REGION)) > OBJECTS
     assert len(S3MapDataset.from_prefix(f"{folder}nothing", region=REGION)) == 0
 
 
 def test_indices(uris):
     """A map dataset is indexed as a list is."""
     dataset = S3MapDataset.from_objects(uris, region=REGION, transform=number_and_content)
-    assert dataset[COUNT - 1] == dataset[-1] == WHOLE[-1]
-    assert dataset[-COUNT] == WHOLE[0]
-    for index in (COUNT, -COUNT - 1):
+    assert dataset[OBJECTS - 1] == dataset[-1] == WHOLE[-1]
+    assert dataset[-OBJECTS] == WHOLE[0]
+    for index in (OBJECTS, -OBJECTS - 1):
         with pytest.raises(IndexError, match="list index out of range"):
             dataset[index]
     with pytest.raises(TypeError):
@@ -177,7 +159,7 @@ def test_loaders_in_this_process(folder):
 
 
 def test_workers_of_each_start_method(folder):
-    """A program's DataLoaders yield every object exactly once under fork, spawn and forkserver, in the order of torch."""
+    """A program's DataLoaders yield every object exactly once by each start method, in torch's order."""
     found = json.loads(run_program("loaders", folder))
     everything = [[f"{number:03}", len(content)] for number, content in WHOLE]
     assert set(found) == {"fork", "spawn", "forkserver"}
@@ -189,10 +171,14 @@ def test_workers_of_each_start_method(folder):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_sharding_under_torchrun(folder, ranks: int):
-    """Ranks and their workers share the objects: each is yielded exactly once, and no rank has two more than another."""
-    printed = run_program("sharding", folder, ranks=ranks)
-    shares = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
-    assert len(shares) == ranks
-    assert sorted(key for share in shares for key in share) == [f"{number:03}" for number in range(COUNT)]
+def test_sharding_under_torchrun(ranks_of, ranks: int):
+    """Ranks and their workers share the objects, each is yielded exactly once; a DistributedSampler does so, too."""
+    printed = ranks_of(ranks)
+    everything = [f"{number:03}" for number in range(OBJECTS)]
+    assert len(printed) == ranks
+    shares = [share for share, _ in printed]
+    assert sorted(name for share in shares for name in share) == everything
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    sampled = sorted(name for _, share in printed for name in share)
+    assert len(sampled) == OBJECTS // ranks * ranks
+    assert set(sampled) <= set(everything)
