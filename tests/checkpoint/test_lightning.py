@@ -12,7 +12,6 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,7 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("pytorch_lightning")
 
-import fsspec
-from torch.utils.data import DataLoader
-
-from s3torch import S3Client, S3ClientConfig
+from s3torch import S3ClientConfig
 from s3torch.checkpoint import lightning as ours
 from s3torch.errors import (
     AccessDeniedError,
@@ -37,45 +33,18 @@ from s3torch.errors import (
 )
 from s3torch.lightning import S3LightningCheckpoint
 from s3torch.testing import FaultyServer, faults
+from tests.support.trainer import FILE_SYSTEMS, file_system_of_s3, new_model, new_trainer, rows
 
 pytestmark = pytest.mark.usefixtures("s3", "file_system")
 
 MiB = 1024 * 1024
-_FILE_SYSTEMS = importlib.import_module("fsspec.registry")._registry
-
-
-class _Listing(fsspec.AbstractFileSystem):
-    """As much of s3fs as ModelCheckpoint asks for: what is there. s3fs itself would hold botocore back."""
-
-    protocol = "s3"
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._client = S3Client()
-
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        bucket, _, key = self._strip_protocol(path).partition("/")
-        found: dict[str, dict[str, Any]] = {}
-        for page in self._client.list_objects(bucket, key):
-            for each in page.object_info:
-                below = each.key[len(key) :].lstrip("/")
-                if each.key == key or not key or each.key.startswith(f"{key}/"):
-                    name = f"{bucket}/{each.key[: len(each.key) - len(below)]}{below.partition('/')[0]}"
-                    kind = "directory" if "/" in below else "file"
-                    found[name] = {"name": name, "size": each.size, "type": kind}
-        if not found:
-            raise FileNotFoundError(path)
-        return list(found.values() if detail else found)
 
 
 @pytest.fixture
-def file_system(monkeypatch) -> Iterator[None]:
-    """What fsspec knows as s3: s3fs if it is installed."""
-    if find_spec("s3fs") is None:
-        monkeypatch.setitem(_FILE_SYSTEMS, "s3", _Listing)
-    yield
-    if find_spec("s3fs") is not None:
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+def file_system() -> Iterator[None]:
+    """What fsspec knows as s3."""
+    with file_system_of_s3():
+        yield
 
 
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
@@ -112,54 +81,14 @@ def _plugin(server: FaultyServer) -> S3LightningCheckpoint:
     return S3LightningCheckpoint("us-east-1", server.config, server.endpoint)
 
 
-def _model(pl: Any, losses: list[float]) -> Any:
-    class Model(pl.LightningModule):
-        """Learns nothing much; says that its loss is ``losses[epoch]``."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(4, 1)
-            self.epochs: list[int] = []
-
-        def training_step(self, batch: torch.Tensor, number: int) -> torch.Tensor:
-            return self.layer(batch).square().mean()
-
-        def on_train_epoch_end(self) -> None:
-            self.epochs.append(self.current_epoch)
-            self.log("loss", losses[self.current_epoch])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters())
-
-    return Model()
-
-
-def _trainer(pl: Any, tmp_path: Path, epochs: int, plugin: Any, *callbacks: Any) -> Any:
-    return pl.Trainer(
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        default_root_dir=tmp_path,
-        enable_checkpointing=bool(callbacks),
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        logger=False,
-        max_epochs=epochs,
-        plugins=[plugin],
-    )
-
-
-def _rows() -> DataLoader:
-    return DataLoader(torch.arange(32.0).reshape(8, 4), batch_size=4)
-
-
 # --- With a Trainer --------------------------------------------------------------------------------------------------
 
 
 def test_top_k(pl, tmp_path, folder, keys):
     """ModelCheckpoint leaves the best two of four in S3, and nothing in the local folder."""
     best = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", monitor="loss", save_top_k=2)
-    trainer = _trainer(pl, tmp_path, 4, S3LightningCheckpoint(), best)
-    trainer.fit(_model(pl, [3.0, 1.0, 4.0, 2.0]), _rows())
+    trainer = new_trainer(pl, tmp_path, 4, S3LightningCheckpoint(), best)
+    trainer.fit(new_model(pl, [3.0, 1.0, 4.0, 2.0]), rows())
     assert keys() == ["epoch=1.ckpt", "epoch=3.ckpt"]
     assert best.best_model_path == f"{folder}/epoch=1.ckpt"
     assert list(tmp_path.iterdir()) == []
@@ -168,18 +97,18 @@ def test_top_k(pl, tmp_path, folder, keys):
 def test_resume(pl, tmp_path, folder):
     """``ckpt_path`` goes on with the epoch after the saved one, with the same weights and optimizer."""
     every = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    model = _model(pl, [0.0] * 4)
-    _trainer(pl, tmp_path, 2, S3LightningCheckpoint(), every).fit(model, _rows())
+    model = new_model(pl, [0.0] * 4)
+    new_trainer(pl, tmp_path, 2, S3LightningCheckpoint(), every).fit(model, rows())
 
-    unbroken = _model(pl, [0.0] * 4)
+    unbroken = new_model(pl, [0.0] * 4)
     unbroken.load_state_dict(S3LightningCheckpoint().load_checkpoint(f"{folder}/epoch=1.ckpt")["state_dict"])
     assert torch.equal(unbroken.layer.weight, model.layer.weight)
 
-    resumed = _model(pl, [0.0] * 4)
+    resumed = new_model(pl, [0.0] * 4)
     again = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer = _trainer(pl, tmp_path, 4, S3LightningCheckpoint(), again)
+    trainer = new_trainer(pl, tmp_path, 4, S3LightningCheckpoint(), again)
     with pytest.warns(UserWarning, match="exists and is not empty"):
-        trainer.fit(resumed, _rows(), ckpt_path=f"{folder}/epoch=1.ckpt")
+        trainer.fit(resumed, rows(), ckpt_path=f"{folder}/epoch=1.ckpt")
     assert resumed.epochs == [2, 3]
     assert trainer.global_step == 8
     assert [float(each["step"]) for each in trainer.optimizers[0].state.values()] == [8.0, 8.0]
@@ -187,16 +116,16 @@ def test_resume(pl, tmp_path, folder):
 
 def test_without_a_file_system(pl, tmp_path, folder, monkeypatch):
     """Saving by hand and resuming need no fsspec for S3; ModelCheckpoint does, and says so when it is made."""
-    monkeypatch.delitem(_FILE_SYSTEMS, "s3", raising=False)
+    monkeypatch.delitem(FILE_SYSTEMS, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ImportError, match="s3fs"):
         pl.callbacks.ModelCheckpoint(dirpath=folder)
     path = f"{folder}/model.ckpt"
-    trainer = _trainer(pl, tmp_path, 1, S3LightningCheckpoint())
-    trainer.fit(_model(pl, [0.0] * 2), _rows())
+    trainer = new_trainer(pl, tmp_path, 1, S3LightningCheckpoint())
+    trainer.fit(new_model(pl, [0.0] * 2), rows())
     trainer.save_checkpoint(path)
-    resumed = _model(pl, [0.0] * 2)
-    _trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, _rows(), ckpt_path=path)
+    resumed = new_model(pl, [0.0] * 2)
+    new_trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, rows(), ckpt_path=path)
     assert resumed.epochs == [1]
 
 
@@ -211,8 +140,8 @@ def test_async(pl, tmp_path, folder, keys):
 
     plugins = importlib.import_module(f"{pl.__name__}.plugins.io")
     every = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer = _trainer(pl, tmp_path, 3, plugins.AsyncCheckpointIO(Seen()), every)
-    trainer.fit(_model(pl, [0.0] * 4), _rows())
+    trainer = new_trainer(pl, tmp_path, 3, plugins.AsyncCheckpointIO(Seen()), every)
+    trainer.fit(new_model(pl, [0.0] * 4), rows())
     assert keys() == ["epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt"]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
@@ -224,34 +153,34 @@ def test_async_failure(pl, tmp_path, folder, faulty):
     faulty.rates({faults.status(403, "AccessDenied"): 1.0})
     plugins = importlib.import_module(f"{pl.__name__}.plugins.io")
     every = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)
-    trainer = _trainer(pl, tmp_path, 2, plugins.AsyncCheckpointIO(_plugin(faulty)), every)
+    trainer = new_trainer(pl, tmp_path, 2, plugins.AsyncCheckpointIO(_plugin(faulty)), every)
     with pytest.raises(AccessDeniedError, match="is forbidden"):
-        trainer.fit(_model(pl, [0.0] * 2), _rows())
+        trainer.fit(new_model(pl, [0.0] * 2), rows())
 
 
 @pytest.mark.skipif(max(ours._INSTALLED.values()) < (2, 6), reason="fit has no weights_only before Lightning 2.6")
 def test_weights_only_of_fit(pl, tmp_path, folder):
     """``fit(weights_only=False)`` resumes from a checkpoint that holds more than weights, which is refused unasked."""
     path = f"{folder}/model.ckpt"
-    first = _model(pl, [0.0] * 2)
+    first = new_model(pl, [0.0] * 2)
     first.on_save_checkpoint = lambda checkpoint: checkpoint.update(code=_Code())
-    trainer = _trainer(pl, tmp_path, 1, S3LightningCheckpoint())
-    trainer.fit(first, _rows())
+    trainer = new_trainer(pl, tmp_path, 1, S3LightningCheckpoint())
+    trainer.fit(first, rows())
     trainer.save_checkpoint(path)
-    resumed = _model(pl, [0.0] * 2)
+    resumed = new_model(pl, [0.0] * 2)
     with pytest.raises(pickle.UnpicklingError, match="_Code"):
-        _trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, _rows(), ckpt_path=path)
-    _trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, _rows(), ckpt_path=path, weights_only=False)
+        new_trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, rows(), ckpt_path=path)
+    new_trainer(pl, tmp_path, 2, S3LightningCheckpoint()).fit(resumed, rows(), ckpt_path=path, weights_only=False)
     assert resumed.epochs == [1]
 
 
 def test_tuner(pl, tmp_path, keys):
     """The state that a Tuner restores stays on the local disk, and is gone when it is done."""
-    model = _model(pl, [0.0] * 9)
+    model = new_model(pl, [0.0] * 9)
     model.lr = 1e-3
     before = model.layer.weight.detach().clone()
-    tuner = importlib.import_module(f"{pl.__name__}.tuner").Tuner(_trainer(pl, tmp_path, 1, S3LightningCheckpoint()))
-    tuner.lr_find(model, _rows(), num_training=3, update_attr=False)
+    tuner = importlib.import_module(f"{pl.__name__}.tuner").Tuner(new_trainer(pl, tmp_path, 1, S3LightningCheckpoint()))
+    tuner.lr_find(model, rows(), num_training=3, update_attr=False)
     assert torch.equal(model.layer.weight, before)
     assert keys() == []
     assert list(tmp_path.iterdir()) == []

@@ -185,7 +185,7 @@ def _parse(path: str) -> tuple[str, str]:
         )
     if not path.startswith("s3://"):
         raise InvalidURIError(
-            f"S3LightningCheckpoint keeps checkpoints in S3 only, got {path!r}. Write 's3://bucket/key', or "
+            f"Only s3:// URIs are supported by S3LightningCheckpoint, got {path!r}. Write 's3://bucket/key', or "
             "ModelCheckpoint(dirpath='s3://bucket/folder')."
         )
     return parse_checkpoint_uri(path)

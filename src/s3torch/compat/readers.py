@@ -218,7 +218,7 @@ class DCPOptimizedS3Reader(_Worded, AdaptiveS3Reader):
         max_gap_size: Checked, and not needed.
 
     Raises:
-        ArgumentError: The key is empty, there is no range, or one is negative or backwards.
+        ArgumentError: Bucket or key is empty, there is no range of any length, or one is negative or backwards.
     """
 
     def __init__(
@@ -230,13 +230,17 @@ class DCPOptimizedS3Reader(_Worded, AdaptiveS3Reader):
         get_stream: GetStream,
         max_gap_size: float = DEFAULT_MAX_GAP_SIZE,
     ) -> None:
+        if not bucket:
+            raise ArgumentError("Bucket should be specified")
         if not key:
             raise ArgumentError("Key should be specified")
-        if not any(each.end > each.start for each in item_ranges):
+        if not item_ranges:
             raise ArgumentError("item_ranges must be a non-empty List[ItemRange] object")
         for each in item_ranges:
             if not 0 <= each.start <= each.end:
                 raise ArgumentError(f"Invalid range: {each.start}-{each.end}")
+        if all(each.start == each.end for each in item_ranges):
+            raise ArgumentError("No non-empty ranges to read (all ranges were length 0)")
         _check_gap(max_gap_size)
         super().__init__(remote_object(bucket, key, get_object_info, get_stream), _DEFAULT_WINDOW)
 
