@@ -86,7 +86,7 @@ class S3Error(Exception):
 
     def __init__(
         self,
-        message: str,
+        message: str = "",
         *,
         bucket: str | None = None,
         key: str | None = None,

@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 __all__ = ["MODULES", "parameters", "surface"]
 
@@ -38,23 +39,35 @@ MODULES = [
     "s3torchconnector.s3reader.sequential",
     "s3torchconnector.s3writer",
     "s3torchconnectorclient",
+    "s3torchconnectorclient._logger_patch",
+    "s3torchconnectorclient._mountpoint_s3_client",
 ]
+_PACKAGES = ("s3torchconnector", "s3torchconnectorclient")
 
 
 def surface() -> dict[str, dict[str, object]]:
-    """Return, for each module, its public classes and functions; of a class, its public methods' parameters."""
+    """Return, for each module, the public names of the packages that can be imported from it.
+
+    Of a class where it is defined: its public methods' parameters. Elsewhere, and of a module: where it is defined. Of
+    a constant: its value.
+    """
     return {module: _names(module) for module in MODULES}
 
 
 def _names(name: str) -> dict[str, object]:
-    module = importlib.import_module(name)
-    listed = getattr(module, "__all__", None)
-    packages = ("s3torchconnector", "s3torchconnectorclient")
     found: dict[str, object] = {}
-    for each, value in sorted(vars(module).items()):
-        is_own = getattr(value, "__module__", "").startswith(packages) and not each.startswith("_")
-        if each in listed if listed is not None else is_own and value.__module__ == name:
-            found[each] = f"{value.__module__}.{each}" if is_own and value.__module__ != name else _written(value)
+    for each, value in sorted(vars(importlib.import_module(name)).items()):
+        if each.startswith("_") and each != "__version__":
+            continue
+        if isinstance(value, ModuleType):
+            home, written = value.__name__, value.__name__
+        elif each == "__version__" or (type(value) is int and not each.startswith("SEEK_")):
+            home, written = name, value
+        else:
+            home = getattr(value, "__module__", "")
+            written = _written(value) if home == name else f"{home}.{each}"
+        if home.partition(".")[0] in _PACKAGES:
+            found[each] = written
     return found
 
 

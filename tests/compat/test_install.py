@@ -106,6 +106,18 @@ def test_install_replaces(real: Path):
     assert "and stands before s3torchconnector 1.4.2" in str(s3torch.compat.status())
 
 
+def test_install_behind_the_real_one(real: Path):
+    """Packages of ours that are found after the real one are not installed, and are put before it."""
+    sys.path.append(str(PACKAGES))
+    assert not s3torch.compat.status().is_installed
+    with pytest.raises(CompatError, match="is installed, and would be hidden"):
+        s3torch.compat.install()
+    with pytest.warns(MigrationWarning):
+        s3torch.compat.install(replace=True)
+    assert (sys.path[0], sys.path.count(str(PACKAGES))) == (str(PACKAGES), 1)
+    assert s3torch.compat.status().is_installed
+
+
 def test_install_without_metadata(real: Path):
     """A real one that lies in ``sys.path`` without having been installed is found, too."""
     (real / "s3torchconnector-1.4.2.dist-info" / "METADATA").unlink()
@@ -148,6 +160,9 @@ def test_names(name: str):
     module = importlib.import_module(name)
     assert Path(module.__file__ or "").is_relative_to(PACKAGES)
     assert [each for each in SURFACE[name] if not hasattr(module, each)] == []
+    assert {each: getattr(module, each) for each, value in SURFACE[name].items() if isinstance(value, int)} == {
+        each: value for each, value in SURFACE[name].items() if isinstance(value, int)
+    }
 
 
 def _classes() -> Iterator[tuple[str, str, str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import torch.distributed.checkpoint as dcp
 from s3torch import ReaderType, S3Client, S3ReaderConfig, errors
 from s3torch.compat import client as compat_client
 from s3torch.compat import readers
+from s3torch.compat.checkpoint import S3Checkpoint
 from s3torch.compat.config import S3ClientConfig
-from s3torch.compat.datasets import S3IterableDataset, S3MapDataset
+from s3torch.compat.datasets import S3BucketIterable, S3IterableDataset, S3MapDataset, get_objects_from_prefix
 from s3torch.compat.dcp import S3FileSystem, S3StorageReader, S3StorageWriter
 from s3torch.compat.mock import MockS3Client
+from s3torch.compat.native import MockMountpointS3Client, join_all_managed_threads
 from s3torch.compat.readers import S3ReaderConstructor, SequentialS3Reader
 from s3torch.compat.wording import text_of
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -244,7 +247,7 @@ def test_exact_reads(client: MockS3Client):
     live = compat_client.S3Client("us-east-1", endpoint=client.endpoint, s3client_config=client.s3client_config)
     reader._remote._client = live  # a client for tests does not pickle
     pickle.loads(pickle.dumps(reader)).read(5)
-    asked = [request.headers.get("range") for request in client._server.requests]
+    asked = [request.headers.get("range") for request in client._mock_client.server.requests]
     assert asked == [None, "bytes=100-109", "bytes=110-129", "bytes=130-134"]
 
 
@@ -404,3 +407,54 @@ def test_lightning(client: MockS3Client):
     with pytest.raises(errors.NotFoundError, match=r"^Service error: The key does not exist$"):
         checkpoint.load_checkpoint("s3://bucket/b.ckpt")
     checkpoint.teardown()
+
+
+# The native client
+
+
+def test_native_client():
+    """The native client and its double have the attributes, the methods and the streams of s3torchconnector's."""
+    mock = MockMountpointS3Client("us-east-1", "bucket", part_size=16 * MiB)
+    mock.add_object("key", CONTENT)
+    native = mock.create_mocked_client()
+    given = (native.region, native.part_size, native.unsigned, native.force_path_style, native.profile)
+    assert given == ("us-east-1", 16 * MiB, True, True, None)
+    assert (native.throughput_target_gbps, native.max_attempts, native.endpoint) == (10.0, 10, mock.server.endpoint)
+    assert native.user_agent_prefix.endswith("(mock_client)")
+    del mock
+    gc.collect()
+    stream = native.get_object("bucket", "key")
+    assert (stream.bucket, stream.key, b"".join(stream), stream.tell()) == ("bucket", "key", CONTENT, len(CONTENT))
+    assert b"".join(native.get_object("bucket", "key", 5, 9)) == CONTENT[5:9]
+    written = native.put_object("bucket", "other")
+    written.write(b"content")
+    written.close()
+    assert native.head_object("bucket", "other").size == 7
+    native.delete_object("bucket", "other")
+    assert [info.key for page in native.list_objects("bucket") for info in page.object_info] == ["key"]
+    join_all_managed_threads(1.0)
+
+
+def test_clients_put_in_place(client: MockS3Client):
+    """Tests of programs put a client for tests where checkpoints have theirs."""
+    checkpoint = S3Checkpoint("us-east-1")
+    checkpoint._client = client
+    with checkpoint.writer("s3://bucket/saved") as writer:
+        torch.save({"step": 1}, writer)
+    assert torch.load(checkpoint.reader("s3://bucket/saved")) == {"step": 1}
+    items = S3MapDataset.from_prefix("s3://bucket/p/", region="us-east-1")
+    items._client = client
+    assert [len(reader.read()) for reader in items] == [1000] * 5
+
+
+def test_errors_of_a_programs_own():
+    """A program's tests raise its exception with any text or none."""
+    assert [str(errors.S3Error(*given)) for given in ([], ["text"])] == ["", "text"]
+    assert errors.S3Error("text").args == ("text",)
+
+
+def test_listings_of_functions(client: MockS3Client):
+    """What lists a prefix can be iterated over again."""
+    listed = S3BucketIterable(client, "bucket", "p/")
+    assert [[item.key for item in listed] for _ in range(2)] == [KEYS] * 2
+    assert [item.key for item in get_objects_from_prefix("s3://bucket/p/", client)] == KEYS

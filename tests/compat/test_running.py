@@ -126,6 +126,27 @@ def test_installed_by_the_program(tmp_path: Path):
     assert ended.err.count("MigrationWarning: ") == 1
 
 
+def test_programs_of_programs(tmp_path: Path):
+    """A program that runs another by this command leaves it the same ``PYTHONPATH``; it is not told again."""
+    (tmp_path / "program.py").write_text(
+        "import os, subprocess, sys\nprint(os.environ['PYTHONPATH'], flush=True)\nif sys.argv[1:]:\n"
+        "    subprocess.run([sys.executable, '-m', 's3torch.compat', *sys.argv[1:]], check=True)\n"
+    )
+    ended = _compat("program.py", "program.py", "program.py", cwd=tmp_path)
+    assert ended.out.splitlines() == [os.pathsep.join([PACKAGES, SOURCE])] * 3
+    assert ended.err == ""
+
+
+def test_warnings_as_errors(tmp_path: Path):
+    """``-W error`` is for the program's warnings; ``-W ignore`` is for ours as well."""
+    (tmp_path / "program.py").write_text("import warnings; warnings.warn('of the program')")
+    ended = _python("-W", "error", "-m", "s3torch.compat", "program.py", cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.err.startswith("python -m s3torch.compat: s3torchconnector is s3torch ")
+    assert ended.err.endswith("UserWarning: of the program\n")
+    assert _python("-W", "ignore", "-m", "s3torch.compat", "program.py", cwd=tmp_path) == (0, "", "")
+
+
 def test_pytest(tmp_path: Path):
     """Tests of a program run by ``-m pytest``, and a failure is pytest's status."""
     (tmp_path / "test_it.py").write_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from s3torch import client, config
@@ -19,10 +19,7 @@ from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-__all__ = ["ListObjectStream", "MountpointS3Client", "S3Client", "UserAgent"]
+__all__ = ["ListObjectStream", "S3Client", "UserAgent"]
 
 
 class UserAgent:
@@ -151,14 +148,6 @@ class S3Client(client.S3Client):
         self, bucket: str, key: str, start: int | None = None, end: int | None = None
     ) -> GetObjectStream:
         return GetObjectStream(self.remote_object(bucket, key), start, end)
-
-
-class MountpointS3Client:
-    """Stands for the native client in what s3torchconnector has pickled."""
-
-    def __new__(cls, *_configuration: object) -> Self:
-        """Return it; what it was made of is known without it."""
-        return super().__new__(cls)
 
 
 def _identity(object_info: ObjectInfo | HeadObjectResult) -> ObjectInfo | HeadObjectResult:

@@ -26,7 +26,7 @@ from s3torch.uri import parse_s3_uri
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["S3IterableDataset", "S3MapDataset", "get_objects_from_prefix", "get_objects_from_uris"]
+__all__ = ["S3BucketIterable", "S3IterableDataset", "S3MapDataset", "get_objects_from_prefix", "get_objects_from_uris"]
 
 GetDatasetObjects = Callable[[S3Client], Iterable[S3BucketKeyData]]
 
@@ -39,7 +39,23 @@ def get_objects_from_uris(object_uris: str | Iterable[str], client: CoreClient) 
 
 def get_objects_from_prefix(s3_uri: str, client: CoreClient) -> Iterator[S3BucketKeyData]:
     """Return the objects whose keys begin with a prefix, as they are listed."""
-    return list_prefix(client, *parse_s3_uri(s3_uri))
+    return iter(S3BucketIterable(client, *parse_s3_uri(s3_uri)))
+
+
+class S3BucketIterable:
+    """The objects whose keys begin with a prefix, listed anew by each iteration.
+
+    Args:
+        client: Lists them.
+        bucket: Of the objects.
+        prefix: Of their keys.
+    """
+
+    def __init__(self, client: CoreClient, bucket: str, prefix: str) -> None:
+        self._arguments = client, bucket, prefix
+
+    def __iter__(self) -> Iterator[S3BucketKeyData]:
+        return list_prefix(*self._arguments)
 
 
 class _NoLookAhead(LookAhead):

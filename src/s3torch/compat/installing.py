@@ -20,7 +20,7 @@ from s3torch._version import __version__
 from s3torch.compat.version import __version__ as version_followed
 from s3torch.errors import S3Error
 
-__all__ = ["PACKAGES", "CompatError", "MigrationWarning", "Status", "install", "real_version", "status"]
+__all__ = ["PACKAGES", "CompatError", "MigrationWarning", "Status", "elsewhere", "install", "real_version", "status"]
 
 PACKAGES = Path(__file__).parent / "packages"
 
@@ -100,7 +100,7 @@ def install(*, replace: bool = False) -> None:
             "s3torch.compat.install(replace=True) or run 'python -m s3torch.compat --replace'; or uninstall "
             "s3torchconnector."
         )
-    sys.path.insert(0, str(PACKAGES))
+    sys.path[:] = [str(PACKAGES), *elsewhere()]
     hidden = "" if version is None else f", and hides the installed {version}"
     warnings.warn(
         f"s3torchconnector is s3torch {__version__} from here on{hidden}. What differs: {_PAGE}",
@@ -116,8 +116,14 @@ def status() -> Status:
     return Status(_is_installed(), real_version(), {module: _names_of(module) for module in modules})
 
 
+def elsewhere() -> list[str]:
+    """Return ``sys.path`` without our packages."""
+    return [entry for entry in sys.path if entry != str(PACKAGES)]
+
+
 def _is_installed() -> bool:
-    return str(PACKAGES) in sys.path
+    found = PathFinder.find_spec(_NAMES[0], sys.path)
+    return found is not None and Path(found.origin or "").is_relative_to(PACKAGES)
 
 
 def _is_ours(module: ModuleType) -> bool:
@@ -126,8 +132,7 @@ def _is_ours(module: ModuleType) -> bool:
 
 def real_version() -> str | None:
     """Return the version of the real s3torchconnector; None if it is not installed."""
-    elsewhere = [entry for entry in sys.path if entry != str(PACKAGES)]
-    if all(PathFinder.find_spec(name, elsewhere) is None for name in _NAMES):
+    if all(PathFinder.find_spec(name, elsewhere()) is None for name in _NAMES):
         return None
     try:
         return metadata.version(_NAMES[0])

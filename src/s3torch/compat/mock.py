@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.config import S3ClientConfig
+from s3torch.compat.native import MockMountpointS3Client
 
 __all__ = ["MockS3Client"]
 
@@ -28,18 +28,15 @@ class MockS3Client(S3Client):
         user_agent: UserAgent | None = None,
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
-        from s3torch.testing import FaultyServer  # a server, which a program does not need
-
-        self._server = FaultyServer(bucket=bucket)
-        self._server.__enter__()
-        weakref.finalize(self, self._server.__exit__, None, None, None)
+        self._mock_client = MockMountpointS3Client(region, bucket)
         config = replace(s3client_config or S3ClientConfig(), unsigned=True, force_path_style=True)
-        super().__init__(region, endpoint=self._server.endpoint, user_agent=user_agent, s3client_config=config)
+        endpoint = self._mock_client.server.endpoint
+        super().__init__(region, endpoint=endpoint, user_agent=user_agent, s3client_config=config)
 
     def add_object(self, key: str, data: bytes) -> None:
         """Put an object into the bucket."""
-        self._server.objects[key] = data
+        self._mock_client.add_object(key, data)
 
     def remove_object(self, key: str) -> None:
         """Take an object out of the bucket."""
-        del self._server.objects[key]
+        self._mock_client.remove_object(key)

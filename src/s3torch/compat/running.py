@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
-from s3torch.compat.installing import PACKAGES, CompatError, install, status
+from s3torch.compat.installing import PACKAGES, CompatError, MigrationWarning, elsewhere, install, status
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("a script or a module is needed")
     _check_program(program[0], is_module=is_module)
     _install(replace=options.replace)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = _with_packages(os.environ.get("PYTHONPATH", ""))
     sys.excepthook = _show
     sys.argv[:] = program
     if is_module:
@@ -93,8 +93,16 @@ def _install(*, replace: bool) -> None:
             install(replace=replace)
         except CompatError as error:
             _refuse(str(error))
-    for warning in caught:  # its line is none of the program's
-        print(f"python -m s3torch.compat: {warning.message}", file=sys.stderr)
+        except MigrationWarning as warning:  # ``-W error`` is meant for the program
+            _say(str(warning))
+    for each in caught:  # without a line, which would be one of ours
+        _say(str(each.message))
+
+
+def _with_packages(python_path: str) -> str:
+    """Return a ``PYTHONPATH`` that begins with our packages, and has them once."""
+    entries = filter(None, python_path.split(os.pathsep))
+    return os.pathsep.join([str(PACKAGES), *(entry for entry in entries if entry != str(PACKAGES))])
 
 
 def _run_path(path: Path) -> None:
@@ -128,7 +136,7 @@ def _order_path(first: str | None) -> None:
     Args:
         first: The folder of a script, in place of that of ``-m s3torch.compat``; None keeps that.
     """
-    entries = [entry for entry in sys.path if entry != str(PACKAGES)]
+    entries = elsewhere()
     if not getattr(sys.flags, "safe_path", False):  # new in 3.11
         entries[:1] = [entries[0] if first is None else first]
     sys.path[:] = [*entries[:1], str(PACKAGES), *entries[1:]]
@@ -145,5 +153,9 @@ _OURS = (__file__, str(Path(__file__).with_name("__main__.py")), runpy.__file__,
 
 
 def _refuse(message: str, exit_status: int = _USAGE_ERROR) -> NoReturn:
-    print(f"python -m s3torch.compat: {message}", file=sys.stderr)
+    _say(message)
     raise SystemExit(exit_status)
+
+
+def _say(message: str) -> None:
+    print(f"python -m s3torch.compat: {message}", file=sys.stderr)

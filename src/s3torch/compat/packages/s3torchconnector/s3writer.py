@@ -1,5 +1,6 @@
 """The writer."""
 
 from s3torch.writer import S3Writer
+from s3torch.writer import S3Writer as PutObjectStream
 
-__all__ = ["S3Writer"]
+__all__ = ["PutObjectStream", "S3Writer"]

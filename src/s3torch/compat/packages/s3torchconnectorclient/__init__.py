@@ -3,6 +3,6 @@
 from s3torch.compat.version import __version__
 from s3torch.errors import S3Error as S3Exception
 
-LOG_TRACE = 5
+from ._logger_patch import TRACE as LOG_TRACE
 
 __all__ = ["LOG_TRACE", "S3Exception", "__version__"]

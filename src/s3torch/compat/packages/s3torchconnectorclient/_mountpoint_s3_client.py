@@ -3,7 +3,8 @@
 from s3torch._aws.listing import ListObjectsResult as ListObjectResult
 from s3torch._aws.listing import ObjectInfo, RestoreStatus
 from s3torch.client import HeadObjectResult
-from s3torch.compat.client import ListObjectStream, MountpointS3Client
+from s3torch.compat.client import ListObjectStream
+from s3torch.compat.native import MockMountpointS3Client, MountpointS3Client, join_all_managed_threads
 from s3torch.compat.streams import GetObjectStream
 from s3torch.compat.version import __version__
 from s3torch.errors import S3Error as S3Exception
@@ -14,10 +15,12 @@ __all__ = [
     "HeadObjectResult",
     "ListObjectResult",
     "ListObjectStream",
+    "MockMountpointS3Client",
     "MountpointS3Client",
     "ObjectInfo",
     "PutObjectStream",
     "RestoreStatus",
     "S3Exception",
     "__version__",
+    "join_all_managed_threads",
 ]

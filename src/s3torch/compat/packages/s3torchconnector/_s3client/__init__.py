@@ -1,7 +1,7 @@
 """The client."""
 
-from s3torch.compat.client import S3Client
-from s3torch.compat.config import S3ClientConfig
-from s3torch.compat.mock import MockS3Client
+from ._mock_s3client import MockS3Client
+from ._s3client import S3Client
+from .s3client_config import S3ClientConfig
 
 __all__ = ["MockS3Client", "S3Client", "S3ClientConfig"]

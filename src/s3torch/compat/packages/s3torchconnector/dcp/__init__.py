@@ -1,6 +1,7 @@
 """Distributed checkpoints."""
 
-from s3torch.checkpoint.dcp import (
+from .s3_file_system import S3FileSystem, S3StorageReader, S3StorageWriter
+from .s3_prefix_strategy import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,
     HexPrefixStrategy,
@@ -8,7 +9,6 @@ from s3torch.checkpoint.dcp import (
     RoundRobinPrefixStrategy,
     S3PrefixStrategyBase,
 )
-from s3torch.compat.dcp import S3FileSystem, S3StorageReader, S3StorageWriter
 
 __all__ = [
     "BinaryPrefixStrategy",

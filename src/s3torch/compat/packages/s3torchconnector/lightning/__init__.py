@@ -1,5 +1,5 @@
 """Checkpoints of Lightning."""
 
-from s3torch.compat.lightning import S3LightningCheckpoint
+from .s3_lightning_checkpoint import S3LightningCheckpoint
 
 __all__ = ["S3LightningCheckpoint"]

@@ -1,20 +1,14 @@
 """The readers."""
 
 from s3torch.compat.config import S3ReaderConfig
-from s3torch.compat.readers import (
-    DCPOptimizedConstructor,
-    DCPOptimizedS3Reader,
-    DCPS3ReaderConstructorProtocol,
-    GetStreamCallable,
-    ItemRange,
-    RangedS3Reader,
-    RangeGroup,
-    S3Reader,
-    S3ReaderConstructor,
-    S3ReaderConstructorProtocol,
-    SequentialS3Reader,
-)
 from s3torch.config import ReaderType
+
+from .constructor import DCPOptimizedConstructor, S3ReaderConstructor
+from .dcp_optimized import DCPOptimizedS3Reader, ItemRange, RangeGroup
+from .protocol import DCPS3ReaderConstructorProtocol, GetStreamCallable, S3ReaderConstructorProtocol
+from .ranged import RangedS3Reader
+from .s3reader import S3Reader
+from .sequential import SequentialS3Reader
 
 __all__ = [
     "DCPOptimizedConstructor",
