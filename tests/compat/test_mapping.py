@@ -20,8 +20,8 @@ from s3torch.compat.checkpoint import S3Checkpoint
 from s3torch.compat.config import S3ClientConfig
 from s3torch.compat.datasets import S3BucketIterable, S3IterableDataset, S3MapDataset, get_objects_from_prefix
 from s3torch.compat.dcp import S3FileSystem, S3StorageReader, S3StorageWriter
-from s3torch.compat.mock import MockS3Client
-from s3torch.compat.native import MockMountpointS3Client, join_all_managed_threads
+from s3torch.compat.mock import MockMountpointS3Client, MockS3Client
+from s3torch.compat.native import join_all_managed_threads
 from s3torch.compat.readers import S3ReaderConstructor, SequentialS3Reader
 from s3torch.compat.wording import text_of
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -247,7 +247,7 @@ def test_exact_reads(client: MockS3Client):
     live = compat_client.S3Client("us-east-1", endpoint=client.endpoint, s3client_config=client.s3client_config)
     reader._remote._client = live  # a client for tests does not pickle
     pickle.loads(pickle.dumps(reader)).read(5)
-    asked = [request.headers.get("range") for request in client._mock_client.server.requests]
+    asked = [request.headers.get("range") for request in client._server.requests]
     assert asked == [None, "bytes=100-109", "bytes=110-129", "bytes=130-134"]
 
 
@@ -419,7 +419,7 @@ def test_native_client():
     native = mock.create_mocked_client()
     given = (native.region, native.part_size, native.unsigned, native.force_path_style, native.profile)
     assert given == ("us-east-1", 16 * MiB, True, True, None)
-    assert (native.throughput_target_gbps, native.max_attempts, native.endpoint) == (10.0, 10, mock.server.endpoint)
+    assert (native.throughput_target_gbps, native.max_attempts, native.endpoint) == (10.0, 10, mock.endpoint)
     assert native.user_agent_prefix.endswith("(mock_client)")
     del mock
     gc.collect()

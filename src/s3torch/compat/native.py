@@ -1,8 +1,7 @@
-"""The native client of s3torchconnector and its double for tests: s3torch's client, which reads by streams."""
+"""The native client of s3torchconnector: s3torch's client, which reads by streams."""
 
 from __future__ import annotations
 
-import weakref
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from s3torch.compat.streams import GetObjectStream
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MockMountpointS3Client", "MountpointS3Client", "join_all_managed_threads"]
+__all__ = ["MountpointS3Client", "join_all_managed_threads"]
 
 _DEFAULTS = S3ClientConfig()
 
@@ -63,66 +62,6 @@ class MountpointS3Client(S3Client):
     ) -> GetObjectStream:
         """Return a stream of the bytes ``[start, end)``."""
         return self._get_object_stream(bucket, key, start, end)
-
-
-class MockMountpointS3Client:
-    """A server in this process with one bucket, which ends with this.
-
-    Args:
-        region: Of the bucket.
-        bucket: Its name.
-
-    The others are those of MountpointS3Client; but nothing is signed, and the endpoint is the server's.
-    """
-
-    def __init__(
-        self,
-        region: str,
-        bucket: str,
-        endpoint: str = "",
-        throughput_target_gbps: float | None = _DEFAULTS.throughput_target_gbps,
-        part_size: int = _DEFAULTS.part_size,
-        user_agent_prefix: str = "mock_client",
-        unsigned: bool = False,  # noqa: FBT001, FBT002  # the place it has in s3torchconnector
-        force_path_style: bool = False,  # noqa: FBT001, FBT002  # the place it has in s3torchconnector
-        max_attempts: int = _DEFAULTS.max_attempts,
-    ) -> None:
-        from s3torch.testing import FaultyServer  # a server, which a program does not need
-
-        del endpoint
-        self.region = region
-        self.throughput_target_gbps = throughput_target_gbps
-        self.part_size = part_size
-        self.user_agent_prefix = user_agent_prefix
-        self.unsigned = unsigned
-        self.force_path_style = force_path_style
-        self.max_attempts = max_attempts
-        self.server = FaultyServer(bucket=bucket)
-        self.server.__enter__()
-        weakref.finalize(self, self.server.__exit__, None, None, None)
-
-    def create_mocked_client(self) -> MountpointS3Client:
-        """Return a client of the server."""
-        client = MountpointS3Client(
-            self.region,
-            self.user_agent_prefix,
-            self.throughput_target_gbps,
-            self.part_size,
-            unsigned=True,
-            endpoint=self.server.endpoint,
-            force_path_style=True,
-            max_attempts=self.max_attempts,
-        )
-        client.mock = self  # type: ignore[attr-defined]  # the server lives as long as its clients
-        return client
-
-    def add_object(self, key: str, data: bytes) -> None:
-        """Put an object into the bucket."""
-        self.server.objects[key] = data
-
-    def remove_object(self, key: str) -> None:
-        """Take an object out of the bucket."""
-        del self.server.objects[key]
 
 
 def join_all_managed_threads(timeout_secs: float) -> None:
