@@ -75,7 +75,7 @@ def closure(names: set[str]) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """The library imports exactly the packages that it declares; awscrt only where it is installed."""
+    """The library imports exactly the packages that it declares; some of them only where they are installed."""
     library = [name for name in TREES if not name.startswith(_BESIDE)]
     assert imported(library) == declared() | declared("checksums")
 

@@ -7,8 +7,8 @@ checksums, and says nothing to whoever does not know where the parts of the uplo
 the answer for the whole object, but without ``-N`` in the answer for a range of all of it: so an answer with a range is
 only believed where it names its type (https://github.com/boto/botocore/issues/3346).
 
-CRC32 and the SHAs are computed by the standard library. CRC32C and CRC64NVME are not in it, and too slow in Python:
-they need ``awscrt``.
+CRC32 and the SHAs are computed by the standard library; ``zlib_ng``, where it is installed, takes a seventh of the time
+for CRC32. CRC32C and CRC64NVME are not in it, and too slow in Python: they need ``awscrt``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import base64
 import binascii
 import functools
 import hashlib
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from s3torch._forks import NO_FORK
+
+try:
+    from zlib_ng.zlib_ng import crc32
+except ImportError:
+    from zlib import crc32
 
 __all__ = [
     "ALGORITHMS",
@@ -36,6 +40,7 @@ __all__ = [
     "combine",
     "combine_all",
     "compute",
+    "crc32",
     "is_available",
     "upload_fields",
 ]
@@ -123,7 +128,7 @@ def is_available(algorithm: Algorithm) -> bool:
 def compute(algorithm: Algorithm, pieces: Iterable[memoryview]) -> Checksum:
     """Return the checksum of bytes that lie in pieces; the algorithm must be available."""
     if algorithm.polynomial:
-        crc = zlib.crc32 if algorithm is CRC32 else _awscrt()[algorithm.name]
+        crc = crc32 if algorithm is CRC32 else _awscrt()[algorithm.name]
         number = 0
         for piece in pieces:
             number = crc(piece, number)

@@ -123,18 +123,22 @@ class S3Checkpoint:
         future: Future[None] = Future()
         self._saving = os.getpid(), future
         future.set_running_or_notify_cancel()
+        returning = threading.Event()
         # Not a daemon, even if the caller is one: the interpreter waits for it.
         thread = threading.Thread(
-            target=self._save_into, args=(future, copied, s3_uri), name=f"saving {s3_uri}", daemon=False
+            target=self._save_into, args=(future, copied, s3_uri, returning), name=f"saving {s3_uri}", daemon=False
         )
         try:
             thread.start()
         except RuntimeError as error:  # there are too many threads
             future.set_exception(error)  # the next call would wait for it
             raise
+        finally:
+            returning.set()
         return future
 
-    def _save_into(self, future: Future[None], obj: object, s3_uri: str) -> None:
+    def _save_into(self, future: Future[None], obj: object, s3_uri: str, returning: threading.Event) -> None:
+        returning.wait()  # a new thread runs for 5 ms before the interpreter goes on with the one that waits for it
         try:
             self.save(obj, s3_uri, progress=False)
         except BaseException as error:  # noqa: BLE001  # it is the future's

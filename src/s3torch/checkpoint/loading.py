@@ -13,13 +13,13 @@ import ctypes
 import io
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from s3torch import _buffer
+from s3torch._aws.checksums import crc32
 from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
@@ -153,7 +153,7 @@ class _Filler:
         for record, header in zip(guessed, headers, strict=True):
             record.check_header(header)
         for (record, _), view in zip(waiting, views, strict=True):
-            if self._checks and zlib.crc32(view) != record.crc32:
+            if self._checks and crc32(view) != record.crc32:
                 raise IntegrityError(
                     f"{record.name!r} in s3://{self._remote.bucket}/{self._remote.key} does not have the CRC-32 that "
                     "torch.save noted: it was damaged where it is stored, or saved without.",

@@ -8,13 +8,13 @@ import operator
 import os
 import struct
 import sys
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from s3torch._aws.checksums import crc32
 from s3torch._aws.listing import ObjectInfo
 from s3torch.client import S3Client
 from s3torch.errors import ArgumentTypeError, ObjectTableError
@@ -151,7 +151,7 @@ class ObjectTable:
         body = [names, *columns, self._keys]
         checksum = 0
         for part in body:
-            checksum = zlib.crc32(part, checksum)
+            checksum = crc32(part, checksum)
         return [_HEAD.pack(_MAGIC, _VERSION, checksum, len(self), len(self._keys), len(names)), *body]
 
     @classmethod
@@ -173,7 +173,7 @@ class ObjectTable:
                 f"The table of objects in {name} is cut off or damaged: it has {len(content)} of {due} bytes."
             )
         body = memoryview(content)[_HEAD.size :]
-        if zlib.crc32(body) != checksum:
+        if crc32(body) != checksum:
             raise ObjectTableError(f"The table of objects in {name} is damaged: its checksum is wrong.")
         names, body = bytes(body[:name_bytes]), body[name_bytes:]
         for column in columns:
