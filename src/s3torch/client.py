@@ -109,6 +109,8 @@ class S3Client:
         ConfigError: The endpoint is not an http or https URL.
     """
 
+    _writer = S3Writer  # made by ``put_object``
+
     def __init__(
         self,
         region: str | None = None,
@@ -361,7 +363,7 @@ class S3Client:
         )
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
-        return S3Writer(self, bucket, key, options, resumes=resume)
+        return self._writer(self, bucket, key, options, resumes=resume)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:
         """Return the uploads that were begun and neither completed nor aborted, by key, the oldest of a key first.

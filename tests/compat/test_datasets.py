@@ -182,3 +182,116 @@ def test_sharding_under_torchrun(ranks_of, ranks: int):
     sampled = sorted(name for _, share in printed for name in share)
     assert len(sampled) == OBJECTS // ranks * ranks
     assert set(sampled) <= set(everything)
+
+
+# Classes of the program's own
+
+
+class Labelled(Dataset):
+    """A dataset of the program's own, which stands before another and passes on what it has not itself."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "base":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.base[index], index * 10
+
+
+def test_datasets_before_it(uris):
+    """A DataLoader's batches are made by the ``__getitem__`` of a dataset that stands before a map dataset."""
+    labelled = Labelled(S3MapDataset.from_objects(uris, region=REGION, transform=number_and_content))
+    batches = list(DataLoader(labelled, batch_size=5, collate_fn=as_listed))
+    assert [sample for batch in batches for sample in batch] == [(sample, sample[0] * 10) for sample in WHOLE]
+    assert labelled.region == REGION
+
+
+class Odd(S3MapDataset):
+    """A dataset that filters what was listed."""
+
+    @property
+    def _dataset_bucket_key_pairs(self) -> Any:
+        return [pair for pair in super()._dataset_bucket_key_pairs if int(pair.key[-3:]) % 2]
+
+
+class Numbered(S3MapDataset):
+    """A dataset that opens objects itself."""
+
+    def __getitem__(self, index: int) -> Any:
+        return index, self._get_object(index).read()
+
+
+class Reversed(S3IterableDataset):
+    """A dataset that iterates itself."""
+
+    def __iter__(self) -> Any:
+        pairs = list(self._get_dataset_objects(self._get_client()))
+        return map(self._get_transformed_object, reversed(pairs))
+
+
+def test_filtered_objects(folder):
+    """What a program leaves of the objects is what there is."""
+    odd = Odd.from_prefix(folder, region=REGION, transform=number_and_content)
+    assert (len(odd), odd[1], list(odd)) == (OBJECTS // 2, WHOLE[3], WHOLE[1::2])
+    assert list(DataLoader(odd, batch_size=None, collate_fn=as_listed)) == WHOLE[1::2]
+    few = S3MapDataset.from_prefix(folder, region=REGION, transform=number_and_content)
+    few._bucket_key_pairs = few._dataset_bucket_key_pairs[:2]
+    assert list(few) == WHOLE[:2]
+
+
+def test_overridden_methods(folder):
+    """Methods of the program's own open objects as those of the package do."""
+    assert Numbered.from_prefix(folder, region=REGION)[3] == WHOLE[3]
+    assert list(Reversed.from_prefix(folder, region=REGION, transform=number_and_content)) == WHOLE[::-1]
+
+
+@pytest.mark.parametrize("base", KINDS)
+def test_other_client(folder, base: Any):
+    """A dataset of the program's own may have another client."""
+    given = S3Client(REGION)
+
+    class Other(base):
+        def _get_client(self) -> S3Client:
+            return given
+
+    for dataset in (Other.from_prefix(folder, region="eu-west-3", endpoint="http://127.0.0.1:9"),):
+        assert [reader.read() for reader in dataset] == [content for _, content in WHOLE]
+
+
+class WithRegion(S3MapDataset):
+    """A dataset that has attributes of its own, whatever their names."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._region = "its own"
+        self.label = 5
+
+
+def test_attributes_of_its_own(uris):
+    """Attributes of a subclass are pickled with it."""
+    dataset = WithRegion.from_objects(uris, region=REGION, transform=number_and_content)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert (again._region, again.label) == ("its own", 5)
+
+
+def test_facts_of_listed_objects(folder, client, bucket):
+    """A constructor of the program's own is told all that a listing tells, of both datasets."""
+    told = []
+
+    def constructor(bucket: str, key: str, get_object_info: Any, get_stream: Any) -> str:
+        told.append(get_object_info())
+        return key
+
+    S3MapDataset.from_prefix(folder, region=REGION, reader_constructor=constructor)[3]
+    next(iter(S3IterableDataset.from_prefix(folder, region=REGION, reader_constructor=constructor)))
+    for number, info in zip((3, 0), told, strict=True):
+        expected = client.head_object(bucket, f"compat/images/{number:03}")
+        assert (info.etag.strip('"'), info.size) == (expected.etag.strip('"'), expected.size)
+        assert abs(info.last_modified - expected.last_modified) <= 1

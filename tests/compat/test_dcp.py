@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -26,6 +29,7 @@ with importable():
         S3StorageWriter,
     )
     from s3torchconnector.dcp.s3_prefix_strategy import NumericPrefixStrategy, RoundRobinPrefixStrategy
+    from s3torchconnector.s3reader import SequentialS3Reader
 
 pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
 
@@ -161,6 +165,59 @@ def test_readers_of_files(path, fs, bucket):
             fs.create_stream(f"{path}/file", mode).__enter__()
 
 
+class Kept(io.BytesIO):
+    """A file whose content can be read after torch has closed it."""
+
+    def close(self) -> None:
+        pass
+
+
+class Upside(S3FileSystem):
+    """A file system of the program's own, which stores each byte the other way round."""
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as stream:
+            if mode == "wb":
+                buffer = Kept()
+                yield buffer
+                stream.write(bytes(255 - each for each in buffer.getvalue()))
+            else:
+                yield io.BytesIO(bytes(255 - each for each in stream.read()))
+
+
+class CountedReader(SequentialS3Reader):
+    """A reader that derives from the package's."""
+
+    opened: ClassVar[list[str]] = []
+
+    def __init__(self, bucket: str, key: str, get_object_info: Any, get_stream: Any) -> None:
+        super().__init__(bucket, key, get_object_info, get_stream)
+        CountedReader.opened.append(key.rpartition("/")[2])
+
+
+def test_file_system_of_its_own(path):
+    """All of a checkpoint goes through a file system that a program puts in its place."""
+    writer = S3StorageWriter(REGION, path)
+    writer.fs = Upside(REGION)
+    dcp.save({"weight": torch.full((10,), 3.0)}, storage_writer=writer, no_dist=True)
+    state = {"weight": torch.zeros(10)}
+    reader = S3StorageReader(REGION, path)
+    reader.fs = Upside(REGION)
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    assert torch.equal(state["weight"], torch.full((10,), 3.0))
+    with pytest.raises(CheckpointException):
+        _load(path)
+
+
+def test_readers_of_its_own(path):
+    """All of a checkpoint is read by readers that derive from the package's."""
+    _save(path, 1.0)
+    CountedReader.opened.clear()
+    assert torch.equal(_load(path, reader_constructor=partial(CountedReader)), torch.ones(10))
+    assert set(CountedReader.opened) == {".metadata", "__0_0.distcp"}
+
+
 # The file system
 
 
@@ -190,6 +247,7 @@ def test_files(path, fs, names):
 def test_paths(fs):
     """Paths are URIs, joined by slashes."""
     assert [fs.concat_path(base, "x") for base in ("s3://b/k", "s3://b/k/")] == ["s3://b/k/x"] * 2
+    assert fs.concat_path("s3://b/k//", "x") == "s3://b/k//x"
     assert [fs.init_path(each) for each in ("s3://b/k", "s3://b/k/")] == ["s3://b/k", "s3://b/k/"]
     valid = ("s3://b/k", "s3://b", Path("any"))
     assert [S3FileSystem.validate_checkpoint_id(each) for each in valid] == [True] * 3
@@ -237,9 +295,28 @@ class Custom(S3PrefixStrategyBase):
         return f"custom_{self.custom_param}/{rank}/"
 
 
+class LargeHex(HexPrefixStrategy):
+    """A strategy that writes numbers in its own way."""
+
+    def _format_number(self, number: int, length: int) -> str:
+        return f"{number:0{length}X}"
+
+
+class Letters(NumericPrefixStrategy):
+    """A strategy with a base of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(base=26, min_prefix_length=2, prefix_count=30)
+
+    def _format_number(self, number: int, length: int) -> str:
+        return (chr(97 + number // 26) + chr(97 + number % 26)).rjust(length, "a")
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
+        (LargeHex(prefix_count=16, min_prefix_length=4), ["0000/__0_", "1000/__1_", "2000/__2_"]),
+        (Letters(), ["aa/__0_", "ba/__1_", "ca/__2_"]),
         (DefaultPrefixStrategy(), ["__0_", "__1_", "__2_"]),
         (BinaryPrefixStrategy(prefix_count=4), ["0000000000/__0_", "1000000000/__1_", "0100000000/__2_"]),
         (
@@ -283,6 +360,12 @@ def test_bad_strategies(make: Callable[[], object], error: type[Exception], mess
     """What is no strategy is refused by the same types and texts."""
     with pytest.raises(error, match=message):
         make()
+
+
+def test_numbers_in_its_own_way():
+    """What a strategy says of a number is what it begins with, the last digit first."""
+    assert LargeHex(prefix_count=16, min_prefix_length=4)(11) == "B000/__11_"
+    assert Letters()(28) == "cb/__28_"
 
 
 def test_strategies_are_of_one_base():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +20,10 @@ import pytest
 import torch
 
 from s3torch.compat.installing import PACKAGES, real_version
-from s3torch.testing import FaultyServer
+from s3torch.testing import FaultyServer, faults
 
 IS_REAL = real_version() is not None
-_FAILURES = (AssertionError, pytest.fail.Exception, TypeError, ValueError)
+_FAILURES = (AssertionError, pytest.fail.Exception, RuntimeError, TypeError, ValueError)
 pytestmark = [
     pytest.mark.usefixtures("botocore_loader"),
     pytest.mark.xfail(IS_REAL, reason="s3torchconnector does otherwise", raises=_FAILURES, strict=True),
@@ -80,12 +81,16 @@ def dataset(package: Any, options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def test_closed_readers_refuse(client: Any):
-    """A closed reader raises ValueError."""
+    """A closed reader raises ValueError, and so does a writer."""
     reader = client.get_object("bucket", "p/key")
     reader.read(1)
     reader.close()
     with pytest.raises(ValueError, match="closed file"):
         reader.read(1)
+    writer = client.put_object("bucket", "new")
+    writer.close()
+    with pytest.raises(ValueError, match="closed file"):
+        writer.flush()
 
 
 def test_exception_aborts_the_upload(server: FaultyServer, client: Any):
@@ -179,9 +184,11 @@ def test_directory_markers_are_no_samples(server: FaultyServer, dataset: Callabl
 
 
 def test_bad_uris_are_refused_at_once(package: Any):
-    """A dataset of a bad URI is refused when it is made, not when it is first used."""
-    with pytest.raises(ValueError, match="Only s3:// URIs are supported"):
-        package.S3MapDataset.from_prefix("/a/path", region=REGION)
+    """What has a bad URI is refused when it is made, not when it is first used."""
+    dcp = importlib.import_module("s3torchconnector.dcp")
+    for make in (package.S3MapDataset.from_prefix, dcp.S3StorageReader, dcp.S3StorageWriter):
+        with pytest.raises(ValueError, match="Only s3:// URIs are supported"):
+            make(**{"s3_uri" if make == package.S3MapDataset.from_prefix else "path": "/a/path"}, region=REGION)
 
 
 @pytest.mark.parametrize("wrong", [{"part_size": 1}, {"max_attempts": 0}, {"max_attempts": -1}])
@@ -191,16 +198,25 @@ def test_bad_configurations_are_refused_at_once(package: Any, wrong: dict[str, A
         package.S3ClientConfig(**wrong)
 
 
+def test_empty_endpoints_are_refused(package: Any):
+    """An empty endpoint, such as a variable that was not set, does not lead to Amazon's."""
+    with pytest.raises(ValueError, match="endpoint"):
+        package.S3Checkpoint(REGION, endpoint="")
+
+
 def test_bad_arguments_are_s3_exceptions_too(package: Any, client: Any):
-    """What is a ValueError or a TypeError is an S3Exception as well."""
+    """What is a ValueError or a TypeError is an S3Exception as well, and a TypeError is a ValueError."""
     with pytest.raises(package.S3Exception):
         client.get_object("bucket", "p/key").seek(-1)
+    with pytest.raises(ValueError, match="integer"):
+        client.get_object("bucket", "p/key").read("1")
 
 
 def test_messages_have_causes(package: Any, client: Any):
     """An error's text is that of s3torchconnector, and its cause says which object and what to do."""
     with pytest.raises(package.S3Exception) as caught:
         client.get_object("bucket", "nothing").read()
+    assert isinstance(caught.value, FileNotFoundError)
     assert str(caught.value) == "Service error: The key does not exist"
     assert "s3://bucket/nothing" in str(caught.value.__cause__)
 
@@ -231,6 +247,20 @@ def test_ranks_of_torchrun(
     assert list(stream) == [b"other"]
 
 
+def test_ranks_are_asked_for_when_they_count(
+    server: FaultyServer, package: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """A dataset that was made before its process group shares the objects among its ranks."""
+    server.objects["p/other"] = b"other"
+    stream = package.S3IterableDataset.from_prefix(
+        "s3://bucket/p/", region=REGION, transform=_read, enable_sharding=True, **options
+    )
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert list(stream) == [b"other"]
+
+
 def test_more_is_accepted(server: FaultyServer, client: Any):
     """Sizes may be numpy's integers, and any buffer can be written."""
     numpy = pytest.importorskip("numpy")
@@ -238,6 +268,48 @@ def test_more_is_accepted(server: FaultyServer, client: Any):
     with client.put_object("bucket", "new") as writer:
         writer.write(bytearray(b"ab"))
     assert server.objects["new"] == b"ab"
+
+
+def test_memory_is_contiguous(client: Any):
+    """Memory that is not contiguous is not written: io refuses it, too."""
+    with pytest.raises(ValueError, match="contiguous"), client.put_object("bucket", "new") as writer:
+        writer.write(memoryview(b"abcd")[::2])
+
+
+def test_checkpoints_are_no_folders(package: Any, options: dict[str, Any]):
+    """A checkpoint is not saved as the marker of a folder."""
+    with pytest.raises(ValueError, match="folder"):
+        package.S3Checkpoint(REGION, **options).writer("s3://bucket/p/")
+
+
+def test_damaged_checkpoints(server: FaultyServer, options: dict[str, Any]):
+    """A checkpoint of Lightning that is cut off is an error that names it."""
+    pytest.importorskip("lightning")
+    plugin = importlib.import_module("s3torchconnector.lightning").S3LightningCheckpoint(REGION, **options)
+    plugin.save_checkpoint({"weight": torch.arange(100)}, "s3://bucket/a.ckpt")
+    server.objects["a.ckpt"] = server.objects["a.ckpt"][:500]
+    with pytest.raises(ValueError, match=r"s3://bucket/a\.ckpt"):
+        plugin.load_checkpoint("s3://bucket/a.ckpt")
+
+
+def test_environment(server: FaultyServer, package: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """AWS_ENDPOINT_URL_S3 names the endpoint, and AWS_MAX_ATTEMPTS does nothing."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    kind = importlib.import_module("s3torchconnector._s3client").S3Client
+    found = kind(REGION, s3client_config=options["s3client_config"])
+    server.script(faults.status(500, "InternalError"))
+    with contextlib.suppress(Exception):
+        assert found.get_object("bucket", "p/key").read() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_loggers(client: Any, caplog: pytest.LogCaptureFixture):
+    """Reading logs nothing."""
+    caplog.set_level(logging.DEBUG)
+    client.get_object("bucket", "p/key").read()
+    assert [record for record in caplog.records if record.name.startswith("s3torch")] == []
 
 
 def test_user_agent(server: FaultyServer, client: Any):

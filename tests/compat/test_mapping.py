@@ -211,7 +211,7 @@ def test_streams_of_the_programs_own(client: MockS3Client, constructor: Any, buf
 def test_short_streams_are_errors(client: MockS3Client):
     """A stream that ends before the size that it is said to have is an error, not fewer bytes."""
     info = client.head_object("bucket", "key")
-    reader = SequentialS3Reader("bucket", "key", lambda: info, lambda start, end: [CONTENT[start : end - 1]])
+    reader = SequentialS3Reader("bucket", "key", lambda: info, lambda: [CONTENT[:-1]])
     with pytest.raises(errors.TruncatedBodyError, match=f"has ended after {len(CONTENT) - 1} of {len(CONTENT)} bytes"):
         reader.read()
 
@@ -299,6 +299,11 @@ def _read_of_a_listed_object(client: MockS3Client) -> None:
         (lambda client: next(client.list_objects("nowhere")), "Service error: The bucket does not exist"),
         (lambda client: client.head_object("bucket", "no"), "Service error: The object was not found"),
         (lambda client: list(client._get_object_stream("bucket", "no")), "Service error: The key does not exist"),
+        (lambda client: client.put_object("nowhere", "key").close(), "Service error: The bucket does not exist"),
+        (
+            lambda client: client.put_object("nowhere", "key").write(bytes(20 * MiB)),
+            "Service error: The bucket does not exist",
+        ),
     ],
 )
 def test_words(client: MockS3Client, act: Any, text: str):
@@ -313,7 +318,7 @@ def test_words(client: MockS3Client, act: Any, text: str):
     ("error", "text"),
     [
         (errors.AccessDeniedError("no", status=403), "Client error: Forbidden: no (status 403)"),
-        (errors.CredentialsError("none"), "Client error: No signing credentials found: none"),
+        (errors.CredentialsError("none"), "Client error: No signing credentials available: none"),
         (errors.CredentialsError("old", code="ExpiredToken"), "Client error: old (code ExpiredToken)"),
         (errors.ServerError("broken", status=500), "Client error: broken (status 500)"),
         (errors.ServerError("Client error: said already"), None),

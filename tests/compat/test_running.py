@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import subprocess
 import sys
 import zipfile
@@ -157,9 +158,44 @@ def test_pytest(tmp_path: Path):
     assert "AssertionError: assert '1.5.0' == 'other'" in ended.out
 
 
+def test_compiled_script(tmp_path: Path):
+    """A compiled script runs, too."""
+    (tmp_path / "program.py").write_text("print('ran', __name__, __annotations__)")
+    compiled = py_compile.compile(str(tmp_path / "program.py"), str(tmp_path / "program.pyc"))
+    assert _compat(compiled, cwd=tmp_path).out == "ran __main__ {}\n"
+
+
+@pytest.mark.parametrize("module", ["package.program", "package"])
+def test_packages_that_import_it(tmp_path: Path, module: str):
+    """A module runs whose package imports s3torchconnector; what that package cannot import is its own error."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import s3torchconnectorclient")
+    for name in ("program.py", "__main__.py"):
+        (package / name).write_text("print('ran', __name__)")
+    assert _compat("-m", module, cwd=tmp_path).out == "ran __main__\n"
+    (package / "__init__.py").write_text("import no_such_module")
+    ended = _compat("-m", module, cwd=tmp_path)
+    assert ended.status == 1
+    assert ended.err.endswith("ModuleNotFoundError: No module named 'no_such_module'\n")
+
+
+def test_beside_the_script(tmp_path: Path):
+    """An s3torchconnector that lies beside the script is found, too: nothing is run, or it is replaced."""
+    (tmp_path / "s3torchconnectorclient").mkdir()
+    (tmp_path / "s3torchconnectorclient" / "__init__.py").write_text("__version__ = 'real'")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "program.py").write_text("import s3torchconnectorclient as it; print(it.__version__)")
+    refused = _python("-m", "s3torch.compat", str(tmp_path / "program.py"), cwd=tmp_path / "folder")
+    assert (refused.status, refused.out) == (2, "")
+    assert "of unknown version is installed, and would be hidden" in refused.err
+    assert _compat("--replace", str(tmp_path / "program.py"), cwd=tmp_path / "folder").out == "1.5.0\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (["folder"], 1, r"can't find '__main__' module in '{0}/folder'"),
         (["nowhere.py"], 2, r"can't open file '{0}/nowhere.py': there is no such file"),
         (["-m", "nowhere.at.all"], 1, "No module named nowhere.at.all"),
         ([], 2, "usage: python -m s3torch.compat [--replace]"),
@@ -169,6 +205,7 @@ def test_pytest(tmp_path: Path):
 )
 def test_refusals(tmp_path: Path, arguments: list[str], status: int, message: str):
     """What cannot be run is an error that says so, with python's status."""
+    (tmp_path / "folder").mkdir()
     ended = _python("-m", "s3torch.compat", *arguments, cwd=tmp_path)
     assert ended.status == status
     assert message.format(tmp_path) in ended.err

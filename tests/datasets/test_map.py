@@ -195,6 +195,29 @@ def test_no_index(dataset, index):
         dataset[index]
 
 
+class _Before:
+    """A dataset that passes on, to the one that it stands before, what it has not itself."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+    def __getitem__(self, index):
+        return self.base[index], index
+
+
+def test_batches_of_a_dataset_before_it(dataset):
+    """A DataLoader asks what stands before it for each sample, and it itself for batches."""
+    assert [list(batch) for batch in DataLoader(_Before(dataset), sampler=[3, 5], batch_size=2, collate_fn=list)] == [
+        [(dataset[3], 3), (dataset[5], 5)]
+    ]
+    assert _Before(dataset).client is dataset.client
+    assert dataset.__getitems__([3, 5]) == [dataset[3], dataset[5]]
+    assert not hasattr(_Before(dataset), "__getitems__")
+
+
 def test_sequence_protocol(dataset):
     """It can be iterated as a sequence, and parts of it be taken as torch's datasets."""
     assert list(itertools.islice(dataset, 3)) == _samples(range(3))

@@ -112,6 +112,14 @@ def test_indices():
             table[index]
 
 
+def test_slices():
+    """A slice is a list of its objects."""
+    objects = [S3BucketKeyData("b", key) for key in "xyz"]
+    table = ObjectTable(objects)
+    for each in (slice(2), slice(1, None), slice(None, None, -1), slice(-2, 9), slice(5, 2)):
+        assert table[each] == objects[each]
+
+
 def test_iterating_anew():
     """A table can be iterated any number of times, also at the same time."""
     table = ObjectTable(S3BucketKeyData("b", key) for key in "xy")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from s3torch import client, config
+from s3torch import client, config, writer
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
 from s3torch._aws.user_agent import user_agent as user_agent_of
 from s3torch.client import HeadObjectResult
@@ -19,7 +19,10 @@ from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentError
 
-__all__ = ["ListObjectStream", "S3Client", "UserAgent"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["ListObjectStream", "S3Client", "S3Writer", "UserAgent", "is_of_the_other"]
 
 
 class UserAgent:
@@ -56,6 +59,20 @@ class ListObjectStream(client.ListObjectStream):
         return super().__next__()
 
 
+class S3Writer(writer.S3Writer):
+    """A writer whose errors have the words of s3torchconnector."""
+
+    @worded
+    def write(self, data: Buffer) -> int:
+        """Write bytes."""
+        return super().write(data)
+
+    @worded
+    def close(self) -> None:
+        """Let the object appear."""
+        super().close()
+
+
 class S3Client(client.S3Client):
     """s3torch's client with the arguments of s3torchconnector.
 
@@ -65,6 +82,8 @@ class S3Client(client.S3Client):
         user_agent: Its comments are sent.
         s3client_config: See S3ClientConfig.
     """
+
+    _writer = S3Writer
 
     def __init__(
         self,
@@ -79,10 +98,10 @@ class S3Client(client.S3Client):
         super().__init__(region, endpoint=endpoint, user_agent_comments=comments, s3client_config=chosen)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_region" not in state:
+        if not is_of_the_other(state):
             self.__dict__.update(state)
             return
-        comments = re.findall(r"\((.*)\)$", state["_user_agent_prefix"])  # s3torchconnector has pickled it
+        comments = re.findall(r"\((.*)\)$", state["_user_agent_prefix"])
         S3Client.__init__(
             self,
             state["_region"],
@@ -118,7 +137,7 @@ class S3Client(client.S3Client):
         """
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         get_object_info: Callable[[], ObjectInfo | HeadObjectResult]
-        if object_info is None:
+        if object_info is None or not object_info.etag:  # the tables of datasets keep only the size
             get_object_info = partial(self.head_object, bucket, key)
         else:
             get_object_info = partial(_identity, object_info)
@@ -148,6 +167,11 @@ class S3Client(client.S3Client):
         self, bucket: str, key: str, start: int | None = None, end: int | None = None
     ) -> GetObjectStream:
         return GetObjectStream(self.remote_object(bucket, key), start, end)
+
+
+def is_of_the_other(state: dict[str, Any]) -> bool:
+    """Return whether s3torchconnector has pickled this client or dataset."""
+    return {"_region", "_endpoint", "_s3client_config"} <= state.keys()
 
 
 def _identity(object_info: ObjectInfo | HeadObjectResult) -> ObjectInfo | HeadObjectResult:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch import datasets
 from s3torch.client import S3Client as CoreClient
-from s3torch.compat.client import S3Client, UserAgent
+from s3torch.compat.client import S3Client, UserAgent, is_of_the_other
 from s3torch.compat.readers import (
     S3ReaderConstructor,
     S3ReaderConstructorProtocol,
@@ -87,11 +87,16 @@ class _Dataset(S3Dataset[Any]):
             s3client_config=s3client_config,
         )
 
-    def _get_client(self) -> Any:  # noqa: ANN401  # the core declares its own client
+    def _get_client(self) -> Any:  # noqa: ANN401  # a program's own dataset may have another
         return self._client
 
+    @property
+    def client(self) -> Any:  # noqa: ANN401  # the core declares its own client
+        """The client that reads the objects."""
+        return self._get_client()
+
     def _open(self, item: S3BucketKeyData) -> Any:  # noqa: ANN401  # whatever the constructor makes
-        return self._get_client().get_object(
+        return self.client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_constructor=self._reader_constructor
         )
 
@@ -133,7 +138,7 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
         self._set_up(s3client_config, reader_constructor, reader_config, reader_type)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_region" not in state:
+        if not is_of_the_other(state):
             self.__dict__.update(state)
             return
         S3MapDataset.__init__(self, **_arguments(state))
@@ -189,9 +194,26 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
             reader_constructor=constructor,
         )
 
+    # What programs' own datasets use of s3torchconnector's: they filter the objects, and open them.
+
     @property
-    def _dataset_bucket_key_pairs(self) -> ObjectTable:
-        return self.objects
+    def _bucket_key_pairs(self) -> Any:  # noqa: ANN401  # a table, or a list of a program's own
+        return self._listed
+
+    @_bucket_key_pairs.setter
+    def _bucket_key_pairs(self, pairs: Any) -> None:  # noqa: ANN401  # as above
+        self._listed = pairs
+
+    @property
+    def _dataset_bucket_key_pairs(self) -> Any:  # noqa: ANN401  # as above
+        return super()._table
+
+    @property
+    def _table(self) -> Any:  # noqa: ANN401  # as above
+        return self._dataset_bucket_key_pairs
+
+    def _get_object(self, item: Any) -> Any:  # noqa: ANN401  # an index
+        return self._open(self._table[item])
 
 
 class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
@@ -223,11 +245,11 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
         reader_type: ReaderType | None = None,
     ) -> None:
         source: Any = get_dataset_objects
-        super().__init__(region, source, endpoint, transform, s3client_config, enable_sharding)
+        super().__init__(region, source, endpoint, transform, s3client_config, bool(enable_sharding))
         self._set_up(s3client_config, reader_constructor, reader_config, reader_type)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_region" not in state:
+        if not is_of_the_other(state):
             self.__dict__.update(state)
             return
         S3IterableDataset.__init__(self, **_arguments(state))
@@ -284,6 +306,9 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
             enable_sharding=enable_sharding,
             reader_constructor=constructor,
         )
+
+    def _get_transformed_object(self, bucket_key: S3BucketKeyData) -> Any:  # noqa: ANN401  # a sample
+        return self._transform(self._open(bucket_key))  # for programs' own datasets
 
 
 def _arguments(state: dict[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from torch.futures import Future
 from s3torch.checkpoint import dcp
 from s3torch.checkpoint.dcp.prefixes import S3PrefixStrategyBase
 from s3torch.checkpoint.dcp.writer import WatchedFileSystem
+from s3torch.client import S3Client as CoreClient
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.readers import (
     DCPS3ReaderConstructorProtocol,
     S3ReaderConstructor,
     S3ReaderConstructorProtocol,
     choose_constructor,
-    is_own,
 )
 from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
@@ -67,10 +67,9 @@ class S3FileSystem(WatchedFileSystem):
         self._reader_constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
         agent = UserAgent(["dcp", torch.__version__, f"md/reader_type#{kind}"])
-        super().__init__(
-            region,
-            s3_client or S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config),
-        )
+        super().__init__(region, S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config))
+        if s3_client is not None:
+            self.client = s3_client  # or what a program has put in its place
 
     @property
     def _client(self) -> Any:  # noqa: ANN401  # the core declares its own client
@@ -90,6 +89,10 @@ class S3FileSystem(WatchedFileSystem):
         else:
             with super().create_stream(path, mode) as stream:
                 yield stream
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        """Return the path of a file below a path."""
+        return os.path.join(path, suffix)  # noqa: PTH118  # a URI
 
     def rename(self, old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         """Copy an object within its bucket, and delete it at its old place."""
@@ -121,8 +124,9 @@ class S3StorageWriter(dcp.S3StorageWriter):
 class S3StorageReader(dcp.S3StorageReader):
     """s3torch's reader with the arguments of s3torchconnector; see ``s3torch.dcp.S3StorageReader``.
 
-    Readers of s3torch's own kinds are not needed: what a load plan names is read as ranges, concurrently. Of a
-    constructor of the program's own, each file is read by one reader, item by item, as torch does it.
+    The readers that S3ReaderConstructor makes are not needed: what a load plan names is read as ranges, concurrently.
+    With a constructor or a file system of the program's own, even one derived from these, each file is read by one
+    reader, item by item, as torch does it.
 
     Args:
         region: Of the bucket.
@@ -167,7 +171,15 @@ class S3StorageReader(dcp.S3StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Load what a plan names."""
-        if is_own(self._reader_constructor):
+        if self._reads_ranges():
             return worded(super().read_data)(plan, planner)
         future: Future[None] = FileSystemReader.read_data(self, plan, planner)
         return future
+
+    def _reads_ranges(self) -> bool:
+        """Whether nothing of the program's own stands between the files and the plan."""
+        return (
+            S3ReaderConstructor.get_reader_type_string(self._reader_constructor) != "unknown"
+            and type(self.fs).create_stream is S3FileSystem.create_stream
+            and isinstance(self.fs.client, CoreClient)
+        )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -20,11 +22,21 @@ from s3torch._version import __version__
 from s3torch.compat.version import __version__ as version_followed
 from s3torch.errors import S3Error
 
-__all__ = ["PACKAGES", "CompatError", "MigrationWarning", "Status", "elsewhere", "install", "real_version", "status"]
+__all__ = [
+    "NAMES",
+    "PACKAGES",
+    "CompatError",
+    "MigrationWarning",
+    "Status",
+    "elsewhere",
+    "install",
+    "real_version",
+    "status",
+]
 
 PACKAGES = Path(__file__).parent / "packages"
 
-_NAMES = ("s3torchconnector", "s3torchconnectorclient")
+NAMES = ("s3torchconnector", "s3torchconnectorclient")
 _PAGE = "docs/migrate.md (https://pypi.org/project/s3torch)"
 
 
@@ -84,7 +96,7 @@ def install(*, replace: bool = False) -> None:
     Warns:
         MigrationWarning: Says what was done, and where the differences are written down.
     """
-    imported = [name for name in _NAMES if name in sys.modules and not _is_ours(sys.modules[name])]
+    imported = [name for name in NAMES if name in sys.modules and not _is_ours(sys.modules[name])]
     if imported:
         raise CompatError(
             f"{imported[0]} was imported before s3torch.compat.install(), and objects of both do not mix. Import "
@@ -122,7 +134,7 @@ def elsewhere() -> list[str]:
 
 
 def _is_installed() -> bool:
-    found = PathFinder.find_spec(_NAMES[0], sys.path)
+    found = find_spec(NAMES[0])
     return found is not None and Path(found.origin or "").is_relative_to(PACKAGES)
 
 
@@ -132,12 +144,10 @@ def _is_ours(module: ModuleType) -> bool:
 
 def real_version() -> str | None:
     """Return the version of the real s3torchconnector; None if it is not installed."""
-    if all(PathFinder.find_spec(name, elsewhere()) is None for name in _NAMES):
-        return None
-    try:
-        return metadata.version(_NAMES[0])
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(NAMES[0])
+    is_found = any(PathFinder.find_spec(name, elsewhere()) is not None for name in NAMES)
+    return "of unknown version" if is_found else None
 
 
 def _names_of(module: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ class _Bucket:
 
     def remove_object(self, key: str) -> None:
         """Take an object out of the bucket."""
-        del self._server.objects[key]
+        self._server.objects.pop(key, None)
 
 
 class MockS3Client(_Bucket, S3Client):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Support
 
 from s3torch import readers
 from s3torch._buffer import as_index
-from s3torch.compat.streams import GetObjectInfo, GetStream, remote_object
+from s3torch.compat.streams import GetObjectInfo, GetStream, ObjectStreams, WholeStream, remote_object
 from s3torch.compat.wording import raise_worded, worded
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
@@ -95,11 +95,11 @@ class S3Reader(ABC, io.BufferedIOBase):
 S3Reader.register(readers.S3Reader)  # type: ignore[type-abstract]  # what may be registered is no less abstract
 
 
-def _worded(read: Callable[Concatenate[_Worded, P], R]) -> Callable[Concatenate[_Worded, P], R]:
+def _worded_read(read: Callable[Concatenate[_WordedReader, P], R]) -> Callable[Concatenate[_WordedReader, P], R]:
     """Return a way to read whose errors have the words of s3torchconnector."""
 
     @wraps(read)
-    def call(self: _Worded, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: _WordedReader, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return read(self, *args, **kwargs)
         except S3Error as error:
@@ -108,39 +108,53 @@ def _worded(read: Callable[Concatenate[_Worded, P], R]) -> Callable[Concatenate[
     return call
 
 
-class _Worded(readers.S3Reader):
+class _WordedReader(readers.S3Reader):
     """Stands before a reader of s3torch and words its errors."""
 
     _begins_with_head = False  # whether s3torchconnector asks for the size before it reads
 
-    @_worded
+    @_worded_read
     def _read_at(self, start: int, stop: int | None) -> bytes:
         return super()._read_at(start, stop)  # type: ignore[safe-super]  # of the reader behind this
 
-    @_worded
+    @_worded_read
     def _readinto_at(self, start: int, view: memoryview) -> int:
         return super()._readinto_at(start, view)  # type: ignore[safe-super]  # of the reader behind this
 
-    @_worded
+    @_worded_read
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
         return super()._chunk_at(start)  # type: ignore[safe-super]  # of the reader behind this
 
     def read(self, size: SupportsIndex | None = None) -> bytes:
         """Read ``size`` bytes, or to the end."""
-        return super().read(size)
+        return _expecting("argument should be integer or None", super().read, size)
 
     def readinto(self, buf: Buffer) -> int:
         """Read into memory until it is full or the object ends."""
-        return super().readinto(buf)
+        return _expecting("argument must be a writable bytes-like object", super().readinto, buf)
+
+    def seek(self, offset: SupportsIndex, whence: int = io.SEEK_SET, /) -> int:
+        """Move the position; beyond the end stays at the end."""
+        return _expecting("integer argument expected", super().seek, offset, whence)
 
     def _learn_size(self) -> int:
         return worded(super()._learn_size, is_head=True)()
 
 
-class SequentialS3Reader(_Worded, readers.SequentialS3Reader):
+def _expecting(expectation: str, act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what a method returns; an argument of another type is refused in the words of s3torchconnector."""
+    try:
+        return act(*args, **kwargs)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{expectation}: {error}") from error.__cause__
+
+
+class SequentialS3Reader(_WordedReader, readers.SequentialS3Reader):
     """s3torch's sequential reader, made of the four arguments of a reader constructor."""
 
     def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> None:
+        if not isinstance(get_stream, ObjectStreams):
+            get_stream = WholeStream(get_stream)
         super().__init__(remote_object(bucket, key, get_object_info, get_stream))
 
 
@@ -156,7 +170,7 @@ class _MaybeExact(AdaptiveS3Reader):
         return self._remote.read_into(start, view) if self._is_exact else super()._readinto_at(start, view)
 
 
-class RangedS3Reader(_Worded, _MaybeExact):
+class RangedS3Reader(_WordedReader, _MaybeExact):
     """s3torch's adaptive reader, which begins with exact ranges; without a buffer all are exact.
 
     Args:
@@ -206,7 +220,7 @@ class RangeGroup:
     item_ranges: list[ItemRange]
 
 
-class DCPOptimizedS3Reader(_Worded, AdaptiveS3Reader):
+class DCPOptimizedS3Reader(_WordedReader, AdaptiveS3Reader):
     """s3torch's adaptive reader. It needs no ranges: any part can be read, in any order and more than once.
 
     Args:

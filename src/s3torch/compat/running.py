@@ -16,10 +16,12 @@ import warnings
 from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import read_code
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
-from s3torch.compat.installing import PACKAGES, CompatError, MigrationWarning, elsewhere, install, status
+from s3torch.compat.installing import NAMES, PACKAGES, CompatError, MigrationWarning, elsewhere, install, status
 
 __all__ = ["main"]
 
@@ -40,13 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not program:
         parser.error("a script or a module is needed")
-    _check_program(program[0], is_module=is_module)
+    _set_first(None if is_module else _folder_of(program[0]))
     _install(replace=options.replace)
+    if is_module:
+        _check_module(program[0])
     os.environ["PYTHONPATH"] = _with_packages(os.environ.get("PYTHONPATH", ""))
     sys.excepthook = _show
     sys.argv[:] = program
     if is_module:
-        _order_path(None)  # the folder that this was started in is first already
         runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     else:
         _run_path(Path(program[0]))
@@ -74,20 +77,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_program(name: str, *, is_module: bool) -> None:
-    """End with the status that python has for it, if there is no such program."""
-    if is_module:
-        try:
-            found = find_spec(name)
-        except ModuleNotFoundError:  # of its package
-            found = None
-        if found is None:
-            _refuse(f"No module named {name}", 1)
-    elif not Path(name).exists():
-        _refuse(f"can't open file {str(Path(name).absolute())!r}: there is no such file")
+def _folder_of(name: str) -> str:
+    """Return what python puts first in ``sys.path``; ends with the status that it has if there is no such program."""
+    path = Path(name)
+    if not path.exists():
+        _refuse(f"can't open file {str(path.absolute())!r}: there is no such file")
+    place = str(path.absolute())
+    if path.is_dir() and PathFinder.find_spec("__main__", [place]) is None:
+        _refuse(f"can't find '__main__' module in {place!r}", 1)
+    return place if path.is_dir() or is_zipfile(path) else str(path.resolve().parent)
+
+
+def _check_module(name: str) -> None:
+    """End with the status that python has for it, if there is no such module. Imports the packages that hold it."""
+    try:
+        found = find_spec(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        found = None
+    if found is None:
+        _refuse(f"No module named {name}", 1)
 
 
 def _install(*, replace: bool) -> None:
+    """Put our packages behind what python puts first, unless another s3torchconnector lies there."""
+    first = [] if _is_safe_path() else sys.path[:1]
     with warnings.catch_warnings(record=True) as caught:
         try:
             install(replace=replace)
@@ -97,6 +112,8 @@ def _install(*, replace: bool) -> None:
             _say(str(warning))
     for each in caught:  # without a line, which would be one of ours
         _say(str(each.message))
+    if all(PathFinder.find_spec(name, first) is None for name in NAMES):
+        sys.path[:] = [*first, str(PACKAGES), *elsewhere()[len(first) :]]
 
 
 def _with_packages(python_path: str) -> str:
@@ -114,32 +131,29 @@ def _run_path(path: Path) -> None:
     module = ModuleType("__main__")
     inside = PathFinder.find_spec("__main__", [place])
     if inside is None:
-        _order_path(str(path.resolve().parent))
-        code = compile(path.read_bytes(), place, "exec", dont_inherit=True)
+        with path.open("rb") as file:
+            code = read_code(file) or compile(path.read_bytes(), place, "exec", dont_inherit=True)
         vars(module).update(__file__=place, __loader__=SourceFileLoader("__main__", place), __cached__=None)
     else:
-        _order_path(place)
         loader: Any = inside.loader
         code = loader.get_code("__main__")
         vars(module).update(__file__=inside.origin, __loader__=loader, __cached__=inside.cached)
         vars(module).update(__spec__=inside, __package__="")
-    vars(module)["__builtins__"] = builtins
+    vars(module).update(__annotations__={}, __builtins__=builtins)
     ours = sys.modules["__main__"]  # lives on while the program stands for it
     sys.modules["__main__"] = module
     exec(code, vars(module))  # noqa: S102  # what this is for
     del ours
 
 
-def _order_path(first: str | None) -> None:
-    """Have what python puts first in ``sys.path`` there, and our packages behind it.
+def _set_first(folder: str | None) -> None:
+    """Have the folder of a script where python puts it, in place of that of ``-m s3torch.compat``; None keeps that."""
+    if folder is not None and not _is_safe_path():
+        sys.path[:1] = [folder]
 
-    Args:
-        first: The folder of a script, in place of that of ``-m s3torch.compat``; None keeps that.
-    """
-    entries = elsewhere()
-    if not getattr(sys.flags, "safe_path", False):  # new in 3.11
-        entries[:1] = [entries[0] if first is None else first]
-    sys.path[:] = [*entries[:1], str(PACKAGES), *entries[1:]]
+
+def _is_safe_path() -> bool:
+    return bool(getattr(sys.flags, "safe_path", False))  # new in 3.11
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from s3torch._object import Fetch, Place, RemoteObject
@@ -13,7 +14,15 @@ from s3torch.errors import ArgumentError, TruncatedBodyError
 if TYPE_CHECKING:
     from s3torch._aws.listing import ObjectInfo
 
-__all__ = ["GetObjectInfo", "GetObjectStream", "GetStream", "ObjectStreams", "StreamedObject", "remote_object"]
+__all__ = [
+    "GetObjectInfo",
+    "GetObjectStream",
+    "GetStream",
+    "ObjectStreams",
+    "StreamedObject",
+    "WholeStream",
+    "remote_object",
+]
 
 GetObjectInfo = Callable[[], "ObjectInfo | HeadObjectResult"]
 GetStream = Callable[..., Iterable[bytes]]
@@ -64,6 +73,25 @@ class ObjectStreams:
     def __call__(self, start: int | None = None, end: int | None = None) -> GetObjectStream:
         """Return a stream of ``[start, end)``; None is the object's begin or end."""
         return GetObjectStream(self.remote, start, end)
+
+
+class WholeStream:
+    """A ``get_stream`` that cuts ranges out of one stream of everything, which it opens without arguments.
+
+    Args:
+        get_stream: Of the program's own.
+    """
+
+    def __init__(self, get_stream: GetStream) -> None:
+        self._get_stream = get_stream
+
+    def __call__(self, start: int | None = None, end: int | None = None) -> list[bytes]:
+        """Return the bytes ``[start, end)`` in one part."""
+        return [self._content[start:end]]
+
+    @cached_property
+    def _content(self) -> bytes:
+        return b"".join(self._get_stream())
 
 
 def remote_object(bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> RemoteObject:

@@ -44,7 +44,7 @@ def text_of(error: S3Error, *, is_head: bool = False) -> str | None:
     if isinstance(error, AccessDeniedError):
         return f"Client error: Forbidden: {message}"
     if isinstance(error, CredentialsError) and error.code is None:
-        return f"Client error: No signing credentials found: {message}"
+        return f"Client error: No signing credentials available: {message}"
     return f"Client error: {message}"
 
 

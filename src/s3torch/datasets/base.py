@@ -68,20 +68,20 @@ class S3Dataset(Generic[T_co]):
     def _list_objects(self) -> ObjectTable:
         """Return all objects, listing a prefix in parallel."""
         source = self._get_dataset_objects
-        objects = source.table(self._client) if isinstance(source, ObjectsUnder) else source(self._client)
+        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else source(self.client)
         return objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
 
     def _open(self, item: S3BucketKeyData) -> S3Reader:
-        return self._client.get_object(
+        return self.client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
         )
 
     def _new_look_ahead(self) -> LookAhead:
-        config = self._client.s3client_config
+        config = self.client.s3client_config
         return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight, self._nudge)
 
     def _nudge(self, interval: float) -> None:
-        self._client.engine().nudge(interval)
+        self.client.engine().nudge(interval)
 
 
 class ObjectsUnder:

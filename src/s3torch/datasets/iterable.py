@@ -157,7 +157,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             S3Error: The listing, or the object that is next, could not be read.
         """
         position = self._position()
-        objects = self._get_dataset_objects(self._client)
+        objects = self._get_dataset_objects(self.client)
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()

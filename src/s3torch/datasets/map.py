@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsIndex, TypeVar
 
@@ -154,16 +155,26 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         """
         return self._transform(self._open(self._table[as_index("index", index)]))
 
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
-        """Return the samples of a batch, whose objects are fetched concurrently; a DataLoader calls this.
+    @property
+    def __getitems__(self) -> Callable[[Sequence[SupportsIndex]], list[T_co]]:
+        """Returns the samples of a batch, whose objects are fetched concurrently; a DataLoader calls this.
 
-        If ``indices`` come from a LookAheadBatchSampler, the objects of the next batch are begun as well. A subclass
+        If the indices come from a LookAheadBatchSampler, the objects of the next batch are begun as well. A subclass
         that has a ``__getitem__`` of its own gets one call of it for each sample.
 
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
+            AttributeError: A dataset that stands before this one asks for it in its ``__getattr__``. It has a
+                ``__getitem__`` of its own, which a DataLoader is to call.
         """
+        if sys._getframe(1).f_code.co_name == "__getattr__":
+            raise AttributeError(
+                "__getitems__ is this dataset's own: one that stands before it has another __getitem__."
+            )
+        return self._samples
+
+    def _samples(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
         wanted = [as_index("index", index) for index in indices]
         is_overridden = type(self).__getitem__ is not S3MapDataset.__getitem__
         if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from s3torch._aws.checksums import crc32
 from s3torch._aws.listing import ObjectInfo
@@ -208,13 +208,21 @@ class ObjectTable:
     def __iter__(self) -> Iterator[S3BucketKeyData]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> S3BucketKeyData:
-        """Return one object; negative indices count from the end.
+    @overload
+    def __getitem__(self, index: int) -> S3BucketKeyData: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[S3BucketKeyData]: ...
+
+    def __getitem__(self, index: int | slice) -> S3BucketKeyData | list[S3BucketKeyData]:
+        """Return one object, or a list of those of a slice; negative indices count from the end.
 
         Raises:
             IndexError: There is no such object.
             ObjectTableError: The table was loaded from a file that s3torch did not write, and the key is no text.
         """
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
         ends = self._ends
         count = len(ends)
         if index < 0:

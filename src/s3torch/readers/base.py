@@ -103,7 +103,7 @@ class S3Reader(S3File):
         elif whence == io.SEEK_END:
             target += self._learn_size()
         elif whence != io.SEEK_SET:
-            raise ArgumentError(f"whence must be 0 (SEEK_SET), 1 (SEEK_CUR) or 2 (SEEK_END), got {whence}.")
+            raise ArgumentError(f"Seek must be passed SEEK_CUR, SEEK_SET, or SEEK_END (1, 0 or 2), got {whence}.")
         if target < 0:
             raise ArgumentError(
                 f"negative seek value {target}: s3://{self.bucket}/{self.key} begins at 0.",

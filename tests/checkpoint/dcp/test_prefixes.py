@@ -60,7 +60,7 @@ def test_the_world_size_counts(monkeypatch):
         (lambda: HexPrefixStrategy("3"), "Epoch number must be None or an integer, got 3"),
         (lambda: HexPrefixStrategy(prefix_count=0), "Prefix count must be a positive integer, got 0"),
         (lambda: HexPrefixStrategy(prefix_count=1.5), r"Prefix count must be a positive integer, got 1\.5"),
-        (lambda: NumericPrefixStrategy(1), "Base must be an integer from 2 to 16, got 1"),
+        (lambda: NumericPrefixStrategy(1), "Base must be an integer from 2 to 36, got 1"),
         (lambda: RoundRobinPrefixStrategy([]), "user_prefixes must not be empty"),
         (lambda: RoundRobinPrefixStrategy("ab"), "user_prefixes must be a list of str, got 'ab'"),
     ],

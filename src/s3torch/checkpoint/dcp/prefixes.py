@@ -48,7 +48,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
     """``{number}/epoch_{epoch_num}/__{rank}_``, with the rank's number written backwards, so that keys differ early.
 
     Args:
-        base: Of the number: 2 to 16.
+        base: Of the number: 2 to 36.
         epoch_num: Stands in the prefix; None leaves the epoch out.
         min_prefix_length: Digits of the number at least; it is filled up with zeros.
         prefix_count: How many numbers there are; ranks take turns. None is the world size, or 1 outside of a process
@@ -76,12 +76,16 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         self.epoch_num = epoch_num
         self.min_prefix_len = min_prefix_length
         self.prefix_count = _world_size() if prefix_count is None else prefix_count
-        length = max(min_prefix_length, len(_backwards(self.prefix_count - 1, base)))
-        self.prefix_map = [_backwards(number, base).ljust(length, "0") for number in range(self.prefix_count)]
+        length = max(min_prefix_length, len(_digits(self.prefix_count - 1, base)))
+        self.prefix_map = [self._format_number(number, length)[::-1] for number in range(self.prefix_count)]
 
     def generate_prefix(self, rank: int) -> str:
         """Return the prefix of a rank's files."""
         return f"{self.prefix_map[rank % self.prefix_count]}/{_epoch(self.epoch_num)}__{rank}_"
+
+    def _format_number(self, number: int, length: int) -> str:
+        """Return a number's digits, filled up with zeros; a strategy of your own may write it otherwise."""
+        return _digits(number, self.base).rjust(length, "0")
 
 
 class BinaryPrefixStrategy(NumericPrefixStrategy):
@@ -127,14 +131,13 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
         return f"{self.user_prefixes[rank % len(self.user_prefixes)]}/{_epoch(self.epoch_num)}__{rank}_"
 
 
-_DIGITS = "0123456789abcdef"
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def _backwards(number: int, base: int) -> str:
-    """Return a number's digits, the lowest first."""
+def _digits(number: int, base: int) -> str:
     digits = _DIGITS[number % base]
     while number := number // base:
-        digits += _DIGITS[number % base]
+        digits = _DIGITS[number % base] + digits
     return digits
 
 

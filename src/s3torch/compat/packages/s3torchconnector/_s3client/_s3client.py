@@ -2,12 +2,11 @@
 
 from s3torch._aws.listing import ObjectInfo
 from s3torch.client import HeadObjectResult
-from s3torch.compat.client import ListObjectStream, S3Client, UserAgent
+from s3torch.compat.client import ListObjectStream, S3Client, S3Writer, UserAgent
 from s3torch.compat.config import S3ClientConfig
 from s3torch.compat.native import MountpointS3Client, join_all_managed_threads
 from s3torch.compat.readers import S3Reader, S3ReaderConstructor, S3ReaderConstructorProtocol
 from s3torch.compat.streams import GetObjectStream
-from s3torch.writer import S3Writer
 
 __all__ = [
     "GetObjectStream",
