@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from s3torch import S3Client, S3ClientConfig, S3Reader
+from s3torch._aws import checksums
 from s3torch.bench.clients.checkpoints import loading, saving
 from s3torch.bench.clients.compute import Decode, epoch, in_python, releases_gil
 from s3torch.bench.clients.dcp import all_layers, loading_sharded, one_layer, saving_sharded
@@ -452,6 +454,13 @@ def save(site: Site, _: Effort) -> Work:
     """``S3Checkpoint.save``."""
     checkpoint = _checkpoint(site)
     return saving(site, lambda state, key: checkpoint.save(state, f"s3://{site.bucket}/{key}", progress=False))
+
+
+@enter("s3torch, without zlib-ng", "save")
+def save_by_zlib(site: Site, effort: Effort) -> Work:
+    """``S3Checkpoint.save`` where the extra ``checksums`` is not installed."""
+    checksums.crc32 = zlib.crc32
+    return save(site, effort)
 
 
 @enter("s3torch, writer", "save")
