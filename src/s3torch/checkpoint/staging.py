@@ -31,9 +31,7 @@ class Staging:
         memo: dict[int, Any] = {}
         try:
             copied = self._copy(state, memo)
-            if any(original.device.type == "cuda" for original, _ in self._copies.values()):
-                torch.cuda.synchronize()
-            used = [ours for _, ours in self._copies.values()]
+            used = self._copy_bytes()
         finally:
             self._copies = {}
         self._kept, self._free = {}, {}
@@ -101,9 +99,17 @@ class Staging:
         is_pinned = storage.device.type == "cuda"
         free = self._free.get((storage.nbytes(), is_pinned))
         ours = free.pop() if free else _new_storage(storage.nbytes(), is_pinned=is_pinned)
-        ours.copy_(storage, non_blocking=is_pinned)
         self._copies[storage._cdata] = storage, ours
         return ours
+
+    def _copy_bytes(self) -> list[torch.UntypedStorage]:
+        """Copy all storages, one right after the other: what else is done in between finds the caches empty."""
+        copies = self._copies.values()
+        for original, ours in copies:
+            ours.copy_(original, non_blocking=original.device.type == "cuda")
+        if any(original.device.type == "cuda" for original, _ in copies):
+            torch.cuda.synchronize()
+        return [ours for _, ours in copies]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -180,6 +180,6 @@ class S3StorageReader(dcp.S3StorageReader):
         """Whether nothing of the program's own stands between the files and the plan."""
         return (
             S3ReaderConstructor.get_reader_type_string(self._reader_constructor) != "unknown"
-            and type(self.fs).create_stream is S3FileSystem.create_stream
+            and getattr(self.fs.create_stream, "__func__", None) is S3FileSystem.create_stream
             and isinstance(self.fs.client, CoreClient)
         )
