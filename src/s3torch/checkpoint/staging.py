@@ -22,21 +22,21 @@ class Staging:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
         self._free: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
+        self._used: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def copy(self, state: Any) -> Any:  # noqa: ANN401  # whatever can be saved
         """Return a copy, in memory of the CPU. It is valid until the next one."""
         self._free = {kind: list(storages) for kind, storages in self._kept.items()}
-        self._copies = {}
+        self._copies, self._used = {}, {}
         memo: dict[int, Any] = {}
         try:
             copied = self._copy(state, memo)
-            used = self._copy_bytes()
+            self._copy_bytes()
+            used = self._used
         finally:
-            self._copies = {}
-        self._kept, self._free = {}, {}
-        for storage in used:
-            self._kept.setdefault((storage.nbytes(), storage.is_pinned()), []).append(storage)
+            self._copies, self._used = {}, {}
+        self._kept, self._free = used, {}
         return copied
 
     def _copy(self, value: Any, memo: dict[int, Any]) -> Any:  # noqa: ANN401
@@ -100,16 +100,16 @@ class Staging:
         free = self._free.get((storage.nbytes(), is_pinned))
         ours = free.pop() if free else _new_storage(storage.nbytes(), is_pinned=is_pinned)
         self._copies[storage._cdata] = storage, ours
+        self._used.setdefault((storage.nbytes(), is_pinned), []).append(ours)
         return ours
 
-    def _copy_bytes(self) -> list[torch.UntypedStorage]:
+    def _copy_bytes(self) -> None:
         """Copy all storages, one right after the other: what else is done in between finds the caches empty."""
         copies = self._copies.values()
         for original, ours in copies:
             ours.copy_(original, non_blocking=original.device.type == "cuda")
         if any(original.device.type == "cuda" for original, _ in copies):
             torch.cuda.synchronize()
-        return [ours for _, ours in copies]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from s3torch._transfer import http1
 from s3torch._transfer.buffers import BytesBuffer
+from s3torch.bench.clients.checkpoints import rest
 from s3torch.bench.clients.work import IN_FLIGHT, each_sample, interpreter, parts, touched
 from s3torch.bench.registry import Done, Work, enter
 from s3torch.bench.site import Effort, Site, Stored
@@ -276,9 +278,11 @@ def copy(site: Site, _: Effort) -> Work:
     staged = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
     def work() -> Done:
+        rest()
+        start = time.perf_counter()
         for name, tensor in state.items():
             staged[name].copy_(tensor)
-        return Done(items=1, bytes=site.state_bytes)
+        return Done(items=1, bytes=site.state_bytes, seconds=time.perf_counter() - start)
 
     return work
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from s3torch import S3Client, S3ClientConfig, S3Reader
 from s3torch._aws import checksums
-from s3torch.bench.clients.checkpoints import loading, saving
+from s3torch.bench.clients.checkpoints import loading, rest, saving
 from s3torch.bench.clients.compute import Decode, epoch, in_python, releases_gil
 from s3torch.bench.clients.dcp import all_layers, loading_sharded, one_layer, saving_sharded
 from s3torch.bench.clients.work import (
@@ -484,6 +484,7 @@ def save_async(site: Site, _: Effort) -> Work:
     state = make_state(site.tensors, site.tensor)
 
     def work() -> Done:
+        rest()
         start = time.perf_counter()
         future = checkpoint.save_async(state, f"s3://{site.bucket}/saved.pt")
         stall = time.perf_counter() - start
