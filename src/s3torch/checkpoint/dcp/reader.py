@@ -43,6 +43,7 @@ __all__ = ["Read", "S3StorageReader", "Span", "spans"]
 MiB = 1024 * 1024
 # Bytes that are requested ahead of the items being unpacked; one larger item goes alone. Not tuned.
 _AHEAD = 128 * MiB
+_IN_PLACE_SHARE = 4  # so that what is under way is bounded by the connections, not by this
 # Bytes of joined neighbours at most.
 _JOINED = 8 * MiB
 # Bytes of an item from which on it is worth to look where its elements are. Not tuned.
@@ -265,11 +266,11 @@ class S3StorageReader(FileSystemReader):
                     memory = _in_place(span, targets) or _Buffer(span.size)
                     fetch = self._object(span.path, objects).begin_range(span.start, *memory.views)
                     begun.append((span, memory, fetch))
-                    ahead += span.size
+                    ahead += _weight(span, memory)
                 span, memory, fetch = begun[0]
                 fetch.finish()
                 yield span, memory
-                ahead -= span.size
+                ahead -= _weight(span, memory)
                 begun.popleft()
         finally:
             for _, _, fetch in begun:
@@ -373,6 +374,11 @@ class S3StorageReader(FileSystemReader):
 
     def _place(self, path: str) -> str:
         return self.fs.concat_path(self.path, path)
+
+
+def _weight(span: Span, memory: _Buffer | InPlace) -> int:
+    """Return how many bytes a span counts ahead: one that is received in place takes no memory, only its turn."""
+    return span.size // _IN_PLACE_SHARE if isinstance(memory, InPlace) else span.size
 
 
 def _in_place(span: Span, targets: Mapping[Read, torch.Tensor]) -> InPlace | None:
