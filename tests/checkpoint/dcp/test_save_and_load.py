@@ -369,10 +369,13 @@ def test_nothing_arrives_after_a_failure(client, bucket, path):
     assert failure.traceback
 
 
-def test_memory_is_bounded(path, monkeypatch):
-    """No more is requested ahead than the bound, and all is loaded."""
-    state = {str(number): torch.full((MiB // 4,), float(number)) for number in range(12)}
+@pytest.mark.parametrize(("is_in_place", "least", "bound"), [(False, MiB, 3 * MiB), (True, 3 * MiB, 12 * MiB)])
+def test_memory_is_bounded(path, monkeypatch, is_in_place: bool, least: int, bound: int):
+    """No more is requested ahead than the bound, four times as much if it takes no memory, and all is loaded."""
+    state = {str(number): torch.full((MiB // 4,), float(number)) for number in range(20)}
     _save(state, path)
+    if not is_in_place:
+        monkeypatch.setattr(reader_module, "_in_place", lambda span, targets: None)
     monkeypatch.setattr(reader_module, "_AHEAD", 3 * MiB)
     monkeypatch.setattr(reader_module, "_JOINED", MiB)
     held = most = 0
@@ -397,7 +400,7 @@ def test_memory_is_bounded(path, monkeypatch):
     monkeypatch.setattr(reader_module.RemoteObject, "begin_range", counted)
     loaded = _load(_blank(state), path)
     _assert_equal(loaded, state)
-    assert MiB < most <= 3 * MiB
+    assert least < most <= bound
 
 
 def test_no_checkpoint(path):
