@@ -266,6 +266,7 @@ def test_pages(client: MockS3Client):
     pages = list(client.list_objects("bucket", "", "/", 1))
     assert [info.key for page in pages for info in page.object_info] == ["key"]
     assert [prefix for page in pages for prefix in page.common_prefixes] == ["p/"]
+    assert next(client.list_objects("bucket", max_keys=5000)).object_info[0].key == "key"
 
 
 def _read_of_a_listed_object(client: MockS3Client) -> None:

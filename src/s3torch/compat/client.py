@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ListObjectStream", "S3Client", "S3Writer", "UserAgent", "is_of_the_other"]
 
+_KEYS_OF_A_PAGE = 1000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+
 
 class UserAgent:
     """The User-Agent field, which names s3torch.
@@ -147,8 +149,8 @@ class S3Client(client.S3Client):
     def list_objects(
         self, bucket: str, prefix: str = "", delimiter: str = "", max_keys: int = 1000
     ) -> ListObjectStream:
-        """Return an iterator over the pages of a listing."""
-        pages = super().list_objects(bucket, prefix, delimiter, max_keys)
+        """Return an iterator over the pages of a listing, which have 1,000 keys at most, whatever is asked for."""
+        pages = super().list_objects(bucket, prefix, delimiter, min(max_keys, _KEYS_OF_A_PAGE))
         return ListObjectStream(self, pages.bucket, pages.prefix, pages.delimiter, pages.max_keys)
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
