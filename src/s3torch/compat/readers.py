@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Support
 
 from s3torch import readers
 from s3torch._buffer import as_index
-from s3torch.compat.streams import GetObjectInfo, GetStream, ObjectStreams, WholeStream, remote_object
+from s3torch.compat.streams import GetObjectInfo, GetStreamCallable, ObjectStreams, WholeStream, remote_object
 from s3torch.compat.wording import raise_worded, worded
 from s3torch.config import ReaderType, S3ReaderConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
@@ -152,7 +152,7 @@ def _expecting(expectation: str, act: Callable[P, R], *args: P.args, **kwargs: P
 class SequentialS3Reader(_WordedReader, readers.SequentialS3Reader):
     """s3torch's sequential reader, made of the four arguments of a reader constructor."""
 
-    def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> None:
+    def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable) -> None:
         if not isinstance(get_stream, ObjectStreams):
             get_stream = WholeStream(get_stream)
         super().__init__(remote_object(bucket, key, get_object_info, get_stream))
@@ -192,7 +192,7 @@ class RangedS3Reader(_WordedReader, _MaybeExact):
         bucket: str,
         key: str,
         get_object_info: GetObjectInfo,
-        get_stream: GetStream,
+        get_stream: GetStreamCallable,
         buffer_size: int | None = None,
     ) -> None:
         window = _DEFAULT_WINDOW if buffer_size is None else as_index("buffer_size", buffer_size)
@@ -241,7 +241,7 @@ class DCPOptimizedS3Reader(_WordedReader, AdaptiveS3Reader):
         key: str,
         item_ranges: list[ItemRange],
         get_object_info: GetObjectInfo,
-        get_stream: GetStream,
+        get_stream: GetStreamCallable,
         max_gap_size: float = DEFAULT_MAX_GAP_SIZE,
     ) -> None:
         if not bucket:
@@ -296,7 +296,7 @@ class DCPOptimizedConstructor:
             ranges.append(ItemRange(stored.offset, stored.offset + stored.length))
 
     def __call__(
-        self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream
+        self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable
     ) -> SequentialS3Reader | DCPOptimizedS3Reader:
         """Return a reader.
 
@@ -314,18 +314,11 @@ class DCPOptimizedConstructor:
         return DCPOptimizedS3Reader(bucket, key, ranges, get_object_info, get_stream, self._max_gap_size)
 
 
-class GetStreamCallable(Protocol):
-    """What constructors are given to open streams."""
-
-    def __call__(self, start: int | None = None, end: int | None = None) -> Iterable[bytes]:
-        """Return the bytes ``[start, end)`` of the object, in parts."""
-
-
 @runtime_checkable
 class S3ReaderConstructorProtocol(Protocol):
     """What makes a reader of an object."""
 
-    def __call__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> Any:  # noqa: ANN401  # whatever reads
+    def __call__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable) -> Any:  # noqa: ANN401  # whatever reads
         """Return a reader."""
 
 

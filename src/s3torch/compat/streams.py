@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from s3torch._object import Fetch, Place, RemoteObject
 from s3torch.client import HeadObjectResult, S3Client
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GetObjectInfo",
     "GetObjectStream",
-    "GetStream",
+    "GetStreamCallable",
     "ObjectStreams",
     "StreamedObject",
     "WholeStream",
@@ -25,7 +25,13 @@ __all__ = [
 ]
 
 GetObjectInfo = Callable[[], "ObjectInfo | HeadObjectResult"]
-GetStream = Callable[..., Iterable[bytes]]
+
+
+class GetStreamCallable(Protocol):
+    """What constructors are given to open streams."""
+
+    def __call__(self, start: int | None = None, end: int | None = None) -> Iterable[bytes]:
+        """Return the bytes ``[start, end)`` of the object, in parts."""
 
 
 class GetObjectStream:
@@ -82,7 +88,7 @@ class WholeStream:
         get_stream: Of the program's own.
     """
 
-    def __init__(self, get_stream: GetStream) -> None:
+    def __init__(self, get_stream: GetStreamCallable) -> None:
         self._get_stream = get_stream
 
     def __call__(self, start: int | None = None, end: int | None = None) -> list[bytes]:
@@ -94,7 +100,7 @@ class WholeStream:
         return b"".join(self._get_stream())
 
 
-def remote_object(bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> RemoteObject:
+def remote_object(bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable) -> RemoteObject:
     """Return what a reader reads that is made of these arguments.
 
     Raises:
@@ -117,7 +123,7 @@ class StreamedObject(RemoteObject):
         get_stream: Called as ``get_stream(start, end)``, returns an iterable of bytes.
     """
 
-    def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStream) -> None:
+    def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable) -> None:
         super().__init__(S3Client(), bucket, key)
         self._get_object_info = get_object_info
         self._get_stream = get_stream
