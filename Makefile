@@ -12,6 +12,7 @@ MINUTES ?= 10
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+COMPARE_VENV := .venv-compare
 READY := .ready
 BIN := $(VENV)/bin
 
@@ -25,13 +26,16 @@ define install
 	@touch $(1)/$(READY)
 endef
 
-# The extra dev holds test and lint, test holds demo, demo holds local: one environment for all. The other holds the
-# other clients, and what runs tests against one of them.
+# The extra dev holds test and lint, test holds demo, demo holds local: one environment for all but the other clients, and
+# the other connector, before which the drop-in refuses to stand.
 $(VENV)/$(READY): pyproject.toml constraints.txt
 	$(call install,$(VENV),dev,constraints.txt)
 
 $(BENCH_VENV)/$(READY): pyproject.toml constraints-bench.txt
-	$(call install,$(BENCH_VENV),compare,constraints-bench.txt)
+	$(call install,$(BENCH_VENV),bench,constraints-bench.txt)
+
+$(COMPARE_VENV)/$(READY): pyproject.toml constraints.txt
+	$(call install,$(COMPARE_VENV),compare,constraints.txt)
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,8 +76,8 @@ demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
 	$(BENCH_VENV)/bin/s3torch bench $(ARGS)
 
-compare: $(BENCH_VENV)/$(READY)  ## run the tests that s3torchconnector must fail, against it
-	S3TORCH_TEST_CONNECTOR=s3torchconnector $(BENCH_VENV)/bin/python -m pytest tests/compare tests/compat $(ARGS)
+compare: $(COMPARE_VENV)/$(READY)  ## run the tests that s3torchconnector must fail, against it
+	S3TORCH_TEST_CONNECTOR=s3torchconnector $(COMPARE_VENV)/bin/python -m pytest tests/compare tests/compat $(ARGS)
 
 # What a user installs is the wheel, not the source tree: is everything in it?
 WHEEL := build/wheel
@@ -116,5 +120,5 @@ build-check: $(VENV)/$(READY)  ## build the wheel and try what is in it
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch.compat --status >/dev/null
 
 clean:  ## remove the environments and everything that was built
-	rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(COMPARE_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
