@@ -32,6 +32,7 @@ class S3File(_BinaryFile):
         super().__init__()
         self._bucket = bucket
         self._key = key
+        self._users: dict[int, object] = {}
 
     @property
     def bucket(self) -> str:
@@ -76,6 +77,9 @@ class S3File(_BinaryFile):
         self._check_open()
         for line in lines:
             self.write(line)
+
+    def _what_is_shared(self) -> str:
+        return f"The {self._noun} of s3://{self.bucket}/{self.key}"
 
     def _check_open(self) -> None:
         if self.closed:

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from s3torch import _buffer
-from s3torch._aws.answers import Subject, parse_http_date
-from s3torch._aws.bucket import Bucket
+from s3torch._access import Access
+from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import check_endpoint_url
-from s3torch._aws.listing import ListObjectsResult, ObjectInfo, RestoreStatus, list_parameters, parse_page
-from s3torch._aws.multipart import AbortMultipartUpload
+from s3torch._aws.listing import ObjectInfo, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._aws.operations import DeleteObject, HeadObject, ListObjectsV2
-from s3torch._aws.session import AwsSession
-from s3torch._aws.user_agent import user_agent
-from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
-from s3torch._transfer.connection import Network
-from s3torch._transfer.engine import Engine, Exchange, Limits
-from s3torch._transfer.retry import RetryPolicy
-from s3torch._transfer.stats import TransferStats
+from s3torch._aws.operations import DeleteObject, HeadObject
+from s3torch._objects.listing import ListObjectStream
+from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CredentialsError,
-    ObjectNotFoundError,
-    RegionError,
-    S3Error,
-)
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectNotFoundError
 from s3torch.readers import S3Reader, open_reader
 from s3torch.writer import S3Writer
 
@@ -41,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from typing_extensions import Buffer
+
+    from s3torch._transfer.stats import TransferStats
 
 __all__ = ["HeadObjectResult", "ListObjectStream", "MultipartUploadInfo", "S3Client"]
 
@@ -63,33 +49,6 @@ class HeadObjectResult(NamedTuple):
     storage_class: str | None = None
     restore_status: RestoreStatus | None = None
     version_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MultipartUploadInfo:
-    """An upload that was begun and neither completed nor aborted.
-
-    Attributes:
-        key: Of the object that it would become.
-        upload_id: Names it.
-        initiated: Seconds since the epoch.
-        storage_class: Of the object.
-    """
-
-    key: str
-    upload_id: str
-    initiated: int
-    storage_class: str | None = None
-
-
-class _ProcessState:
-    """What a client has in one process, and must not use in another: connections and locks."""
-
-    def __init__(self, client: S3Client) -> None:
-        self.session = AwsSession(client.s3client_config, client.given_region, client.endpoint)
-        self.threads = threading.local()
-        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-        self.stats: list[TransferStats] = []
 
 
 class S3Client:
@@ -129,9 +88,7 @@ class S3Client:
         self.given_region = region
         self.endpoint = endpoint
         self.s3client_config = s3client_config or S3ClientConfig()
-        self._user_agent_comments = tuple(user_agent_comments)
-        self._buckets: dict[str, Bucket] = {}
-        self._states: dict[int, _ProcessState] = {}
+        self._access = self._new_access(tuple(user_agent_comments))
 
     def __repr__(self) -> str:
         return (
@@ -139,23 +96,20 @@ class S3Client:
             f"s3client_config={self.s3client_config!r})"
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_states": {}, "_buckets": {}}
-
     @property
     def region(self) -> str:
         """The region that requests begin with."""
-        return self.given_region or self._process().session.region()
+        return self._access.region
 
     @property
     def user_agent(self) -> str:
         """The User-Agent field of all requests."""
-        return user_agent(self._user_agent_comments)
+        return self._access.user_agent
 
     @property
     def stats(self) -> TransferStats:
         """What this process has sent and received through this client, over all its threads."""
-        return sum(self._process().stats, TransferStats())
+        return self._access.stats
 
     def get_object(
         self,
@@ -180,9 +134,9 @@ class S3Client:
             ArgumentTypeError: ``reader_config`` is no S3ReaderConfig.
             ArgumentError: The bucket is empty.
         """
-        return open_reader(self.remote_object(bucket, key, object_info, version_id), reader_config)
+        return open_reader(self._remote_object(bucket, key, object_info, version_id), reader_config)
 
-    def remote_object(
+    def _remote_object(
         self,
         bucket: str,
         key: str,
@@ -196,7 +150,7 @@ class S3Client:
         if object_info is not None and not isinstance(object_info, (ObjectInfo, HeadObjectResult)):
             raise ArgumentTypeError(f"object_info must be of a listing or of head_object, got {object_info!r}.")
         size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
-        return RemoteObject(self, bucket, key, size=size, etag=etag, version_id=version_id)
+        return RemoteObject(self._access, bucket, key, size=size, etag=etag, version_id=version_id)
 
     @overload
     def read_range(self, bucket: str, key: str, start: int, stop: int | None = None, into: None = None) -> bytes: ...
@@ -226,7 +180,7 @@ class S3Client:
         """
         _check_object(bucket, key)
         start, stop = _buffer.check_range(start, stop)
-        remote = RemoteObject(self, bucket, key)
+        remote = RemoteObject(self._access, bucket, key)
         if into is None:
             return remote.read(start, stop)
         view = _buffer.writable_bytes(into)
@@ -272,7 +226,7 @@ class S3Client:
             S3Error: Any other failure; the memory may be partly overwritten then.
         """
         _check_object(bucket, key)
-        return RemoteObject(self, bucket, key).read_vector(ranges, into, max_gap)
+        return RemoteObject(self._access, bucket, key).read_vector(ranges, into, max_gap)
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Return size, ETag and the like of an object.
@@ -283,8 +237,8 @@ class S3Client:
         """
         _check_object(bucket, key)
         _buffer.check_text(version_id=version_id)
-        request = HeadObject(self.bucket(bucket), key, version_id)
-        self.engine().run([request])
+        request = HeadObject(self._access.bucket(bucket), key, version_id)
+        self._access.run([request])
         if request.head is None or request.head.content_length is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = request.head.fields
@@ -318,7 +272,7 @@ class S3Client:
         max_keys = _buffer.as_index("max_keys", max_keys)
         if not 1 <= max_keys <= 1000:
             raise ArgumentError(f"max_keys={max_keys} is out of range: a page has 1 to 1000 keys.")
-        return ListObjectStream(self, bucket, prefix, delimiter, max_keys)
+        return ListObjectStream(self._access, bucket, prefix, delimiter, max_keys)
 
     def put_object(
         self,
@@ -363,7 +317,7 @@ class S3Client:
         )
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
-        return self._writer(self, bucket, key, options, resumes=resume)
+        return self._writer(self._access, bucket, key, options, resumes=resume)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:
         """Return the uploads that were begun and neither completed nor aborted, by key, the oldest of a key first.
@@ -377,24 +331,7 @@ class S3Client:
             S3Error: Any other failure.
         """
         _check_names(bucket, prefix)
-        found: list[MultipartUploadInfo] = []
-        marker: dict[str, object] = {}
-        while True:
-            page: Any = self._call_about(
-                "ListMultipartUploads", bucket, None, "list_multipart_uploads", Prefix=prefix, **marker
-            )
-            found += [
-                MultipartUploadInfo(
-                    each["Key"], each["UploadId"], int(each["Initiated"].timestamp()), each.get("StorageClass")
-                )
-                for each in page.get("Uploads", [])
-            ]
-            following = {
-                name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")
-            }
-            if not page.get("IsTruncated") or not following or following == marker:
-                return sorted(found, key=lambda upload: (upload.key, upload.initiated))
-            marker = following
+        return list_multipart_uploads(self._access, bucket, prefix)
 
     def abort_multipart_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """Delete the parts of an upload that was begun. That there is none is no error.
@@ -405,16 +342,12 @@ class S3Client:
             upload_id: Which upload of that key.
         """
         _check_object(bucket, key)
-        try:
-            self.run_apart(AbortMultipartUpload(self.bucket(bucket), key, upload_id))
-        except S3Error as error:
-            if error.code != "NoSuchUpload":
-                raise
+        abort_multipart_upload(self._access, bucket, key, upload_id)
 
     def delete_object(self, bucket: str, key: str) -> None:
         """Delete an object. That it does not exist is no error, as in S3."""
         _check_object(bucket, key)
-        self.engine().run([DeleteObject(self.bucket(bucket), key)])
+        self._access.run([DeleteObject(self._access.bucket(bucket), key)])
 
     def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         """Copy an object of up to 5 GiB within S3.
@@ -427,182 +360,25 @@ class S3Client:
         """
         _check_object(src_bucket, src_key)
         _check_object(dst_bucket, dst_key)
-        self.bucket(src_bucket)  # refuses a name that no bucket can have
+        self._access.bucket(src_bucket)  # refuses a name that no bucket can have
         source = {"Bucket": src_bucket, "Key": src_key}
         try:
-            self.call_rarely("CopyObject", dst_bucket, dst_key, "copy_object", CopySource=source)
+            self._access.call("CopyObject", dst_bucket, dst_key, "copy_object", Key=dst_key, CopySource=source)
         except ObjectNotFoundError as error:
             error.key, error.bucket = src_key, src_bucket
             error.args = (f"s3://{src_bucket}/{src_key}, which was to be copied, does not exist.",)
             raise
 
     def close(self) -> None:
-        """Close the calling thread's connections, and those of copies; the client can still be used."""
-        state = self._process()
-        engine: Engine | None = getattr(state.threads, "engine", None)
-        if engine is not None:
-            engine.reset()
-        state.session.close()
+        """Close the calling thread's connections, and those of copies; the client can still be used.
 
-    def engine(self) -> Engine:
-        """Return the transfer engine of the calling thread in this process."""
-        state = self._process()
-        try:
-            engine: Engine = state.threads.engine
-        except AttributeError:
-            engine = state.threads.engine = self._new_engine(state)
-        return engine
-
-    def run_apart(self, exchange: Exchange) -> None:
-        """Run an exchange on a connection of its own, and wait for it.
-
-        The garbage collector may call in the middle of a turn of the thread's engine, which then must not be turned.
+        What is under way is not lost: it is sent again, over new connections, when somebody waits for it.
         """
-        engine = self._new_engine(self._process())
-        try:
-            engine.run([exchange])
-        finally:
-            engine.close()
+        self._access.close()
 
-    def bucket(self, name: str) -> Bucket:
-        """Return where a bucket is and how requests for it are signed."""
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            config = self.s3client_config
-            made = Bucket(
-                name,
-                self._session,
-                self.user_agent,
-                requester_pays=config.requester_pays,
-                has_checksums=config.checksums != "off",
-            )
-            bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
-        return bucket
-
-    def call_rarely(
-        self, operation: str, bucket: str, key: str, method: str, **parameters: object
-    ) -> dict[str, object]:
-        """Make a call about an object through botocore; region and credentials are corrected once.
-
-        Args:
-            operation: The S3 API's name.
-            bucket: Of the object.
-            key: Of the object.
-            method: Of the botocore client.
-            parameters: Of that method, beside Bucket and Key.
-        """
-        _check_object(bucket, key)
-        return self._call_about(operation, bucket, key, method, Key=key, **parameters)
-
-    def _call_about(
-        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
-    ) -> dict[str, object]:
-        if self.s3client_config.requester_pays:
-            parameters["RequestPayer"] = "requester"
-        where = self.bucket(bucket)
-        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
-        corrections = where.corrections
-        try:
-            return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
-        except (RegionError, CredentialsError) as error:
-            if not where.correct(error, {}, corrections):
-                raise
-        return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
-
-    def _process(self) -> _ProcessState:
-        """Return this process's state; what a fork inherited is dropped without being touched."""
-        pid = os.getpid()
-        state = self._states.get(pid)
-        if state is None:
-            state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
-            for inherited in set(self._states) - {pid}:  # a copy: others may be dropping, too
-                dropped = self._states.pop(inherited, None)
-                for engine in dropped.engines if dropped is not None else ():
-                    engine.abandon()
-        return state
-
-    def _session(self) -> AwsSession:
-        return self._process().session
-
-    def _new_engine(self, state: _ProcessState) -> Engine:
-        config = self.s3client_config
-        engine = Engine(
-            Network(state.session.tls),
-            RetryPolicy(max_attempts=config.max_attempts),
-            Limits(
-                connections=config.connections,
-                bytes_in_flight=config.max_bytes_in_flight,
-                connect_timeout=config.connect_timeout,
-                first_byte_timeout=config.first_byte_timeout,
-                stall_timeout=config.stall_timeout,
-                call_timeout=config.call_timeout,
-                hedging=config.hedging,
-            ),
-        )
-        state.engines.add(engine)
-        state.stats.append(engine.stats)
-        return engine
-
-
-class ListObjectStream:
-    """Iterates over the pages of a listing; each is one request, sent when it is asked for or one page ahead.
-
-    Attributes:
-        bucket: That is listed.
-        prefix: Of the keys.
-        delimiter: That groups them.
-        max_keys: Keys of one page.
-        continuation_token: Names the next page, once there was one.
-        complete: Whether the last page was reached.
-        look_ahead: Whether to ask for the next page when one has come, for those who will read all of them.
-    """
-
-    def __init__(self, client: S3Client, bucket: str, prefix: str, delimiter: str, max_keys: int) -> None:
-        self.bucket = bucket
-        self.prefix = prefix
-        self.delimiter = delimiter
-        self.max_keys = max_keys
-        self.continuation_token: str | None = None
-        self.complete = False
-        self.look_ahead = False
-        self._client = client
-        self._begun: tuple[Engine, ListObjectsV2[ListObjectsResult]] | None = None
-
-    def __repr__(self) -> str:
-        state = "complete" if self.complete else "more to come"
-        return f"<ListObjectStream s3://{self.bucket}/{self.prefix} {state}>"
-
-    def __iter__(self) -> Iterator[ListObjectsResult]:
-        return self
-
-    def __next__(self) -> ListObjectsResult:
-        """Fetch the next page.
-
-        Raises:
-            BucketNotFoundError: There is no such bucket.
-            S3Error: Any other failure; the same page can be asked for again.
-        """
-        if self.complete:
-            raise StopIteration
-        engine, request = self._begun or self._begin()
-        if engine is not self._client.engine():  # begun in another thread or process
-            engine, request = self._begin()
-        self._begun = None
-        engine.wait([request])
-        page = request.page
-        self.continuation_token = page.continuation_token
-        self.complete = page.continuation_token is None
-        if self.look_ahead and not self.complete:
-            self._begun = self._begin()
-        return page
-
-    def _begin(self) -> tuple[Engine, ListObjectsV2[ListObjectsResult]]:
-        query = list_parameters(self.prefix, self.delimiter, self.max_keys, self.continuation_token)
-        request = ListObjectsV2(self._client.bucket(self.bucket), query, parse_page)
-        engine = self._client.engine()
-        engine.submit(request)
-        engine.nudge()
-        return engine, request
+    def _new_access(self, user_agent_comments: tuple[str, ...]) -> Access:
+        """Return what sends this client's requests."""
+        return Access(self.s3client_config, self.given_region, self.endpoint, user_agent_comments)
 
 
 def _restore_status(field: str) -> RestoreStatus | None:

@@ -20,6 +20,7 @@ Each class is named by what the caller can do about it::
     ├── ClockSkewError                        set this machine's clock
     ├── ObjectExistsError (FileExistsError)   the object is there already, and was not to be replaced
     ├── ObjectChangedError                    the object was replaced while it was read: begin again
+    ├── ConcurrentUseError (RuntimeError)     two threads use one reader, writer or iterator: give each its own
     ├── UnverifiedError                       nothing proves what was read: store a checksum, or ask for no proof
     ├── RequestError                          the service refused the request for good
     └── TransientError                        worth another attempt; s3torch has made its own already
@@ -46,6 +47,7 @@ __all__ = [
     "CheckpointFormatError",
     "ClockSkewError",
     "ClosedError",
+    "ConcurrentUseError",
     "ConfigError",
     "ConnectionFailedError",
     "CredentialsError",
@@ -188,6 +190,13 @@ class ObjectExistsError(S3Error, FileExistsError):
 
 class ObjectChangedError(S3Error):
     """The object was replaced, or its size changed, while it was being read."""
+
+
+class ConcurrentUseError(S3Error, RuntimeError):
+    """Two threads, or a thread and its signal handler, use one reader, writer or iterator at the same time.
+
+    The call that came second has changed nothing.
+    """
 
 
 class UnverifiedError(S3Error):

@@ -2,8 +2,11 @@
 
 What is written is collected in one part's memory. An object that fits is one PUT at ``close``; a larger one becomes a
 multipart upload, whose parts are sent side by side while the next is written. Only ``close`` commits. An exception
-inside ``with``, an explicit ``abort``, the garbage collector and the end of the interpreter all give the upload up, so
+inside ``with``, an explicit ``abort``, the garbage collector and the end of the interpreter all abort the upload, so
 that a reader never sees half an object and no parts are left behind.
+
+What an exception or the end of the interpreter aborts is given two seconds: whoever presses Ctrl-C does not want to
+wait for a server that is silent. The garbage collector sends nothing at all: see ``_access/leftovers.py``.
 """
 
 from __future__ import annotations
@@ -19,19 +22,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
+from s3torch._access import leftovers
 from s3torch._aws import checksums
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import PutObject
+from s3torch._exclusive import exclusive
 from s3torch._file import S3File
+from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch._transfer import plan
-from s3torch._upload import MultipartUpload, PartBuffer
 from s3torch.errors import ArgumentTypeError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from s3torch.client import S3Client
+    from s3torch._access import Access
 
 __all__ = ["S3Writer"]
 
@@ -49,11 +54,11 @@ class _State(Enum):
 class S3Writer(S3File):
     """A write-only binary file over one object; made by ``S3Client.put_object``.
 
-    The object appears when the writer is closed, and replaces what had its key until then. Not to be used by two
-    threads at the same time.
+    The object appears when the writer is closed, and replaces what had its key until then. A writer may be handed from
+    thread to thread. Two at the same time get a ConcurrentUseError.
 
     Args:
-        client: Sends the requests.
+        access: Sends the requests.
         bucket: Of the object.
         key: Of the object.
         options: Of the object.
@@ -63,11 +68,11 @@ class S3Writer(S3File):
     _noun = "writer"
 
     def __init__(
-        self, client: S3Client, bucket: str, key: str, options: ObjectOptions | None = None, *, resumes: bool = False
+        self, access: Access, bucket: str, key: str, options: ObjectOptions | None = None, *, resumes: bool = False
     ) -> None:
         super().__init__(bucket, key)
         self.options = options or ObjectOptions()
-        self._client = client
+        self._access = access
         self._resumes = resumes
         self._pid = os.getpid()
         self._state = _State.OPEN
@@ -87,18 +92,18 @@ class S3Writer(S3File):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Commit; or give the upload up if the block raised."""
+        """Commit; or abort if the block raised, which takes two seconds at most."""
         if kind is None:
             self.close()
         else:
-            self._give_up()
+            self._abandon()
 
     def __del__(self) -> None:
         # A forked child inherits the writer, but the upload is its parent's.
         if getattr(self, "_state", None) is _State.OPEN and self._pid == os.getpid():
             complaint = f"{self!r} was never closed: what was written is discarded"
             with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
-                self._give_up()
+                self._leave()
             warnings.warn(complaint, ResourceWarning, stacklevel=2, source=self)
 
     @property
@@ -108,7 +113,7 @@ class S3Writer(S3File):
 
     @property
     def closed(self) -> bool:
-        """Whether it was committed or given up."""
+        """Whether it was committed or aborted."""
         return self._state is not _State.OPEN
 
     def readable(self) -> bool:
@@ -127,6 +132,7 @@ class S3Writer(S3File):
         """Return how many bytes were written."""
         return self._position
 
+    @exclusive
     def write(self, data: Buffer) -> int:
         """Write bytes; once a part is full it is sent.
 
@@ -138,10 +144,11 @@ class S3Writer(S3File):
 
         Raises:
             ClosedError: The writer was closed.
-            S3Error: A part could not be sent. The upload is given up then, and the writer closed.
+            S3Error: A part could not be sent. The upload is aborted then, and the writer closed.
         """
         return self._take(data, PartBuffer.add)
 
+    @exclusive
     def write_lasting(self, data: Buffer, /) -> int:
         """Write bytes that stay as they are until the writer is closed: many of them are sent from where they are.
 
@@ -175,7 +182,7 @@ class S3Writer(S3File):
         self._check_open()
         view = _buffer.readable_bytes(data)
         begin = 0
-        with self._give_up_on_error():
+        with self._abandoned_on_error():
             while begin < len(view):
                 if not self._buffer.room:
                     self._next_part()
@@ -187,6 +194,7 @@ class S3Writer(S3File):
         self._position += begin
         return begin
 
+    @exclusive
     def close(self) -> None:
         """Send what is left and make the object appear. Does nothing if the writer is closed already.
 
@@ -196,7 +204,7 @@ class S3Writer(S3File):
         """
         if self.closed:
             return
-        with self._give_up_on_error():
+        with self._abandoned_on_error():
             if self._upload is None:
                 self._put_whole()
             else:
@@ -204,10 +212,11 @@ class S3Writer(S3File):
                 self._upload.complete()
             self._end(_State.COMMITTED)
 
+    @exclusive
     def abort(self) -> None:
-        """Give the upload up: nothing becomes visible, and parts that were sent are deleted.
+        """Abort the upload: nothing becomes visible, and parts that were sent are deleted.
 
-        Does nothing if the writer is closed already, and never raises: if the service can't be reached, a warning with
+        Does nothing if the writer is closed already, and never fails: if the service can't be reached, a warning with
         the upload's id is logged, and the bucket's lifecycle rule for incomplete uploads must clear it.
         """
         if not self.closed:
@@ -215,13 +224,26 @@ class S3Writer(S3File):
             if upload is not None:
                 upload.abort()
 
-    def _give_up(self) -> None:
-        """Abort; or leave what arrived, if a later writer is to go on with it, or another process with this one."""
+    def _abandon(self) -> None:
+        """Abort, in two seconds at most; or leave what arrived, if a later writer is to go on with it."""
         upload = None if self.closed else self._end(_State.ABORTED)
-        if upload is not None and (self._resumes or self._pid != os.getpid()):
-            upload.leave()
+        if upload is not None and self._is_to_stay:
+            upload.cancel()
         elif upload is not None:
-            upload.abort()
+            upload.abort(leftovers.WITHIN)
+
+    def _leave(self) -> None:
+        """Abort by whoever sends something next: the caller may be the garbage collector."""
+        upload = None if self.closed else self._end(_State.ABORTED)
+        if upload is not None:
+            upload.cancel()
+            if not self._is_to_stay:
+                leftovers.leave(upload.abort)
+
+    @property
+    def _is_to_stay(self) -> bool:
+        """Whether what arrived is for a later writer, or another process goes on with this upload."""
+        return self._resumes or self._pid != os.getpid()
 
     def _end(self, state: _State) -> MultipartUpload | None:
         """Close the file; returns the upload that was under way."""
@@ -232,11 +254,11 @@ class S3Writer(S3File):
         return upload
 
     @contextlib.contextmanager
-    def _give_up_on_error(self) -> Iterator[None]:
+    def _abandoned_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._give_up()
+            self._abandon()
             raise
 
     def _part_size(self) -> int:
@@ -248,12 +270,12 @@ class S3Writer(S3File):
                 bucket=self.bucket,
                 key=self.key,
             )
-        return plan.upload_part_size(number, self._client.s3client_config.part_size)
+        return plan.upload_part_size(number, self._access.config.part_size)
 
     def _next_part(self) -> None:
         """Send the part that is full, and take memory for the next."""
         if self._upload is None:
-            self._upload = MultipartUpload(self._client, self.bucket, self.key, self.options, resumes=self._resumes)
+            self._upload = MultipartUpload(self._access, self.bucket, self.key, self.options, resumes=self._resumes)
         self._send()
         self._buffer = self._upload.buffer(self._part_size())
 
@@ -264,17 +286,18 @@ class S3Writer(S3File):
         self._parts += 1
 
     def _put_whole(self) -> None:
-        bucket = self._client.bucket(self.bucket)
+        bucket = self._access.bucket(self.bucket)
         crc32 = self._buffer.crc32 if bucket.has_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
-        self._client.engine().run([put])
+        self._access.run([put])
 
 
-# Writers whose upload must be given up before the interpreter ends.
+# Writers whose upload must be aborted before the interpreter ends.
 _open_writers: weakref.WeakSet[S3Writer] = weakref.WeakSet()
 
 
 @atexit.register
-def _give_up_open_writers() -> None:
+def _leave_open_writers() -> None:
+    """Leave the uploads of open writers to be aborted: ``leftovers`` was registered before, so its turn comes after."""
     for writer in list(_open_writers):
         writer.__del__()

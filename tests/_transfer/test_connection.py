@@ -18,7 +18,8 @@ import pytest
 import trustme
 
 from s3torch._transfer.connection import READ, WRITE, Address, Connection, ConnectionState, Network, Origin
-from s3torch._transfer.engine import Engine, Exchange
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Inbox, read_head, read_small_body
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error

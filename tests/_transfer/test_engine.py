@@ -10,7 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 import pytest
 
 from s3torch._transfer.connection import Origin
-from s3torch._transfer.engine import Engine, Exchange, Limits
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.exchange import Exchange
+from s3torch._transfer.flight import Limits
 from s3torch._transfer.http1 import Destination, Inbox, read_body, read_head, read_small_body
 from s3torch._transfer.retry import RetryPolicy
 from s3torch._transfer.stats import TransferStats

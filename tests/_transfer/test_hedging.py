@@ -16,7 +16,8 @@ import pytest
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.operations import GetObject
 from s3torch._transfer.connection import ConnectionState, Origin
-from s3torch._transfer.engine import Engine, Limits
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.flight import Limits
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import ProtocolError, S3Error
 

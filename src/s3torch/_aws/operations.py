@@ -15,7 +15,7 @@ from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._transfer import http1
 from s3torch._transfer.connection import Origin
-from s3torch._transfer.engine import Exchange
+from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import IntegrityError, ObjectChangedError, ProtocolError, S3Error
 
@@ -253,6 +253,8 @@ class GetObject(Operation):
         version_id: The version to read, or None for the newest.
         is_whole: Whether this is the whole object, of ``stop`` bytes: then no range is asked for, since many servers
             tell no checksum with a range, even of all bytes.
+        has_gaps: Whether some of the memory is to be thrown away, and used more than once: what arrived cannot be
+            compared with a checksum then.
 
     Attributes:
         total: The object's size in bytes, once known.
@@ -274,8 +276,10 @@ class GetObject(Operation):
         etag: str | None = None,
         version_id: str | None = None,
         is_whole: bool = False,
+        has_gaps: bool = False,
     ) -> None:
-        fields = checksums.MODE_FIELDS if bucket.has_checksums else None
+        self._may_verify = bucket.has_checksums and not has_gaps
+        fields = checksums.MODE_FIELDS if self._may_verify else None
         query = _version(version_id)
         super().__init__("GetObject", "GET", bucket, key, query=query, signed_fields=fields, memory=stop - start)
         self.start = start
@@ -285,11 +289,15 @@ class GetObject(Operation):
         self._is_whole = is_whole
         self._checksum: Checksum | None = None
         self.total: int | None = None
-        self._into = into
+        self._into: memoryview | Sequence[memoryview] | PlaceRange | None = into
         self._lacks_size = self._has_asked_size = self._is_longer = False
         self._destination: Destination | None = None
         if not callable(into):
             self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
+
+    def release(self) -> None:
+        """Drop the caller's memory."""
+        self._into = self._destination = None
 
     @property
     def filled(self) -> int:
@@ -331,7 +339,7 @@ class GetObject(Operation):
             raise changed  # the body is not wanted, so neither is the connection
         if content_range.total == 0:
             return None
-        if self._bucket.has_checksums and content_range.stop - content_range.start == content_range.total:
+        if self._may_verify and content_range.stop - content_range.start == content_range.total:
             self._checksum = checksums.checksum_of_object(head.fields, is_range=head.status == 206)
         if self._destination is None:
             if not callable(self._into):
@@ -479,6 +487,10 @@ class Send(Operation):
         self._fields["content-length"] = str(length)
         is_safe = is_verified or bucket.endpoint.origin.scheme == "https"
         self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else _sha256(body)
+
+    def release(self) -> None:
+        """Drop the body, which is the caller's memory."""
+        self._body = ()
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head and the body."""

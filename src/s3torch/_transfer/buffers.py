@@ -72,3 +72,8 @@ class BytesBuffer:
         content = bytes(self.view) if self._file is None else None
         self.view.release()
         return self._file.getvalue() if self._file is not None else content or b""
+
+    def release(self) -> None:
+        """Drop the memory. Slices of ``view`` that others still hold keep it until they are gone."""
+        self.view = memoryview(b"")
+        self._file = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
 import errno
+import itertools
 import os
 import selectors
 import socket
@@ -27,7 +28,7 @@ from s3torch._forks import NO_FORK
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
-__all__ = ["Connection", "ConnectionState", "Network", "Origin"]
+__all__ = ["PROCESS_ADDRESSES", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
@@ -35,6 +36,8 @@ WRITE = selectors.EVENT_WRITE
 # How long the addresses of a host are used before its name is looked up again, in seconds: S3 moves traffic by DNS,
 # with a time to live of a few seconds; each look-up blocks the loop.
 _ADDRESS_LIFETIME = 30.0
+# An address that took no connection is tried after all others for so long, in seconds. Not tuned.
+_DEAD_LIFETIME = 60.0
 
 # While a body is received its connection is reported only when this much of it has arrived, in bytes: a wake-up costs
 # as much as to copy 50 kB. Below the lesser bound it is reported at once. Not tuned.
@@ -76,6 +79,50 @@ def resolve(host: str, port: int) -> list[Address]:
     return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
+class AddressBook:
+    """The addresses of hosts, and which of them took no connection lately.
+
+    They are facts of servers: one book serves all threads and clients of a process, and a forked child inherits it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Origin, tuple[float, Sequence[Address]]] = {}
+        self._dead: dict[Address, float] = {}
+        self._turns = itertools.count()
+
+    def find(self, origin: Origin, now: float) -> list[Address]:
+        """Return the addresses of an origin in the order in which to try them: each time another first, dead ones last.
+
+        Returns:
+            The addresses; none if they must be looked up.
+        """
+        looked_up, addresses = self._known.get(origin, (now, ()))
+        if not addresses or now - looked_up >= _ADDRESS_LIFETIME:
+            return []
+        first = next(self._turns) % len(addresses)
+        turned = [*addresses[first:], *addresses[:first]]
+        if self._dead:
+            turned.sort(key=lambda address: now - self._dead.get(address, -_DEAD_LIFETIME) < _DEAD_LIFETIME)
+        return turned
+
+    def note(self, origin: Origin, addresses: Sequence[Address], now: float) -> None:
+        """Note what a look-up has found."""
+        self._known[origin] = (now, tuple(addresses))
+
+    def note_dead(self, address: Address, now: float) -> None:
+        """Note that an address took no connection."""
+        self._dead[address] = now
+
+    def forget(self) -> None:
+        """Forget everything, as a test wants it that begins."""
+        self._known.clear()
+        self._dead.clear()
+
+
+# One for all clients and threads of the process.
+PROCESS_ADDRESSES = AddressBook()
+
+
 class Connection:
     """One non-blocking byte stream to an origin.
 
@@ -96,6 +143,7 @@ class Connection:
         addresses: Sequence[Address],
         selector: selectors.BaseSelector,
         tls: ssl.SSLContext | None,
+        note_dead: Callable[[Address], None],
     ) -> None:
         self.origin = origin
         self.state = ConnectionState.CONNECTING
@@ -107,6 +155,8 @@ class Connection:
         self.awaited = 1
         self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
+        self._address: Address | None = None
+        self._note_dead = note_dead
         self._selector = selector
         self._tls = tls
         self._socket: socket.socket | None = None
@@ -179,6 +229,11 @@ class Connection:
             else:
                 self.awaited = mark
 
+    def note_timeout(self) -> None:
+        """Note that no connection has come about in time: the address may be dead."""
+        if self._address is not None and self.state is ConnectionState.CONNECTING:
+            self._note_dead(self._address)
+
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""
         events = READ | WRITE if wanted else READ
@@ -214,11 +269,13 @@ class Connection:
             self._socket = None
 
     def _connect_to_next_address(self, failure: OSError | None) -> None:
+        if failure is not None and self._address is not None:
+            self._note_dead(self._address)
         while self._addresses:
             if self._socket is not None:
                 self._selector.unregister(self._socket)
                 self._drop_socket()
-            family, address = self._addresses.pop(0)
+            self._address = family, address = self._addresses.pop(0)
             try:
                 self._socket = socket.socket(family, socket.SOCK_STREAM)
                 self._socket.setblocking(False)
@@ -286,6 +343,7 @@ class Network:
         tls: Returns the TLS context; called when the first https connection is opened.
         lookup: Looks a host's addresses up.
         clock: Seconds that never go back.
+        addresses: What was looked up before; None begins with nothing.
     """
 
     def __init__(
@@ -294,12 +352,13 @@ class Network:
         *,
         lookup: Resolve = resolve,
         clock: Callable[[], float] = time.monotonic,
+        addresses: AddressBook | None = None,
     ) -> None:
         self.clock = clock
         self._tls = tls
         self._lookup = lookup
         self._selector = selectors.DefaultSelector()
-        self._addresses: dict[Origin, tuple[float, list[Address]]] = {}
+        self._addresses = addresses or AddressBook()
 
     def open(self, origin: Origin) -> Connection:
         """Begin a connection.
@@ -308,9 +367,8 @@ class Network:
             ConnectionFailedError: The host has no address, or none that can be tried.
         """
         addresses = self._addresses_of(origin)
-        addresses += addresses[:1]
-        del addresses[:1]  # the next connection begins with the next address
-        return Connection(origin, addresses, self._selector, self._tls() if origin.scheme == "https" else None)
+        tls = self._tls() if origin.scheme == "https" else None
+        return Connection(origin, addresses, self._selector, tls, self._note_dead)
 
     def select(self, timeout: float) -> list[tuple[Connection, int]]:
         """Wait until a connection can move, ``timeout`` seconds at most."""
@@ -320,18 +378,20 @@ class Network:
         """Close the selector's descriptor, and unregister nothing (see the module's theory of operation)."""
         self._selector.close()
 
+    def _note_dead(self, address: Address) -> None:
+        self._addresses.note_dead(address, self.clock())
+
     def _addresses_of(self, origin: Origin) -> list[Address]:
         now = self.clock()
-        known = self._addresses.get(origin)
-        if known is not None and now - known[0] < _ADDRESS_LIFETIME:
-            return known[1]
-        try:
-            addresses = list(self._lookup(origin.host, origin.port))
-        except OSError as error:
-            raise ConnectionFailedError(
-                f"The host name {origin.host!r} of the endpoint could not be resolved: {error.strerror or error}. "
-                "Check the endpoint and region; if the server has no name per bucket, "
-                "use S3ClientConfig(force_path_style=True)."
-            ) from error
-        self._addresses[origin] = (now, addresses)
+        addresses = self._addresses.find(origin, now)
+        if not addresses:
+            try:
+                self._addresses.note(origin, self._lookup(origin.host, origin.port), now)
+            except OSError as error:
+                raise ConnectionFailedError(
+                    f"The host name {origin.host!r} of the endpoint could not be resolved: {error.strerror or error}. "
+                    "Check the endpoint and region; if the server has no name per bucket, "
+                    "use S3ClientConfig(force_path_style=True)."
+                ) from error
+            addresses = self._addresses.find(origin, now)
         return addresses

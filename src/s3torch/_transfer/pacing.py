@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 __all__ = ["ConcurrencyWindow", "FirstBytes", "RetryBudget"]
 
 # A retry takes a token and a success gives a tenth of one back, as in gRPC's retry throttling (A6): in a long outage a
@@ -99,17 +97,19 @@ class FirstBytes:
 
     def __init__(self) -> None:
         self.late_after: float | None = None
-        self._seconds: deque[float] = deque(maxlen=_SAMPLES)
+        # Threads may note at the same time: then a slot is lost, and a list that never changes its length is no worse.
+        self._seconds: list[float] = [0.0] * _SAMPLES
         self._noted = 0
         self._tokens = 1.0
 
     def note(self, seconds: float) -> None:
         """Learn what one answer took."""
-        self._seconds.append(seconds)
+        self._seconds[self._noted % _SAMPLES] = seconds
         self._tokens = min(_HEDGES_IN_A_ROW, self._tokens + _HEDGED_SHARE)
         self._noted += 1
-        if self._noted % _RECKONED_EVERY == 0 and len(self._seconds) >= _FEWEST_SAMPLES:
-            usual = sorted(self._seconds)[len(self._seconds) * 95 // 100]
+        if self._noted % _RECKONED_EVERY == 0 and self._noted >= _FEWEST_SAMPLES:
+            known = sorted(self._seconds[: self._noted])
+            usual = known[len(known) * 95 // 100]
             self.late_after = max(_LEAST_LATENESS, _TIMES_THE_USUAL * usual)
 
     @property

@@ -20,7 +20,7 @@ import torch
 
 from s3torch import _buffer
 from s3torch._aws.checksums import crc32
-from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.archive import Archive, Record, reads_no_values
 from s3torch.checkpoint.storages import memory
@@ -209,7 +209,7 @@ def load_object(
     """
     if not key:
         raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
-    remote = RemoteObject(client, bucket, key)
+    remote = RemoteObject(client._access, bucket, key)
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
         try:
             archive = Archive(reader, reader.read_ranges)

@@ -143,7 +143,7 @@ class S3Client(client.S3Client):
             get_object_info = partial(self.head_object, bucket, key)
         else:
             get_object_info = partial(_identity, object_info)
-        get_stream = ObjectStreams(self.remote_object(bucket, key, object_info))
+        get_stream = ObjectStreams(self._remote_object(bucket, key, object_info))
         return constructor(bucket=bucket, key=key, get_object_info=get_object_info, get_stream=get_stream)
 
     def list_objects(
@@ -151,7 +151,7 @@ class S3Client(client.S3Client):
     ) -> ListObjectStream:
         """Return an iterator over the pages of a listing, which have 1,000 keys at most, whatever is asked for."""
         pages = super().list_objects(bucket, prefix, delimiter, min(max_keys, _KEYS_OF_A_PAGE))
-        return ListObjectStream(self, pages.bucket, pages.prefix, pages.delimiter, pages.max_keys)
+        return ListObjectStream(self._access, pages.bucket, pages.prefix, pages.delimiter, pages.max_keys)
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Return size, ETag and the like of an object."""
@@ -168,7 +168,7 @@ class S3Client(client.S3Client):
     def _get_object_stream(
         self, bucket: str, key: str, start: int | None = None, end: int | None = None
     ) -> GetObjectStream:
-        return GetObjectStream(self.remote_object(bucket, key), start, end)
+        return GetObjectStream(self._remote_object(bucket, key), start, end)
 
 
 def is_of_the_other(state: dict[str, Any]) -> bool:

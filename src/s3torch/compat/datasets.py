@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from s3torch import datasets
@@ -19,7 +18,7 @@ from s3torch.compat.readers import (
 from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GivenObjects, ObjectsUnder, S3Dataset, identity
-from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.look_ahead import Begun, LookAhead
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
 from s3torch.uri import parse_s3_uri
 
@@ -61,8 +60,12 @@ class S3BucketIterable:
 class _NoLookAhead(LookAhead):
     """Readers of a program's own, opened when it is their turn."""
 
-    def through(self, readers: Iterator[tuple[int, Any]], count: int | None = None) -> Iterator[Any]:
-        return (reader for _, reader in islice(readers, count))
+    def take(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+        found = next(items, None)
+        return None if found is None else Begun(*found, self._open_reader(found[1]), 0)
+
+    def settle(self, begun: Begun) -> None:
+        """Do nothing: nothing is counted."""
 
 
 class _Dataset(S3Dataset[Any]):
@@ -101,7 +104,11 @@ class _Dataset(S3Dataset[Any]):
         )
 
     def _new_look_ahead(self) -> LookAhead:
-        return super()._new_look_ahead() if is_own(self._reader_constructor) else _NoLookAhead(1, 1, self._nudge)
+        return (
+            super()._new_look_ahead()
+            if is_own(self._reader_constructor)
+            else _NoLookAhead(1, 1, self._open, self._nudge)
+        )
 
     def _list_objects(self) -> ObjectTable:
         return worded(super()._list_objects)()
@@ -139,7 +146,7 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not is_of_the_other(state):
-            self.__dict__.update(state)
+            super().__setstate__(state)
             return
         S3MapDataset.__init__(self, **_arguments(state))
         pairs = state.pop("_bucket_key_pairs")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from s3torch._object import Fetch, Place, RemoteObject
+from s3torch._objects.fetch import Fetch, Place
+from s3torch._objects.remote import RemoteObject
 from s3torch.client import HeadObjectResult, S3Client
 from s3torch.compat.wording import worded
 from s3torch.errors import ArgumentError, TruncatedBodyError
@@ -124,7 +125,7 @@ class StreamedObject(RemoteObject):
     """
 
     def __init__(self, bucket: str, key: str, get_object_info: GetObjectInfo, get_stream: GetStreamCallable) -> None:
-        super().__init__(S3Client(), bucket, key)
+        super().__init__(S3Client()._access, bucket, key)
         self._get_object_info = get_object_info
         self._get_stream = get_stream
 
@@ -134,14 +135,9 @@ class StreamedObject(RemoteObject):
             self.size = self._get_object_info().size
         return self.size
 
-    def begin(self, start: int, stop: int | None, place: Place) -> Fetch:
+    def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
         """Return what reads the range when it is waited for."""
         return _StreamFetch(self, start, stop, place)
-
-    def is_current(self, fetch: Fetch) -> bool:
-        """Whether the calling thread may wait for a fetch: always, since nothing is under way."""
-        del fetch
-        return True
 
     def read_ranges(  # noqa: D102  # as RemoteObject
         self,
@@ -177,11 +173,18 @@ class StreamedObject(RemoteObject):
 class _StreamFetch(Fetch):
     """A read from a stream, which begins when it is waited for."""
 
+    is_here = True
+
     def __init__(self, remote: StreamedObject, start: int, stop: int | None, place: Place) -> None:
-        self.engine = remote.engine()
         self._streamed = remote
         self._range = start, stop
         self._placed = place
+
+    def begin(self) -> None:
+        """Do nothing: it begins when it is waited for."""
+
+    def nudge(self) -> None:
+        """Do nothing: nothing has begun."""
 
     def finish(self) -> int:
         start, stop = self._range
@@ -191,5 +194,5 @@ class _StreamFetch(Fetch):
             self._streamed.stream_into(start, self._placed(size)[:count])
         return count
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Do nothing: nothing has begun."""

@@ -76,12 +76,26 @@ class S3Dataset(Generic[T_co]):
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
         )
 
+    def _sample(self, item: S3BucketKeyData, reader: S3Reader) -> T_co:
+        """Return what the transform makes of an object.
+
+        Raises:
+            RuntimeError: The transform raised StopIteration. A loop over the samples would take that for their end.
+        """
+        try:
+            return self._transform(reader)
+        except StopIteration as error:
+            raise RuntimeError(
+                f"The transform raised StopIteration for s3://{item.bucket}/{item.key}: a call of next() in it found "
+                "nothing. It would end the data there. Give next() a default, or catch StopIteration."
+            ) from error
+
     def _new_look_ahead(self) -> LookAhead:
         config = self.client.s3client_config
-        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight, self._nudge)
+        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight, self._open, self._nudge)
 
     def _nudge(self, interval: float) -> None:
-        self.client.engine().nudge(interval)
+        self.client._access.engine().nudge(interval)
 
 
 class ObjectsUnder:

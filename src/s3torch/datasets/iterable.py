@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
@@ -161,8 +162,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
-        readers = enumerate(map(self._open, shard(objects, position)))
-        return map(self._transform, self._new_look_ahead().through(readers))
+        return Samples(shard(objects, position), self._new_look_ahead(), self._sample)
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))

@@ -74,9 +74,9 @@ class _Listing:
     """The requests of one listing."""
 
     def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int) -> None:
-        self._engine = client.engine()
+        self._engine = client._access.engine()
         self._deadline = self._engine.deadline()
-        self._bucket = client.bucket(bucket)
+        self._bucket = client._access.bucket(bucket)
         self._prefix = prefix
         self._page_size = page_size
         self._max_requests = min(_MAX_REQUESTS, client.s3client_config.connections)
@@ -98,11 +98,12 @@ class _Listing:
                 while not (done := [request for request in pending if request.is_done]):
                     self._engine.turn(self._deadline)
                 for request in done:
-                    key_range = pending.pop(request)
+                    key_range = pending[request]
                     if key_range.after and isinstance(request.error, RequestError):
-                        raise UnorderedKeysError from request.error  # a server that does not know start-after
+                        raise UnorderedKeysError from request.take_error()  # a server that does not know start-after
                     if request.error is not None:
-                        raise request.error
+                        raise request.take_error()
+                    del pending[request]
                     page = request.page
                     is_truncated = page.continuation_token is not None
                     count = ranges.receive(key_range, page.keys, is_truncated=is_truncated)
@@ -121,8 +122,7 @@ class _Listing:
         try:
             while True:
                 request = self._request(token=token)
-                self._engine.submit(request)
-                self._engine.wait([request], self._deadline)
+                self._engine.run([request], self._deadline)
                 page = request.page
                 yield _columns(page.keys, page.sizes)
                 progress.add(len(page.keys))

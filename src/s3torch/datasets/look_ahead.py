@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.readers import S3Reader
 
-__all__ = ["LookAhead"]
+__all__ = ["Begun", "ExpectedSize", "LookAhead"]
 
 
 # Transfers are moved between samples this often at most, in seconds: to move a few at once costs less. Not tuned.
 _NUDGE_INTERVAL = 0.0002
+# The size of objects is guessed from so many, and never below this, in bytes. Not tuned.
+_SIZES_SEEN = 32
+_LEAST_EXPECTED = 64 * 1024
 
 
-class _Started(NamedTuple):
-    item: int
+class Begun(NamedTuple):
+    """An object whose transfer has begun.
+
+    Attributes:
+        place: What the consumer knows it by: its index, or how many came before it.
+        item: What it is.
+        reader: Reads it.
+        footprint: Bytes that it counts for in the window.
+    """
+
+    place: int
+    item: S3BucketKeyData
     reader: S3Reader
     footprint: int
 
@@ -26,67 +39,126 @@ class LookAhead:
     """A window of readers whose objects are being fetched while the consumer is busy with the one before them.
 
     Nothing runs in the background: the transfers move while the consumer waits for one of them, and the kernel receives
-    into its buffers meanwhile.
+    into its buffers meanwhile. A window belongs to one iterator or one sequence of batches, in one thread; whoever ends
+    that, in whatever way, cancels the window.
 
     Args:
         max_objects: How many objects are in the window at most, the one that is being consumed included.
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
+        open_reader: Returns the reader of an object.
         nudge: Moves transfers without waiting, unless that was done within the seconds that it is given.
     """
 
-    def __init__(self, max_objects: int, max_bytes: int, nudge: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        max_objects: int,
+        max_bytes: int,
+        open_reader: Callable[[S3BucketKeyData], S3Reader],
+        nudge: Callable[[float], None],
+    ) -> None:
         self._max_objects = max_objects
         self._max_bytes = max_bytes
+        self._open_reader = open_reader
         self._nudge = nudge
-        self._started: deque[_Started] = deque()
-        self._waiting: _Started | None = None
+        self._begun: deque[Begun] = deque()
+        self._next: Begun | None = None  # has no room yet
+        self._error: Exception | None = None
         self._bytes = 0
+        self._sizes = ExpectedSize(max_bytes // max_objects)
+
+    def __len__(self) -> int:
+        return len(self._begun)
 
     @property
-    def indices(self) -> list[int]:
-        """The indices of the readers that were taken in and not handed out yet, in order."""
-        return [started.item for started in (*self._started, *filter(None, [self._waiting]))]
+    def places(self) -> list[int]:
+        """The places of the objects that were begun and not handed out yet, in order."""
+        return [begun.place for begun in self._begun]
 
-    def through(self, readers: Iterator[tuple[int, S3Reader]], count: int | None = None) -> Iterator[S3Reader]:
-        """Hand readers out in order, having started as many of those behind them as fit.
+    def take(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+        """Hand out the next object, having begun as many of those behind it as fit.
 
-        If the consumer stops before the end, or anything is raised, all that was started is cancelled.
+        An error of ``items`` is raised only when all that came before it was handed out: an object that is good is not
+        lost for one behind it.
 
         Args:
-            readers: Each with an index; taken in as there is room.
-            count: How many to hand out; None hands out all. Those started beyond are kept for the next call.
-        """
-        try:
-            for _ in itertools.repeat(None) if count is None else range(count):
-                self._fill(readers)
-                if not self._started:
-                    return
-                footprint = self._started[0].footprint
-                yield self._started.popleft().reader  # and keep no reference: what it holds is free once it is consumed
-                self._bytes -= footprint
-            self._nudge(0.0)  # whoever asked for so many will be busy with them
-        except BaseException:
-            self.clear()
-            raise
+            items: Each with its place; taken in as there is room.
 
-    def clear(self) -> None:
-        """Cancel all that was started."""
-        while self._started:
-            self._started.popleft().reader.close()
-        self._waiting = None
+        Returns:
+            The object; None if there is none any more.
+        """
+        self._fill(items)
+        if not self._begun:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            return None
+        return self._begun.popleft()  # and keep no reference: what it holds is free once it is consumed
+
+    def settle(self, begun: Begun) -> None:
+        """Note that the consumer is done with what was handed out last: its memory is free."""
+        self._bytes -= begun.footprint
+        self._sizes.note(begun.reader.known_size)
+
+    def send(self) -> None:
+        """Send what was begun: the consumer will be busy for a while."""
+        self._nudge(0.0)
+
+    def cancel(self) -> None:
+        """Cancel all that was begun."""
+        while self._begun:
+            self._begun[0].reader.close()
+            self._begun.popleft()  # only now: what was interrupted is found here
+        self._next = self._error = None
         self._bytes = 0
 
-    def _fill(self, readers: Iterator[tuple[int, S3Reader]]) -> None:
-        while len(self._started) < self._max_objects:
-            if self._waiting is None:
-                index, reader = next(readers, (0, None))
-                if reader is None:
-                    break
-                self._waiting = _Started(index, reader, reader.footprint)
-            if self._started and self._bytes + self._waiting.footprint > self._max_bytes:
+    def _fill(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> None:
+        while len(self._begun) < self._max_objects:
+            begun = self._next or self._take_in(items)
+            if begun is None:
                 break
-            started, self._waiting = self._waiting, None
-            started.reader.prefetch(send=False)
-            self._started.append(started)
-            self._bytes += started.footprint
+            if self._begun and self._bytes + begun.footprint > self._max_bytes:
+                self._next = begun
+                break
+            self._next = None
+            self._begun.append(begun)  # first: what is in there is cancelled
+            self._bytes += begun.footprint
+            begun.reader.prefetch(send=False)
         self._nudge(_NUDGE_INTERVAL)
+
+    def _take_in(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+        if self._error is not None:
+            return None
+        try:
+            place, item = next(items)
+        except StopIteration:
+            return None
+        except Exception as error:  # noqa: BLE001  # of a listing or a table, whatever it is: raised by ``take``
+            self._error = error
+            return None
+        reader = self._open_reader(item)
+        reader.expect(self._sizes.expected)
+        return Begun(place, item, reader, reader.footprint)
+
+
+class ExpectedSize:
+    """Guesses the size of objects whose size no listing has told, from those that were read.
+
+    To count each as a whole part would let a few small ones fill the window.
+
+    Args:
+        first: The guess while nothing is known, in bytes.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.expected = max(_LEAST_EXPECTED, first)
+        self._seen: deque[int] = deque(maxlen=_SIZES_SEEN)
+
+    def note(self, size: int | None) -> None:
+        """Learn the size of one, if it is known."""
+        if size is not None:
+            self._seen.append(size)
+            if size > self.expected or len(self._seen) == _SIZES_SEEN:
+                largest = max(self._seen)
+                self.expected = max(_LEAST_EXPECTED, largest + largest // 4)
+                if len(self._seen) == _SIZES_SEEN:
+                    self._seen.clear()

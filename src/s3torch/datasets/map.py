@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
-from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.datasets.windows import Windows
 from s3torch.readers import S3Reader
 
 __all__ = ["S3MapDataset"]
@@ -58,7 +58,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
         self._listed: ObjectTable | None = None
-        self._ahead: LookAhead | None = None
+        self._windows = Windows()
 
     @classmethod
     def from_prefix(
@@ -153,7 +153,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             ArgumentTypeError: The index is no integer (slices are not supported).
             S3Error: The object could not be read.
         """
-        return self._transform(self._open(self._table[as_index("index", index)]))
+        item = self._table[as_index("index", index)]
+        return self._sample(item, self._open(item))
 
     @property
     def __getitems__(self) -> Callable[[Sequence[SupportsIndex]], list[T_co]]:
@@ -180,17 +181,46 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
             return [self[index] for index in wanted]
         plan = [*wanted, *getattr(indices, "upcoming", ())]
-        if self._ahead is None:
-            self._ahead = self._new_look_ahead()
-        begun = self._ahead.indices
-        if begun != plan[: len(begun)]:
-            self._ahead.clear()
-            begun = []
-        readers = ((index, self._open(self._table[index])) for index in plan[len(begun) :])
-        return [self._transform(reader) for reader in self._ahead.through(readers, len(wanted))]
+        call = object()
+        try:
+            return self._read_batch(plan, len(wanted), call)
+        except BaseException:
+            self._windows.cancel(call)
+            raise
+
+    def _read_batch(self, plan: Sequence[int], count: int, call: object) -> list[T_co]:
+        """Return the samples of the first objects, and begin those behind them.
+
+        Args:
+            plan: Indices.
+            count: How many of them are wanted now.
+            call: Owns what is begun.
+        """
+        window = self._windows.claim(plan, call)
+        if window is None:
+            window = self._new_look_ahead()
+        items = ((index, self._table[index]) for index in plan[len(window) :])
+        samples = []
+        try:
+            for index in plan[:count]:
+                begun = window.take(items)
+                if begun is None or begun.place != index:
+                    raise AssertionError(f"object {index} is due and {begun} was begun")
+                samples.append(self._sample(begun.item, begun.reader))
+                window.settle(begun)
+                del begun  # and with it what its reader holds
+            window.send()
+            self._windows.give_back(window, call)
+        except BaseException:
+            window.cancel()
+            raise
+        return samples
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_ahead": None}
+        return {**self.__dict__, "_windows": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update({**state, "_windows": Windows()})
 
     @property
     def _table(self) -> ObjectTable:

@@ -12,7 +12,7 @@ from s3torch.readers.ranged import RangedS3Reader
 from s3torch.readers.sequential import SequentialS3Reader
 
 if TYPE_CHECKING:
-    from s3torch._object import RemoteObject
+    from s3torch._objects.remote import RemoteObject
 
 __all__ = [
     "AdaptiveS3Reader",

@@ -16,7 +16,7 @@ from s3torch.readers.budget import BUDGET, MemoryBudget
 from s3torch.readers.window import BLOCK, Kind, ReadAhead, Step
 
 if TYPE_CHECKING:
-    from s3torch._object import RemoteObject
+    from s3torch._objects.remote import RemoteObject
 
 __all__ = ["AdaptiveS3Reader"]
 

@@ -11,8 +11,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, SupportsIndex
 
 from s3torch import _buffer
+from s3torch._exclusive import exclusive
 from s3torch._file import S3File
-from s3torch._object import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ _READ1_SIZE = 64 * 1024
 class S3Reader(S3File):
     """A read-only binary file over one object.
 
-    No request is sent before the first read. A reader may be handed from thread to thread, but must not be used by
-    two at the same time. It pickles as what it reads and its position, without what it holds.
+    No request is sent before the first read. A reader may be handed from thread to thread. Two at the same time get a
+    ConcurrentUseError. It pickles as what it reads and its position, without what it holds.
 
     Reads are never short in the middle: ``read(n)`` returns n bytes unless the object ends before, or raises. All
     reads of one reader are of one version of the object; if it is replaced meanwhile they raise ObjectChangedError.
@@ -54,8 +55,10 @@ class S3Reader(S3File):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        self._users = {}
 
     @property
+    @exclusive
     def size(self) -> int:
         """The object's size in bytes; asks for it if no listing or answer has told it yet."""
         self._check_open()
@@ -81,6 +84,7 @@ class S3Reader(S3File):
         self._check_open()
         return self._position
 
+    @exclusive
     def seek(self, offset: SupportsIndex, whence: int = io.SEEK_SET, /) -> int:
         """Move the position; beyond the end stays at the end, as in s3torchconnector.
 
@@ -115,6 +119,7 @@ class S3Reader(S3File):
         self._position = target
         return target
 
+    @exclusive
     def read(self, size: SupportsIndex | None = -1, /) -> bytes:
         """Read ``size`` bytes, or up to the end if there are fewer; None or -1 reads to the end.
 
@@ -132,6 +137,7 @@ class S3Reader(S3File):
         self._position += len(data)
         return data
 
+    @exclusive
     def read1(self, size: SupportsIndex | None = -1, /) -> bytes:
         """Read some bytes, up to ``size`` of them: those at hand, or else what one request brings."""
         self._check_open()
@@ -147,6 +153,7 @@ class S3Reader(S3File):
         """Read to the end."""
         return self.read()
 
+    @exclusive
     def readinto(self, buffer: Buffer, /) -> int:
         """Read into memory until it is full or the object ends.
 
@@ -171,6 +178,7 @@ class S3Reader(S3File):
         """Read into memory; the same as ``readinto``."""
         return self.readinto(buffer)
 
+    @exclusive
     def read_ranges(
         self,
         ranges: Iterable[tuple[int, int]],
@@ -182,6 +190,7 @@ class S3Reader(S3File):
         self._check_open()
         return self._remote.read_vector(ranges, into, max_gap)
 
+    @exclusive
     def readline(self, size: SupportsIndex | None = -1, /) -> bytes:
         """Read up to and including the next newline, at most ``size`` bytes."""
         self._check_open()
@@ -216,6 +225,14 @@ class S3Reader(S3File):
         """
         del send
         self._check_open()
+
+    def expect(self, size: int) -> None:
+        """Say how large the object probably is, where that is not known: ``prefetch`` asks for so much then."""
+
+    @property
+    def known_size(self) -> int | None:
+        """The object's size in bytes, or None: unlike ``size``, it asks nobody."""
+        return self._remote.size
 
     @property
     def footprint(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from s3torch.readers.base import S3Reader
 
 if TYPE_CHECKING:
-    from s3torch._object import RemoteObject
+    from s3torch._objects.remote import RemoteObject
 
 __all__ = ["RangedS3Reader"]
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3torch._exclusive import exclusive
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
 
 if TYPE_CHECKING:
-    from s3torch._object import Fetch, RemoteObject
+    from s3torch._objects.fetch import Fetch
+    from s3torch._objects.remote import RemoteObject
 
 __all__ = ["SequentialS3Reader"]
 
@@ -24,26 +26,57 @@ __all__ = ["SequentialS3Reader"]
 _CHUNK = 64 * 1024
 
 
+class _Store:
+    """What was fetched, from the front of the object on.
+
+    A request that is under way may refer to it, but not to the reader, which could not be collected then.
+
+    Attributes:
+        buffer: Of the object's size; None before it is known.
+        filled: Bytes that are there.
+    """
+
+    __slots__ = ("buffer", "filled")
+
+    def __init__(self) -> None:
+        self.buffer: BytesBuffer | None = None
+        self.filled = 0
+
+    def room(self, size: int) -> memoryview:
+        """Return the memory behind what is there."""
+        if self.buffer is None or not self.filled:  # what a failed fetch has left may be of another size
+            self.buffer = BytesBuffer(size)
+        return self.buffer.view[self.filled :]
+
+
 class SequentialS3Reader(S3Reader):
     """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size."""
 
+    _expected = 0
+    _pending: Fetch | None
+    _complete: bytes | None
+    _store: _Store
+    _window: int
+
     def __init__(self, remote: RemoteObject) -> None:
         super().__init__(remote)
-        self._pending: Fetch | None = None
         self._forget()
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._forget()
 
+    @exclusive
     def close(self) -> None:
         """Close it, release what it holds, and cancel what was prefetched."""
         if not self.closed:
-            if self._pending is not None:
-                self._pending.give_up()
+            pending = self._pending
             self._forget()
+            if pending is not None:
+                pending.cancel()
         super().close()
 
+    @exclusive
     def prefetch(self, *, send: bool = True) -> None:
         """Begin to fetch the object, as much of it as may be in flight at once, without waiting.
 
@@ -54,22 +87,33 @@ class SequentialS3Reader(S3Reader):
             send: As in ``S3Reader.prefetch``.
         """
         self._check_open()
-        if self._complete is None and self._pending is None and not self._fetched:
-            self._pending = self._begin(self.footprint)
-            if send:
-                self._pending.engine.nudge()
+        if self._complete is None and self._pending is None and not self._store.filled:
+            fetch = self._new_fetch(self.footprint)
+            try:
+                self._pending = fetch
+                fetch.begin()
+                if send:
+                    fetch.nudge()
+            except BaseException:
+                self._pending = None
+                fetch.cancel()
+                raise
+
+    def expect(self, size: int) -> None:
+        """Say how large the object probably is: what ``prefetch`` asks for if no listing has told the size."""
+        self._expected = size
 
     @property
     def footprint(self) -> int:
         """The bytes that ``prefetch`` fetches at most."""
         config, size = self._remote.client_config, self._remote.size
-        return config.part_size if size is None else min(size, config.max_bytes_in_flight)
+        if size is not None:
+            return min(size, config.max_bytes_in_flight)
+        return min(self._expected or config.part_size, config.part_size)
 
     def _forget(self) -> None:
-        self._pending = None
-        self._complete: bytes | None = None
-        self._buffer: BytesBuffer | None = None
-        self._fetched = 0
+        self._pending = self._complete = None
+        self._store = _Store()
         self._window = 0
 
     def _learn_size(self) -> int:
@@ -99,9 +143,10 @@ class SequentialS3Reader(S3Reader):
     def _filled(self, start: int, stop: int | None) -> memoryview:
         if self._complete is not None:
             return memoryview(self._complete)[start:stop]
-        if self._buffer is None:
+        store = self._store
+        if store.buffer is None:
             raise AssertionError("nothing was fetched")
-        return self._buffer.view[start : self._fetched if stop is None else min(stop, self._fetched)]
+        return store.buffer.view[start : store.filled if stop is None else min(stop, store.filled)]
 
     def _fetch_until(self, stop: int | None) -> None:
         """Have at least ``[0, stop)`` of the object, or all of it for None."""
@@ -110,35 +155,51 @@ class SequentialS3Reader(S3Reader):
         if self._pending is not None and not self._has(stop):
             self._take(self._pending)
         if not self._has(stop):
-            self._take(self._begin(stop if stop is None else max(stop, self._fetched + self._next_window())))
+            self._take(self._new_fetch(stop if stop is None else max(stop, self._store.filled + self._next_window())))
 
     def _has(self, stop: int | None) -> bool:
-        return self._complete is not None or (stop is not None and stop <= self._fetched)
+        return self._complete is not None or (stop is not None and stop <= self._store.filled)
 
-    def _begin(self, stop: int | None) -> Fetch:
-        return self._remote.begin(self._fetched, stop, self._room)
+    def _new_fetch(self, stop: int | None) -> Fetch:
+        return self._remote.new_fetch(self._store.filled, stop, self._store.room)
 
     def _take(self, fetch: Fetch) -> None:
-        """Wait for a fetch that was begun where the buffer ends."""
+        """Wait for a fetch that goes on where the store ends."""
         self._pending = None
-        if not self._remote.is_current(fetch):
-            fetch.give_up()
-            self._buffer = None  # the other thread's loop may still write there
-            return
-        before = self._fetched
-        self._fetched += fetch.finish()
-        if self._fetched == self._remote.size:
-            if before and self._remote.is_strict:
-                self._verify()
-            self._complete = self._buffer.to_bytes() if self._buffer is not None else b""
-            self._buffer = None
+        try:
+            if fetch.is_here:
+                before = self._store.filled
+                self._store.filled += fetch.finish()
+                self._note_completed(before)
+                return
+        except BaseException:
+            if not self._store.filled:
+                self._store = _Store()  # whoever keeps the error keeps the reader
+            raise
+        finally:
+            fetch.cancel()
+        self._store = _Store()  # the other thread's loop may still write into the old one
 
-    def _verify(self) -> None:
+    def _note_completed(self, before: int) -> None:
+        """Verify the object if all of it is there and must be, and keep it as bytes.
+
+        Args:
+            before: How many bytes were there before the last fetch.
+        """
+        store = self._store
+        if store.filled != self._remote.size:
+            return
+        if before and self._remote.is_strict:
+            self._verify(store)
+        self._store = _Store()  # first: an interrupt in the next line costs another fetch, and nothing else
+        self._complete = store.buffer.to_bytes() if store.buffer is not None else b""
+
+    def _verify(self, store: _Store) -> None:
         """Verify what several fetches have brought; it is fetched anew by the next read if it is damaged."""
-        if self._buffer is None:
+        if store.buffer is None:
             raise AssertionError("nothing was fetched")
         try:
-            self._remote.verify_if_whole(self._buffer.view)
+            self._remote.verify_if_whole(store.buffer.view)
         except BaseException:
             self._forget()
             raise
@@ -147,8 +208,3 @@ class SequentialS3Reader(S3Reader):
         config = self._remote.client_config
         self._window = min(max(config.part_size, 2 * self._window), config.max_bytes_in_flight)
         return self._window
-
-    def _room(self, size: int) -> memoryview:
-        if self._buffer is None or not self._fetched:  # what a failed fetch has left may be of another size
-            self._buffer = BytesBuffer(size)
-        return self._buffer.view[self._fetched :]

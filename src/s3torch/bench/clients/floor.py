@@ -84,7 +84,7 @@ def small_signed(site: Site, effort: Effort) -> Work:
     """
     from s3torch import S3Client
 
-    bucket = S3Client(site.region, endpoint=site.endpoint).bucket(site.bucket)
+    bucket = S3Client(site.region, endpoint=site.endpoint)._access.bucket(site.bucket)
     samples = each_sample(site, effort)
     selector = selectors.DefaultSelector()
     streams = [_open_stream(site) for _ in range(IN_FLIGHT)]

@@ -210,7 +210,7 @@ def _window(site: Site, effort: Effort, targets: Iterable[_Target]) -> Work:
     from s3torch._aws.operations import GetObject
 
     s3 = _client(site, max_connections=IN_FLIGHT)
-    engine, bucket = s3.engine(), s3.bucket(site.bucket)
+    engine, bucket = s3._access.engine(), s3._access.bucket(site.bucket)
     keys = [sample.key for sample in each_sample(site, effort)]
     waiting: deque[tuple[GetObject, _Target]] = deque()
 

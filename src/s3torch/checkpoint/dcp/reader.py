@@ -28,7 +28,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from s3torch._object import DEFAULT_MAX_GAP, RangeFetch, RemoteObject
+from s3torch._objects.fetch import RangeFetch
+from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
@@ -264,8 +265,9 @@ class S3StorageReader(FileSystemReader):
                 while waiting and (not begun or ahead + waiting[0].size <= _AHEAD):
                     span = waiting.popleft()
                     memory = _in_place(span, targets) or _Buffer(span.size)
-                    fetch = self._object(span.path, objects).begin_range(span.start, *memory.views)
-                    begun.append((span, memory, fetch))
+                    fetch = self._object(span.path, objects).new_range_fetch(span.start, *memory.views)
+                    begun.append((span, memory, fetch))  # first: what is in there is cancelled
+                    fetch.begin()
                     ahead += _weight(span, memory)
                 span, memory, fetch = begun[0]
                 fetch.finish()
@@ -274,7 +276,7 @@ class S3StorageReader(FileSystemReader):
                 begun.popleft()
         finally:
             for _, _, fetch in begun:
-                fetch.give_up()
+                fetch.cancel()
 
     def _targets(self, reads: Iterable[Read], planner: LoadPlanner) -> dict[Read, torch.Tensor]:
         """Return the tensors of large reads, but for those whose memory is that of several."""
@@ -292,7 +294,7 @@ class S3StorageReader(FileSystemReader):
     def _object(self, path: str, objects: dict[str, RemoteObject]) -> RemoteObject:
         if path not in objects:
             bucket, key = parse_s3_uri(self._place(path))
-            objects[path] = RemoteObject(self.fs.client, bucket, key)
+            objects[path] = RemoteObject(self.fs.client._access, bucket, key)
         return objects[path]
 
     def _deliver(self, read: Read, content: memoryview, planner: LoadPlanner) -> None:

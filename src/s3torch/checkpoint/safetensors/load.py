@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from s3torch._object import RemoteObject, run
+from s3torch._objects.fetch import run
+from s3torch._objects.remote import RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
@@ -34,7 +35,7 @@ from s3torch.uri import parse_s3_uri
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from s3torch._object import Fetch
+    from s3torch._objects.fetch import Fetch
 
 __all__ = ["SafeOpen", "SafeSlice", "client_for", "load_file", "safe_open"]
 
@@ -194,7 +195,7 @@ class _HeaderRead:
     def __init__(self, remote: RemoteObject) -> None:
         self._remote = remote
         self._buffer = BytesBuffer(0)
-        self.fetch: Fetch = remote.begin(0, _HEAD_SIZE, self._place)
+        self.fetch: Fetch = remote.new_fetch(0, _HEAD_SIZE, self._place)
 
     def _place(self, size: int) -> memoryview:
         self._buffer = BytesBuffer(min(size, _HEAD_SIZE))
@@ -222,7 +223,7 @@ def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None)
     if not key.endswith(_INDEX_SUFFIX):
         return _open_files(client, bucket, [key])
     where = f"s3://{bucket}/{key}"
-    index = RemoteObject(client, bucket, key)
+    index = RemoteObject(client._access, bucket, key)
     text = index.read(0, MAX_HEADER_SIZE + 1)
     if len(text) > MAX_HEADER_SIZE:
         raise CheckpointFormatError(f"{where} is no index of a sharded model: it has over {MAX_HEADER_SIZE} bytes.")
@@ -246,11 +247,14 @@ def _open_files(client: S3Client, bucket: str, keys: Sequence[str]) -> list[_Fil
         raise ArgumentError(f"s3://{bucket} is a bucket and no safetensors file: name the object.", bucket=bucket)
     reads: list[_HeaderRead] = []
     try:
-        reads += [_HeaderRead(RemoteObject(client, bucket, key)) for key in keys]
+        for key in keys:
+            read = _HeaderRead(RemoteObject(client._access, bucket, key))
+            reads.append(read)  # first: what is in there is cancelled
+            read.fetch.begin()
         return [read.finish() for read in reads]
     except BaseException:
         for read in reads:
-            read.fetch.give_up()
+            read.fetch.cancel()
         raise
 
 
@@ -316,7 +320,7 @@ def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]], progress: C
         ranges = [each for each, _ in wanted]
         reads.append((file.remote, file.remote.vector(ranges, [view for _, view in wanted]), ranges))
     if reads:
-        run(reads[0][0].engine(), [get for _, gets, _ in reads for get in gets], progress)
+        run(reads[0][0].access.engine(), [get for _, gets, _ in reads for get in gets], progress)
     for remote, gets, ranges in reads:
         remote.conclude_vector(gets, ranges)
 
@@ -439,7 +443,7 @@ def _fill_ranges(remote: RemoteObject, ranges: Sequence[tuple[int, int]], tensor
         views.append(view[begin : begin + stop - start])
         begin += stop - start
     gets = remote.vector(ranges, views)
-    remote.engine().run(gets)
+    remote.access.engine().run(gets)
     remote.conclude_vector(gets, ranges)
 
 

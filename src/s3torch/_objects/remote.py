@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,187 +10,23 @@ from s3torch import _buffer
 from s3torch._aws import checksums
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
+from s3torch._objects.fetch import Fetch, Place, RangeFetch, run
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
-from s3torch._transfer.http1 import ContentRange
-from s3torch.errors import ArgumentError, IntegrityError, ObjectChangedError, ProtocolError, UnverifiedError
+from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError, UnverifiedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from s3torch._transfer.engine import Engine
-    from s3torch.client import S3Client
+    from s3torch._access import Access
     from s3torch.config import S3ClientConfig
 
-__all__ = ["Fetch", "Place", "RangeFetch", "RemoteObject", "run"]
-
-Place = Callable[[int], memoryview]
+__all__ = ["DEFAULT_MAX_GAP", "RemoteObject"]
 
 # One request of S3 costs the time of some hundred kB: reading that much for nothing is cheaper than another. Not tuned.
 DEFAULT_MAX_GAP = 128 * 1024
 # Bytes of the memory that gaps between ranges are received into, again and again.
 _SCRATCH = 64 * 1024
-# How often an object is fetched whose parts together do not have its checksum; as for a single request.
-_ATTEMPTS_WHEN_DAMAGED = 3
-
-
-class Fetch:
-    """A read that has begun: requests under way into memory.
-
-    If the size is unknown only the first part is requested at first; the head of its answer tells the size, and the
-    other parts follow while the first one's body is still arriving.
-
-    Args: see ``RemoteObject.fetch``.
-    """
-
-    def __init__(self, remote: RemoteObject, engine: Engine, start: int, stop: int | None, place: Place) -> None:
-        self.engine = engine
-        self._remote = remote
-        self._start = start
-        self._stop = stop
-        self._place = place
-        self._memory: memoryview | None = None
-        self._gets: list[GetObject] = []
-        self._began_without_size = remote.size is None
-        try:
-            self._begin()
-        except BaseException:
-            self.give_up()
-            raise
-
-    def finish(self) -> int:
-        """Wait until all has arrived; returns how many bytes that is.
-
-        Raises:
-            S3Error: It failed; no request is under way any more.
-        """
-        try:
-            deadline = self.engine.deadline()
-            count = self._receive(deadline)
-            attempts = 1
-            while not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
-                attempts += 1
-                self._gets, self._began_without_size = [], False
-                self._begin()
-                count = self._receive(deadline)
-        except BaseException:
-            self.engine.cancel(self._gets)
-            raise
-        finally:
-            # Slices of the destination must be gone before its owner can take the memory back.
-            self._gets, self._memory = [], None
-        return count
-
-    def _receive(self, deadline: float | None) -> int:
-        if self._began_without_size:
-            self._await_size(deadline)
-        self.engine.wait(self._gets, deadline)
-        return self._remote.conclude(self._gets)
-
-    def _is_proven(self, count: int, *, is_last: bool) -> bool:
-        """Verify an object that was read whole, if that is required and no request has done so.
-
-        Args:
-            count: How many bytes arrived.
-            is_last: Raise, rather than return False, if they are damaged.
-        """
-        is_verified = len(self._gets) == 1 and self._gets[0].is_verified
-        if self._remote.is_strict and not self._start and not is_verified and self._memory is not None:
-            try:
-                self._remote.verify_if_whole(self._memory[:count])
-            except IntegrityError:
-                if is_last:
-                    raise
-                return False
-        return True
-
-    def give_up(self) -> None:
-        """Let go of it; safe from any thread and from the garbage collector."""
-        self.engine.give_up(self._gets)
-
-    def _begin(self) -> None:
-        start, size = self._start, self._remote.size
-        if size is None:
-            length = 0 if self._stop is None else self._stop - start
-            first_stop = start + self._remote.part_size(length, self.engine.pending)
-            self._submit(start, first_stop if self._stop is None else min(first_stop, self._stop), self._place_first)
-        elif start < size:
-            self._memory = self._place(size)
-            self._submit_parts(start)
-
-    def _await_size(self, deadline: float | None) -> None:
-        first = self._gets[0]
-        while first.total is None and not first.is_done:
-            self.engine.turn(deadline)
-        if first.error is not None:
-            return
-        self._remote.observe(first.total, first.etag)
-        if self._memory is not None:
-            self._submit_parts(first.stop)
-
-    def _place_first(self, content_range: ContentRange) -> memoryview:
-        self._memory = self._place(content_range.total or 0)
-        return self._memory[: content_range.stop - self._start]
-
-    def _submit_parts(self, begin: int) -> None:
-        size = self._remote.size
-        if self._memory is None or size is None:
-            raise AssertionError("parts of an object of unknown size")
-        end = size if self._stop is None else min(self._stop, size)
-        part_size = plan.SMALLEST_PART  # most objects of a dataset are smaller, and not worth more thought
-        if end - begin > part_size:
-            others = self.engine.pending - sum(not get.is_done for get in self._gets)
-            part_size = self._remote.part_size(end - begin, others)
-        for left, right in plan.split(begin, end, part_size):
-            self._submit(left, right, self._memory[left - self._start : right - self._start])
-
-    def _submit(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> None:
-        get = self._remote.get(start, stop, into)
-        self._gets.append(get)
-        self.engine.submit(get)
-
-
-class RangeFetch:
-    """A read that has begun of a range that is known to be within the object: all its requests are under way.
-
-    Args:
-        remote: What is read.
-        engine: Of the calling thread.
-        start: First byte.
-        views: Memory for all that is read, in one or several pieces.
-    """
-
-    def __init__(self, remote: RemoteObject, engine: Engine, start: int, views: Sequence[memoryview]) -> None:
-        self._remote = remote
-        self._engine = engine
-        size = sum(map(len, views))
-        self._start, self._stop = start, start + size
-        part_size = plan.even_part_size(size, remote.part_size(size, engine.pending))
-        parts = plan.split(start, self._stop, part_size)
-        self._gets = [remote.get(left, right, _cut(views, left - start, right - start)) for left, right in parts]
-        for get in self._gets:
-            engine.submit(get)
-
-    def finish(self) -> None:
-        """Wait until all has arrived.
-
-        Raises:
-            ArgumentError: The object ends before the range does.
-            S3Error: It failed; no request is under way any more.
-        """
-        gets, self._gets = self._gets, []
-        try:
-            self._engine.wait(gets, self._engine.deadline())
-        except BaseException:
-            self._engine.cancel(gets)
-            raise
-        self._remote.conclude(gets)
-        if gets:
-            self._remote.check_reaches(self._start, self._stop)
-
-    def give_up(self) -> None:
-        """Let go of it; safe from any thread and from the garbage collector."""
-        self._engine.give_up(self._gets)
 
 
 class RemoteObject:
@@ -201,7 +36,7 @@ class RemoteObject:
     is an ObjectChangedError.
 
     Args:
-        client: Sends the requests.
+        access: Sends the requests.
         bucket: Of the object.
         key: Of the object.
         size: In bytes, if known beforehand.
@@ -209,13 +44,14 @@ class RemoteObject:
         version_id: The version to read; None for the newest.
 
     Attributes:
+        access: Sends the requests.
         size: In bytes; None while unknown.
         etag: None while unknown.
     """
 
     def __init__(
         self,
-        client: S3Client,
+        access: Access,
         bucket: str,
         key: str,
         *,
@@ -231,13 +67,16 @@ class RemoteObject:
         self._told_size = size
         self._checksum: Checksum | None = None
         self.version_id = version_id
-        self._client = client
+        self.access = access
 
     def learn_size(self) -> int:
         """Return the size in bytes; asks for it (HeadObject) if no answer has told it yet."""
         if self.size is None:
-            found = self._client.head_object(self.bucket, self.key, version_id=self.version_id)
-            self.observe(found.size, found.etag or None)
+            request = HeadObject(self.access.bucket(self.bucket), self.key, self.version_id)
+            self.access.run([request])
+            if request.head is None:
+                raise AssertionError("a HEAD that succeeded without an answer")
+            self.observe(request.head.content_length, request.head.fields.get("etag") or None)
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
@@ -266,7 +105,11 @@ class RemoteObject:
             return buffer.view
 
         if stop is None or stop > start:
-            self.fetch(start, stop, place)
+            try:
+                self.fetch(start, stop, place)
+            except BaseException:
+                buffer.release()  # whoever keeps the error keeps this frame
+                raise
         return buffer.to_bytes()
 
     def fetch(self, start: int, stop: int | None, place: Place) -> int:
@@ -280,15 +123,19 @@ class RemoteObject:
         Returns:
             How many bytes were read.
         """
-        return self.begin(start, stop, place).finish()
+        fetch = self.new_fetch(start, stop, place)
+        try:
+            return fetch.finish()
+        finally:
+            fetch.cancel()
 
-    def begin(self, start: int, stop: int | None, place: Place) -> Fetch:
-        """Begin what ``fetch`` does, and return without waiting; the transfers move whenever somebody waits."""
-        return Fetch(self, self._client.engine(), start, stop, place)
+    def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
+        """Return what does the work of ``fetch``, and begins when it is told to."""
+        return Fetch(self, start, stop, place)
 
-    def begin_range(self, start: int, *views: memoryview) -> RangeFetch:
-        """Begin to fill memory with the bytes from ``start`` on, which the object is known to have."""
-        return RangeFetch(self, self._client.engine(), start, views)
+    def new_range_fetch(self, start: int, *views: memoryview) -> RangeFetch:
+        """Return what fills memory with the bytes from ``start`` on, which the object is known to have."""
+        return RangeFetch(self, start, views)
 
     def read_vector(
         self, ranges: Iterable[tuple[int, int]], into: Iterable[Buffer] | None, max_gap: int
@@ -302,8 +149,13 @@ class RemoteObject:
             raise ArgumentError(f"max_gap={max_gap} cannot be: it must be at least 0.")
         if into is None:
             buffers = [BytesBuffer(stop - start) for start, stop in wanted]
-            self.read_ranges(wanted, [buffer.view for buffer in buffers], max_gap)
-            return [buffer.to_bytes() for buffer in buffers]
+            try:
+                self.read_ranges(wanted, [buffer.view for buffer in buffers], max_gap)
+                return [buffer.to_bytes() for buffer in buffers]
+            except BaseException:
+                for buffer in buffers:
+                    buffer.release()  # whoever keeps the error keeps this frame
+                raise
         views = [_buffer.writable_bytes(memory) for memory in into]
         sizes = [len(view) for view in views]
         if sizes != [stop - start for start, stop in wanted]:
@@ -330,8 +182,12 @@ class RemoteObject:
             ArgumentError: A range reaches beyond the object's end.
         """
         gets = self.vector(ranges, views, max_gap)
-        run(self.engine(), gets, progress)
-        self.conclude_vector(gets, ranges)
+        try:
+            run(self.access.engine(), gets, progress)
+            self.conclude_vector(gets, ranges)
+        except BaseException:
+            gets.clear()  # whoever keeps the error keeps this frame
+            raise
         if self.is_strict:
             for (start, _), view in zip(ranges, views, strict=True):
                 if not start:
@@ -341,7 +197,7 @@ class RemoteObject:
         self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int = DEFAULT_MAX_GAP
     ) -> list[GetObject]:
         """Return the requests of ``read_ranges``, for those who send them beside those of other objects."""
-        part_size = self.part_size(sum(stop - start for start, stop in ranges), self._client.engine().pending)
+        part_size = self.part_size(sum(stop - start for start, stop in ranges), self.access.engine().pending)
         gets = []
         for group in plan.coalesce(ranges, max_gap, part_size):
             if len(group) == 1:
@@ -351,7 +207,8 @@ class RemoteObject:
                 gets += [self.get(left, right, view[left - start : right - start]) for left, right in parts]
             else:
                 pieces = _pieces([ranges[index] for index in group], [views[index] for index in group])
-                gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces))
+                has_gaps = any(ranges[left][1] < ranges[right][0] for left, right in pairwise(group))
+                gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces, has_gaps=has_gaps))
         return gets
 
     def conclude_vector(self, gets: list[GetObject], ranges: Sequence[tuple[int, int]]) -> None:
@@ -380,22 +237,16 @@ class RemoteObject:
         config = self.client_config
         return plan.part_size_for(length, config.part_size, others, config.connections, config.max_bytes_in_flight)
 
-    def is_current(self, fetch: Fetch) -> bool:
-        """Whether the calling thread of this process may wait for a fetch, because it has begun it."""
-        return fetch.engine is self._client.engine()
-
-    def engine(self) -> Engine:
-        """Return the engine that the calling thread sends requests by."""
-        return self._client.engine()
-
     @property
     def client_config(self) -> S3ClientConfig:
         """The client's configuration."""
-        return self._client.s3client_config
+        return self.access.config
 
-    def get(self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange) -> GetObject:
-        """Return the request for one part."""
-        bucket = self._client.bucket(self.bucket)
+    def get(
+        self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange, *, has_gaps: bool = False
+    ) -> GetObject:
+        """Return the request for one part; see ``GetObject``."""
+        bucket = self.access.bucket(self.bucket)
         return GetObject(
             bucket,
             self.key,
@@ -405,6 +256,7 @@ class RemoteObject:
             etag=self.etag,
             version_id=self.version_id,
             is_whole=bucket.has_checksums and not start and stop == self.size,
+            has_gaps=has_gaps,
         )
 
     @property
@@ -433,9 +285,9 @@ class RemoteObject:
             raise damaged(stored, arrived, self.bucket, self.key)
 
     def _ask_for_checksum(self) -> Checksum:
-        bucket = self._client.bucket(self.bucket)
+        bucket = self.access.bucket(self.bucket)
         request = HeadObject(bucket, self.key, self.version_id, etag=self.etag, asks_checksum=True)
-        self._client.engine().run([request])
+        self.access.run([request])
         fields = request.head.fields if request.head is not None else {}
         stored = checksums.checksum_of_object(fields, is_range=False)
         if stored is None:
@@ -479,36 +331,6 @@ class RemoteObject:
         if size is not None:
             self.size = self._told_size = size
         self.etag = etag or self.etag
-
-
-def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
-    """Run requests.
-
-    Args:
-        engine: Of the calling thread.
-        gets: The requests.
-        progress: Is told how many bytes more have arrived.
-    """
-    if progress is None:
-        engine.run(gets)
-        return
-    deadline = engine.deadline()
-    try:
-        for get in gets:
-            engine.submit(get)
-        for get in gets:
-            engine.wait([get], deadline)
-            progress(get.filled)
-    except BaseException:
-        engine.cancel(gets)
-        raise
-
-
-def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
-    """Return the bytes ``[start, stop)`` of memory in several pieces, as pieces."""
-    starts = itertools.accumulate(map(len, views), initial=0)
-    cut = [view[max(start - at, 0) : max(stop - at, 0)] for view, at in zip(views, starts, strict=False)]
-    return [view for view in cut if len(view)]
 
 
 def _pieces(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[memoryview]:

@@ -13,13 +13,14 @@ from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.operations import UploadPart
+from s3torch._objects.uploads import abort_multipart_upload, list_multipart_uploads
+from s3torch._transfer.scope import Scope
 from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
+    from s3torch._access import Access
     from s3torch._aws.checksums import Checksum
     from s3torch._aws.object_options import ObjectOptions
-    from s3torch._transfer.engine import Engine
-    from s3torch.client import S3Client
 
 __all__ = ["MultipartUpload", "PartBuffer"]
 
@@ -104,13 +105,29 @@ class PartBuffer:
         self.length += len(data)
 
 
-@dataclass(slots=True)
-class _Flying:
-    """A part that is under way."""
+class _Flying(Scope):
+    """A part that is under way.
 
-    request: UploadPart
-    engine: Engine
-    buffer: PartBuffer
+    Args:
+        access: Sends it.
+        request: Sends the bytes of ``buffer``.
+        buffer: Is the upload's again once the part has arrived.
+    """
+
+    def __init__(self, access: Access, request: UploadPart, buffer: PartBuffer) -> None:
+        super().__init__(access.engine())
+        self.request = request
+        self.buffer = buffer
+
+    def begin(self) -> None:
+        """Send it, as far as that takes no waiting."""
+        self.submit(self.request)
+        self._engine.nudge()
+
+    def nudge(self) -> None:
+        """Move the parts that are under way in this thread, without waiting."""
+        if self.is_here:
+            self._engine.nudge(_NUDGE_INTERVAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +156,7 @@ class MultipartUpload:
     """Sends the parts of one object, several at a time, while the next is written.
 
     Args:
-        client: Sends the requests.
+        access: Sends the requests.
         bucket: Of the object.
         key: Of the object.
         options: Of the object.
@@ -149,13 +166,13 @@ class MultipartUpload:
         parts: How many parts were given to ``send``.
     """
 
-    def __init__(self, client: S3Client, bucket: str, key: str, options: ObjectOptions, *, resumes: bool) -> None:
+    def __init__(self, access: Access, bucket: str, key: str, options: ObjectOptions, *, resumes: bool) -> None:
         self.parts = 0
-        self._client = client
+        self._access = access
         self._bucket = bucket
         self._key = key
         self._options = options
-        self._checksums = UploadChecksums(is_wanted=client.s3client_config.checksums != "off")
+        self._checksums = UploadChecksums(is_wanted=access.config.checksums != "off")
         self._stored: dict[int, _Stored] = {}
         self._sent: dict[int, UploadedPart] = {}
         self._flying: deque[_Flying] = deque()
@@ -166,7 +183,7 @@ class MultipartUpload:
     def buffer(self, capacity: int) -> PartBuffer:
         """Return memory for the next part; waits for an earlier part while all that may be used is."""
         self._settle()
-        limit = max(1, self._client.s3client_config.max_bytes_in_flight // capacity - 1)
+        limit = max(1, self._access.config.max_bytes_in_flight // capacity - 1)
         while not self._free and len(self._flying) >= limit:
             self._await(self._flying[0])
             self._settle()
@@ -183,15 +200,14 @@ class MultipartUpload:
         if stored is not None and stored.holds(buffer):
             self._note_sent(self.parts, stored.etag, self._crc32_of(buffer), buffer)
             return
-        flying = _Flying(self._part(self.parts, buffer), self._client.engine(), buffer)
-        self._flying.append(flying)
-        flying.engine.submit(flying.request)
-        flying.engine.nudge()
+        flying = _Flying(self._access, self._part(self.parts, buffer), buffer)
+        self._flying.append(flying)  # first: what is in there is cancelled
+        flying.begin()
 
     def nudge(self) -> None:
         """Move the parts that are under way, without waiting."""
         if self._flying:
-            self._client.engine().nudge(_NUDGE_INTERVAL)
+            self._flying[0].nudge()
 
     def complete(self) -> None:
         """Wait for all parts, and make the object appear."""
@@ -201,24 +217,25 @@ class MultipartUpload:
         parts = [self._sent[number] for number in range(1, self.parts + 1)]
         known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
         fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)
-        bucket, engine = self._client.bucket(self._bucket), self._client.engine()
+        bucket, engine = self._access.bucket(self._bucket), self._access.engine()
         multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         """Stop sending; the parts that arrived stay with the service. Safe from the garbage collector."""
         for flying in self._flying:
-            flying.engine.give_up([flying.request])
-        engine = self._client.engine()
-        if self._flying and not engine.is_turning:  # the garbage collector may call in the middle of a turn
-            engine.nudge()
+            flying.cancel()
         self._flying.clear()
         self._free.clear()
 
-    def abort(self) -> None:
-        """Stop sending and delete the parts that arrived; an error is logged and not raised. See ``leave``."""
-        self.leave()
+    def abort(self, within: float | None = None) -> None:
+        """Stop sending and delete the parts that arrived; an error is logged and not raised.
+
+        Args:
+            within: Seconds that it may take at most; None: as long as the configuration allows.
+        """
+        self.cancel()
         try:
-            self._client.abort_multipart_upload(self._bucket, self._key, self._id)
+            abort_multipart_upload(self._access, self._bucket, self._key, self._id, within)
         except S3Error as error:
             _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", self._id, self._bucket, self._key, error)
 
@@ -233,22 +250,21 @@ class MultipartUpload:
             if not request.is_done:
                 continue
             if request.error is not None:
-                raise request.error
+                raise request.take_error()
             self._flying.remove(flying)
             self._note_sent(request.part_number, request.etag, request.checksum, flying.buffer)
 
     def _await(self, flying: _Flying) -> None:
-        engine = self._client.engine()
-        if flying.engine is not engine:  # begun by another thread, or before this process was forked
-            flying.engine.give_up([flying.request])
-            flying.request = self._part(flying.request.part_number, flying.buffer)
-            flying.engine = engine
-            engine.submit(flying.request)
-        engine.wait([flying.request])
+        if not flying.is_here:  # begun by another thread, or before this process was forked
+            flying.cancel()
+            again = _Flying(self._access, self._part(flying.request.part_number, flying.buffer), flying.buffer)
+            self._flying[self._flying.index(flying)] = flying = again
+            flying.begin()
+        flying.wait()
 
     def _part(self, number: int, buffer: PartBuffer) -> UploadPart:
         return UploadPart(
-            self._client.bucket(self._bucket),
+            self._access.bucket(self._bucket),
             self._key,
             buffer.views,
             self._crc32_of(buffer),
@@ -263,19 +279,19 @@ class MultipartUpload:
         self._free.append(buffer)
 
     def _crc32_of(self, buffer: PartBuffer) -> Checksum | None:
-        return buffer.crc32 if self._client.bucket(self._bucket).has_checksums else None
+        return buffer.crc32 if self._access.bucket(self._bucket).has_checksums else None
 
     def _create(self) -> str:
         fields = self._options.fields_to_create() | self._checksums.fields_to_create()
-        request = multipart.CreateMultipartUpload(self._client.bucket(self._bucket), self._key, fields)
-        self._client.engine().run([request])
+        request = multipart.CreateMultipartUpload(self._access.bucket(self._bucket), self._key, fields)
+        self._access.run([request])
         self._checksums.note_created(request.checksum_algorithm, request.checksum_type)
         self._began = request.began
         return request.upload_id
 
     def _find_interrupted(self) -> str | None:
         """Return the id of the newest upload of this key, and remember its parts; None if there is none."""
-        uploads = self._client.list_multipart_uploads(self._bucket, self._key)
+        uploads = list_multipart_uploads(self._access, self._bucket, self._key)
         found = max((each for each in uploads if each.key == self._key), key=lambda each: each.initiated, default=None)
         if found is None:
             return None
@@ -298,4 +314,4 @@ class MultipartUpload:
             marker = following
 
     def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
-        return self._client.call_rarely(operation, self._bucket, self._key, method, **parameters)
+        return self._access.call(operation, self._bucket, self._key, method, Key=self._key, **parameters)

@@ -1,0 +1,211 @@
+"""Access to a service: all that readers, writers and listings need to send anything, and nothing that they have begun.
+
+It holds the configuration, and for each process the session with botocore, for each thread the engines. It is shared
+by threads, so nothing here is in flight: what a call begins belongs to that call (see ``_transfer/scope.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from s3torch._access import leftovers
+from s3torch._access.ledger import Ledger
+from s3torch._aws.answers import Subject
+from s3torch._aws.bucket import Bucket
+from s3torch._aws.session import AwsSession
+from s3torch._aws.user_agent import user_agent
+from s3torch._transfer.connection import PROCESS_ADDRESSES, Network
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.facts import PROCESS_FACTS
+from s3torch._transfer.flight import Limits
+from s3torch._transfer.retry import RetryPolicy
+from s3torch.errors import CredentialsError, RegionError
+
+if TYPE_CHECKING:
+    from s3torch._transfer.exchange import Exchange
+    from s3torch._transfer.stats import TransferStats
+    from s3torch.config import S3ClientConfig
+
+__all__ = ["Access"]
+
+
+class _ThreadEngines(threading.local):
+    """The engines of the calling thread: one, and another for each signal handler that came in the middle of a turn."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+
+
+class _ProcessState:
+    """What belongs to one process, and must not be used in another: connections and locks."""
+
+    def __init__(self, access: Access) -> None:
+        self.session = AwsSession(access.config, access.given_region, access.endpoint)
+        self.threads = _ThreadEngines()
+        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self.ledger = Ledger()
+
+
+class Access:
+    """Sends requests, with one configuration, from any thread of any process.
+
+    Args:
+        config: The client's.
+        region: Given by the user, or None to look it up.
+        endpoint: URL given by the user, or None to look it up.
+        user_agent_comments: Appended to the User-Agent field in parentheses.
+
+    Attributes:
+        config: The client's.
+        given_region: The region that the user gave, or None.
+        endpoint: The URL that the user gave, or None.
+        user_agent: The User-Agent field of all requests.
+    """
+
+    def __init__(
+        self,
+        config: S3ClientConfig,
+        region: str | None = None,
+        endpoint: str | None = None,
+        user_agent_comments: Sequence[str] = (),
+    ) -> None:
+        self.config = config
+        self.given_region = region
+        self.endpoint = endpoint
+        self.user_agent = user_agent(tuple(user_agent_comments))
+        self._buckets: dict[str, Bucket] = {}
+        self._states: dict[int, _ProcessState] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_states": {}, "_buckets": {}}
+
+    @property
+    def region(self) -> str:
+        """The region that requests begin with."""
+        return self.given_region or self._process().session.region()
+
+    @property
+    def stats(self) -> TransferStats:
+        """What this process has sent and received, over all threads."""
+        return self._process().ledger.total()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """All engines of this process, of all threads."""
+        return list(self._process().engines)
+
+    def engine(self) -> Engine:
+        """Return an engine of the calling thread that is not in the middle of a turn.
+
+        A signal handler that comes in the middle of a turn gets another one: what it does is none of the turn's
+        business, and the turn goes on as if nothing had been.
+        """
+        if leftovers.LEFT:
+            leftovers.send()
+        state = self._process()
+        for engine in state.threads.engines:
+            if not engine.is_entered:
+                return engine
+        return self._new_engine(state)
+
+    def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
+        """Send exchanges and wait for all of them.
+
+        Args:
+            exchanges: Not sent yet.
+            within: Seconds that it may take at most; None: as long as the configuration allows.
+
+        Raises:
+            S3Error: The first error among them; nothing is in flight any more.
+        """
+        engine = self.engine()
+        engine.run(exchanges, engine.deadline(within))
+
+    def bucket(self, name: str) -> Bucket:
+        """Return where a bucket is and how requests for it are signed."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            made = Bucket(
+                name,
+                self._session,
+                self.user_agent,
+                requester_pays=self.config.requester_pays,
+                has_checksums=self.config.checksums != "off",
+            )
+            bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
+        return bucket
+
+    def call(
+        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
+    ) -> dict[str, object]:
+        """Make a rare call through botocore; region and credentials are corrected once.
+
+        Args:
+            operation: The S3 API's name.
+            bucket: That it is about.
+            key: Of the object that it is about, for errors; None for a call about the bucket.
+            method: Of the botocore client.
+            parameters: Of that method, beside Bucket.
+        """
+        if self.config.requester_pays:
+            parameters["RequestPayer"] = "requester"
+        where = self.bucket(bucket)
+        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
+        corrections = where.corrections
+        try:
+            return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
+        except (RegionError, CredentialsError) as error:
+            if not where.correct(error, {}, corrections):
+                raise
+        return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
+
+    def close(self) -> None:
+        """Close the calling thread's connections, and those of botocore. What is not done goes on over new ones."""
+        state = self._process()
+        for engine in state.threads.engines:
+            engine.reset()
+        state.session.close()
+
+    def _process(self) -> _ProcessState:
+        """Return this process's state; what a fork inherited is dropped without being touched."""
+        pid = os.getpid()
+        state = self._states.get(pid)
+        if state is None:
+            state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
+            for inherited in set(self._states) - {pid}:  # a copy: others may be dropping, too
+                dropped = self._states.pop(inherited, None)
+                for engine in dropped.engines if dropped is not None else ():
+                    engine.abandon()
+        return state
+
+    def _session(self) -> AwsSession:
+        return self._process().session
+
+    def _new_network(self, state: _ProcessState) -> Network:
+        """Return what opens the connections of a new engine."""
+        return Network(state.session.tls, addresses=PROCESS_ADDRESSES)
+
+    def _new_engine(self, state: _ProcessState) -> Engine:
+        config = self.config
+        engine = Engine(
+            self._new_network(state),
+            RetryPolicy(max_attempts=config.max_attempts),
+            Limits(
+                connections=config.connections,
+                bytes_in_flight=config.max_bytes_in_flight,
+                connect_timeout=config.connect_timeout,
+                first_byte_timeout=config.first_byte_timeout,
+                stall_timeout=config.stall_timeout,
+                call_timeout=config.call_timeout,
+                hedging=config.hedging,
+            ),
+            facts=PROCESS_FACTS,
+        )
+        state.engines.add(engine)
+        state.ledger.add(engine)
+        state.threads.engines.append(engine)
+        return engine

@@ -1,0 +1,236 @@
+"""Reads that are under way. Each owns its requests and their memory until it is over; see ``_transfer/scope.py``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from s3torch._transfer import plan
+from s3torch._transfer.scope import Scope
+from s3torch.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from s3torch._aws.operations import GetObject, PlaceRange
+    from s3torch._objects.remote import RemoteObject
+    from s3torch._transfer.engine import Engine
+    from s3torch._transfer.http1 import ContentRange
+
+__all__ = ["Fetch", "Place", "RangeFetch", "run"]
+
+Place = Callable[[int], memoryview]
+
+# How often an object is fetched whose parts together do not have its checksum; as for a single request.
+_ATTEMPTS_WHEN_DAMAGED = 3
+
+
+class _Landing:
+    """Chooses the memory of a fetch once the first answer tells the object's size.
+
+    The engine refers to it as long as the answer is awaited. So it must not refer to the fetch or its reader, which
+    could not be collected then.
+    """
+
+    __slots__ = ("_place", "_start", "memory")
+
+    def __init__(self, start: int, place: Place) -> None:
+        self.memory: memoryview | None = None
+        self._start = start
+        self._place = place
+
+    def __call__(self, content_range: ContentRange) -> memoryview:
+        self.memory = self._place(content_range.total or 0)
+        return self.memory[: content_range.stop - self._start]
+
+
+class Fetch(Scope):
+    """A read of ``[start, stop)`` into memory that is chosen once the size is known.
+
+    If the size is unknown only the first part is requested at first; the head of its answer tells the size, and the
+    other parts follow while the first one's body is still arriving.
+
+    Args: see ``RemoteObject.fetch``.
+    """
+
+    def __init__(self, remote: RemoteObject, start: int, stop: int | None, place: Place) -> None:
+        super().__init__(remote.access.engine())
+        self._remote = remote
+        self._start = start
+        self._stop = stop
+        self._place: Place | None = place
+        self._landing: _Landing | None = None
+        self._memory: memoryview | None = None
+        self._is_begun = False
+
+    def begin(self) -> None:
+        """Queue the requests; they move when somebody waits. It must be called inside the ``try`` that cancels."""
+        self._is_begun = True
+        place, start, size = self._place, self._start, self._remote.size
+        if place is None:
+            raise AssertionError("a fetch is begun after its end")
+        if size is None:
+            length = 0 if self._stop is None else self._stop - start
+            first_stop = start + self._remote.part_size(length, self._engine.pending)
+            self._landing = _Landing(start, place)
+            self._get(start, first_stop if self._stop is None else min(first_stop, self._stop), self._landing)
+        elif start < size:
+            self._memory = place(size)
+            self._get_parts(start)
+
+    def nudge(self) -> None:
+        """Send what is queued, without waiting for anything."""
+        self._engine.nudge()
+
+    def finish(self) -> int:
+        """Wait until all has arrived; returns how many bytes that is.
+
+        Raises:
+            S3Error: It failed; no request is under way any more.
+        """
+        try:
+            deadline = self._engine.deadline()
+            if not self._is_begun:
+                self.begin()
+            count = self._receive(deadline)
+            attempts = 1
+            while not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
+                attempts += 1
+                self._exchanges, self._landing = [], None
+                self.begin()
+                count = self._receive(deadline)
+        except BaseException:
+            self.cancel()
+            raise
+        # Slices of the destination must be gone before its owner can take the memory back.
+        self._exchanges, self._landing, self._memory, self._place = [], None, None, None
+        return count
+
+    def cancel(self) -> None:
+        """Cancel it, and drop its memory; see ``Scope.cancel``."""
+        super().cancel()
+        self._landing = self._memory = self._place = None
+
+    @property
+    def _gets(self) -> list[GetObject]:
+        gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
+        return gets
+
+    def _receive(self, deadline: float | None) -> int:
+        if self._landing is not None:
+            self._await_size(self._landing, deadline)
+        self.wait(deadline)
+        return self._remote.conclude(self._gets)
+
+    def _is_proven(self, count: int, *, is_last: bool) -> bool:
+        """Verify an object that was read whole, if that is required and no request has done so.
+
+        Args:
+            count: How many bytes arrived.
+            is_last: Raise, rather than return False, if they are damaged.
+        """
+        is_verified = len(self._gets) == 1 and self._gets[0].is_verified
+        if self._remote.is_strict and not self._start and not is_verified and self._memory is not None:
+            try:
+                self._remote.verify_if_whole(self._memory[:count])
+            except IntegrityError:
+                if is_last:
+                    raise
+                return False
+        return True
+
+    def _await_size(self, landing: _Landing, deadline: float | None) -> None:
+        first = self._gets[0]
+        while first.total is None and not first.is_done:
+            self._engine.turn(deadline)
+        if first.error is not None:
+            return
+        self._remote.observe(first.total, first.etag)
+        self._memory = landing.memory
+        if self._memory is not None:
+            self._get_parts(first.stop)
+
+    def _get_parts(self, begin: int) -> None:
+        size = self._remote.size
+        if self._memory is None or size is None:
+            raise AssertionError("parts of an object of unknown size")
+        end = size if self._stop is None else min(self._stop, size)
+        part_size = plan.SMALLEST_PART  # most objects of a dataset are smaller, and not worth more thought
+        if end - begin > part_size:
+            others = self._engine.pending - sum(not get.is_done for get in self._gets)
+            part_size = self._remote.part_size(end - begin, others)
+        for left, right in plan.split(begin, end, part_size):
+            self._get(left, right, self._memory[left - self._start : right - self._start])
+
+    def _get(self, start: int, stop: int, into: memoryview | PlaceRange) -> None:
+        self.submit(self._remote.get(start, stop, into))
+
+
+class RangeFetch(Scope):
+    """A read of a range that the object is known to have.
+
+    Args:
+        remote: What is read.
+        start: First byte.
+        views: Memory for all that is read, in one or several pieces.
+    """
+
+    def __init__(self, remote: RemoteObject, start: int, views: Sequence[memoryview]) -> None:
+        super().__init__(remote.access.engine())
+        self._remote = remote
+        self._views = views
+        self._start, self._stop = start, start + sum(map(len, views))
+
+    def begin(self) -> None:
+        """Queue the requests; they move when somebody waits. It must be called inside the ``try`` that cancels."""
+        size = self._stop - self._start
+        part_size = plan.even_part_size(size, self._remote.part_size(size, self._engine.pending))
+        for left, right in plan.split(self._start, self._stop, part_size):
+            self.submit(self._remote.get(left, right, _cut(self._views, left - self._start, right - self._start)))
+
+    def finish(self) -> None:
+        """Wait until all has arrived.
+
+        Raises:
+            ArgumentError: The object ends before the range does.
+            S3Error: It failed; no request is under way any more.
+        """
+        try:
+            self.wait(self._engine.deadline())
+        except BaseException:
+            self.cancel()
+            raise
+        gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
+        self._exchanges = []
+        self._remote.conclude(gets)
+        if gets:
+            self._remote.check_reaches(self._start, self._stop)
+
+
+def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
+    """Run requests.
+
+    Args:
+        engine: Of the calling thread.
+        gets: The requests.
+        progress: Is told how many bytes more have arrived.
+    """
+    if progress is None:
+        engine.run(gets)
+        return
+    deadline = engine.deadline()
+    try:
+        for get in gets:
+            engine.submit(get)
+        for get in gets:
+            engine.wait([get], deadline)
+            progress(get.filled)
+    except BaseException:
+        engine.cancel(gets)
+        raise
+
+
+def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """Return the bytes ``[start, stop)`` of memory in several pieces, as pieces."""
+    starts = itertools.accumulate(map(len, views), initial=0)
+    cut = [view[max(start - at, 0) : max(stop - at, 0)] for view, at in zip(views, starts, strict=False)]
+    return [view for view in cut if len(view)]

@@ -1,0 +1,133 @@
+"""The samples of one iteration over an iterable dataset."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from s3torch._exclusive import exclusive
+from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.errors import S3Error
+from s3torch.readers import S3Reader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Samples"]
+
+T = TypeVar("T")
+
+
+class _Items:
+    """The objects of an iteration, numbered. It can go back to those that were taken in and not delivered.
+
+    Args:
+        listing: The objects. If it fails once, what comes later is not taken for its end.
+    """
+
+    def __init__(self, listing: Iterator[S3BucketKeyData]) -> None:
+        self._listing = listing
+        self._taken: deque[S3BucketKeyData] = deque()
+        self._delivered = 0
+        self._cursor = 0
+        self._failure: str | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[int, S3BucketKeyData]:
+        if self._cursor == len(self._taken):
+            self._taken.append(self._next_of_listing())
+        item = self._taken[self._cursor]
+        self._cursor += 1
+        return self._delivered + self._cursor, item
+
+    def deliver(self) -> None:
+        """Note that the first of those that were taken in is done with."""
+        self._taken.popleft()
+        self._delivered += 1
+        self._cursor -= 1
+
+    def rewind(self) -> None:
+        """Go back to the first that was not delivered."""
+        self._cursor = 0
+
+    def _next_of_listing(self) -> S3BucketKeyData:
+        try:
+            item = next(self._listing)
+        except StopIteration:
+            if self._failure is None:
+                raise
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            raise
+        else:
+            self._failure = None
+            return item
+        # A generator that has failed says that it is at its end. That end would be taken for the end of the data.
+        raise S3Error(f"The listing of the objects has failed before, and cannot go on. It failed with {self._failure}")
+
+
+class Samples(Iterator[T], Generic[T]):
+    """Yields samples, and owns the transfers of the objects ahead.
+
+    After an error nothing is in flight. The next call goes on with the object behind the one that failed; after an
+    interrupt (KeyboardInterrupt) with the same one.
+
+    Args:
+        listing: The objects.
+        window: Of this iteration alone.
+        sample: Makes a sample.
+    """
+
+    def __init__(
+        self,
+        listing: Iterator[S3BucketKeyData],
+        window: LookAhead,
+        sample: Callable[[S3BucketKeyData, S3Reader], T],
+    ) -> None:
+        self._items = _Items(listing)
+        self._window = window
+        self._sample = sample
+        self._users: dict[int, object] = {}
+
+    def __del__(self) -> None:
+        self._window.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    @exclusive
+    def __next__(self) -> T:
+        """Return the next sample.
+
+        Raises:
+            ConcurrentUseError: Another thread is in the middle of this.
+            S3Error: The listing, or the object, could not be read.
+        """
+        begun = None
+        try:
+            begun = self._window.take(iter(self._items))
+            if begun is None:
+                raise StopIteration
+            sample = self._sample(begun.item, begun.reader)
+            self._window.settle(begun)
+        except BaseException as error:
+            self._window.cancel()
+            if begun is not None and isinstance(error, Exception):
+                self._items.deliver()
+            self._items.rewind()
+            raise
+        self._items.deliver()
+        return sample
+
+    @exclusive
+    def close(self) -> None:
+        """Cancel what is in flight."""
+        self._window.cancel()
+        self._items.rewind()
+
+    def _what_is_shared(self) -> str:
+        return "An iterator over a dataset"
