@@ -211,6 +211,9 @@ class FakeConnection:
         """Whether nothing is left of what was decrypted."""
         return not self._decrypted
 
+    def note_timeout(self) -> None:
+        """Nothing is to be remembered: there are no addresses."""
+
     def expect(self, count: int) -> None:
         """Say how many bytes are wanted."""
         if not self.holds_more:

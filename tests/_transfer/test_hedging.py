@@ -112,7 +112,7 @@ def check(engine: Engine, network: FakeNetwork) -> None:
     assert flights == {each for exchange in exchanges for each in (exchange.flight, exchange.rival) if each is not None}
     assert engine._memory_in_flight == sum(exchange.memory for exchange in exchanges)
     opened = {each for each in network.connections if each.state is not ConnectionState.CLOSED}
-    assert engine._connections == opened
+    assert engine._pool._connections == opened
     assert {flight.connection for flight in flights} == {each for each in opened if each.flight is not None}
     assert all(connection.flight in flights for connection in opened if connection.flight is not None)
     waiting = [*engine._queue, *[each.exchange for each in engine._later]]

@@ -393,6 +393,9 @@ class Engine:
                 exchange.attempts += 1
                 self._retry_or_fail(exchange, error)
                 continue
+            except Exception as error:  # noqa: BLE001  # a bug: its owner's, not of whoever turns
+                self._fail(exchange, error)
+                continue
             self._queue.popleft()
             exchange.attempts += 1
             exchange.flight = flight = self._take_off(exchange, connection)

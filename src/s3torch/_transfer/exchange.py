@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
-from s3torch.errors import ConnectionFailedError, S3Error
+from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
     from s3torch._transfer.connection import Origin
@@ -80,7 +81,8 @@ class Exchange(ABC):
         error = self.error
         if error is None:
             raise AssertionError("the error of an exchange that has not failed")
-        self.error = ConnectionFailedError("The transfer has failed before.")
+        # Whoever waits again gets its like, without the frames that this one will refer to.
+        self.error = copy.copy(error) if isinstance(error, S3Error) else RuntimeError(str(error))
         return error
 
 
