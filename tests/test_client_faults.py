@@ -885,7 +885,7 @@ def test_failed_part_stops_the_others():
         left = bytes(into)
         assert client.read_range("bucket", "key", 0, PIECE) == LARGE[:PIECE]
         assert into == left
-        assert re.fullmatch(r"<Engine 0 in flight, 0 queued, [1-3] connections, 4 requests>", repr(client.engine()))
+        assert re.fullmatch(r"<Engine 0 in flight, 0 queued, [1-3] connections, 4 requests>", repr(client._access.engine()))
 
 
 # Region, clock and credentials
@@ -1833,7 +1833,7 @@ def test_writer_collected_in_the_middle_of_a_turn():
     with serving(where(lambda request: request.method == "GET", serve_object(SMALL), uploads)) as (_, client):
         writers = [client.put_object("bucket", "key")]
         writers[0].write(TWO_PARTS)
-        engine = client.engine()
+        engine = client._access.engine()
         while engine.pending:
             engine.turn()
         turns = []
@@ -1844,7 +1844,7 @@ def test_writer_collected_in_the_middle_of_a_turn():
             return memoryview(bytearray(content_range.stop))
 
         with pytest.warns(ResourceWarning, match="never closed"):
-            engine.run([GetObject(client.bucket("bucket"), "key", 0, len(SMALL), place)])
+            engine.run([GetObject(client._access.bucket("bucket"), "key", 0, len(SMALL), place)])
         assert turns == ["<Engine 1 in flight, 0 queued, 1 connections, 3 requests>"]
         assert uploads.log == ["Create", "Part 1", "Abort"]
 
@@ -1869,4 +1869,4 @@ def test_early_refusal_of_an_upload(monkeypatch: pytest.MonkeyPatch, transport: 
             writer.close()
         is_understood.set()
         assert (caught.value.attempts, server.connections) == (1, 1)
-        assert repr(client.engine()) == "<Engine 0 in flight, 0 queued, 0 connections, 1 requests>"
+        assert repr(client._access.engine()) == "<Engine 0 in flight, 0 queued, 0 connections, 1 requests>"

@@ -163,7 +163,7 @@ def test_threads():
     """Threads that share a client read the right bytes, each over connections of its own."""
     with ScriptedServer(serve) as server:
         client = S3Client("us-east-1", endpoint=server.endpoint)
-        client.bucket("bucket")
+        client._access.bucket("bucket")
 
         def read(number: int) -> None:
             for turn in range(5):
@@ -195,7 +195,7 @@ def test_threads_at_everything():
 
         def use(number: int) -> None:
             name = f"key{number % 8}"
-            buckets.add(client.bucket("bucket"))
+            buckets.add(client._access.bucket("bucket"))
             for turn in range(5):
                 assert client.read_range("bucket", name, turn, 40_000) == objects[name][turn:40_000]
                 with client.get_object("bucket", name, reader_config=S3ReaderConfig.adaptive()) as reader:
@@ -266,7 +266,7 @@ def test_threads_learn_the_region():
 
     with ScriptedServer(handle) as server:
         client = S3Client("us-east-1", endpoint=server.endpoint)
-        client.bucket("bucket")
+        client._access.bucket("bucket")
 
         def read(number: int) -> None:
             assert client.read_range("bucket", "key", 0) == content("key")
@@ -382,8 +382,8 @@ def test_fork_during_a_transfer(tmp_path: Path):
             server,
             """
             memory = bytearray(len(content("parent")))
-            get = GetObject(client.bucket("bucket"), "parent", 0, len(memory), memoryview(memory))
-            engine = client.engine()
+            get = GetObject(client._access.bucket("bucket"), "parent", 0, len(memory), memoryview(memory))
+            engine = client._access.engine()
             engine.submit(get)
             while not engine.stats.requests:
                 engine.turn()
@@ -628,7 +628,7 @@ def test_many_forks(tmp_path: Path, from_threads: bool):
                 check(f"{name}.a")
                 # What another thread was just opening belongs to nobody yet, and lasts as long as the child.
                 assert sockets() == 1 or THREADS > 1, list(links())
-                assert len(client.engine()._connections) == 1
+                assert len(client._access.engine()._pool._connections) == 1
                 if depth and chance.random() < 0.3:
                     fork_once(name, chance, depth - 1)
                     check(f"{name}.b")
@@ -637,10 +637,10 @@ def test_many_forks(tmp_path: Path, from_threads: bool):
                 keys = [f"{name}.{number}" for number in range(3)]
                 memories = [bytearray(len(content(key))) for key in keys]
                 gets = [
-                    GetObject(client.bucket("bucket"), key, 0, len(memory), memoryview(memory))
+                    GetObject(client._access.bucket("bucket"), key, 0, len(memory), memoryview(memory))
                     for key, memory in zip(keys, memories)
                 ]
-                engine = client.engine()
+                engine = client._access.engine()
                 for get in gets:
                     engine.submit(get)
                 for _ in range(chance.randrange(8)):
@@ -670,7 +670,7 @@ def test_many_forks(tmp_path: Path, from_threads: bool):
                     os._exit(1)
 
             before = len(os.listdir("/proc/self/fd"))
-            client.bucket("bucket")
+            client._access.bucket("bucket")
             if THREADS == 1:
                 work(0)
             else:
@@ -709,7 +709,7 @@ def test_threads_of_a_child_drop_what_it_inherited():
 
     with ScriptedServer(serve) as server:
         client = S3Client("us-east-1", endpoint=server.endpoint)
-        client._states = States({os.getpid() + 1: client._process()})
+        client._access._states = States({os.getpid() + 1: client._access._process()})
         assert client.read_range("bucket", "key", 0) == content("key")
         client.close()
 
@@ -766,7 +766,7 @@ def test_pickle_holds_no_secret():
             shown = pickle.dumps(thing) + repr(thing).encode()
             for secret in CREDENTIALS.values():
                 assert secret.encode() not in shown
-        for thing in (client.bucket("bucket"), client.engine(), client._process().session.credentials()):
+        for thing in (client._access.bucket("bucket"), client._access.engine(), client._access._process().session.credentials()):
             for secret in ("SECRET", "TOKEN"):
                 assert secret not in repr(thing)
         client.close()
@@ -809,15 +809,15 @@ def test_pickled_client_is_the_same():
         thread.join()
         """,
         """
-        get = GetObject(client.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
-        client.engine().submit(get)
-        while not client.engine().stats.requests:
-            client.engine().turn()
+        get = GetObject(client._access.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
+        client._access.engine().submit(get)
+        while not client._access.engine().stats.requests:
+            client._access.engine().turn()
         """,
         """
         import atexit
 
-        client.bucket("bucket")
+        client._access.bucket("bucket")
         begun = threading.Barrier(9)
 
         def read(key):
@@ -842,8 +842,8 @@ def test_pickled_client_is_the_same():
         atexit.register(client.close)
         """,
         """
-        get = GetObject(client.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
-        engine = client.engine()
+        get = GetObject(client._access.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
+        engine = client._access.engine()
         engine.submit(get)
         engine.turn()
         cycle = [engine, get, client]
@@ -914,7 +914,7 @@ def test_interrupt(tmp_path: Path):
             else:
                 raise AssertionError("not interrupted")
             check("key")
-            assert repr(client.engine()) == "<Engine 0 in flight, 0 queued, 1 connections, 2 requests>"
+            assert repr(client._access.engine()) == "<Engine 0 in flight, 0 queued, 1 connections, 2 requests>"
             """,
         )
         assert connections(server) == {"stall": {1}, "key": {2}}
@@ -924,7 +924,7 @@ class Interrupting:
     """Interrupts the n-th select of an engine, before or after the selector was asked."""
 
     def __init__(self, client: S3Client, nth: int, *, is_after: bool) -> None:
-        self.network = client.engine()._network
+        self.network = client._access.engine()._network
         self.select = self.network.select
         self.nth = nth
         self.is_after = is_after
@@ -960,7 +960,7 @@ def test_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch, is_after: bool):
                 try:
                     read_many(client)
                 except KeyboardInterrupt:
-                    assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued, 0 connections")
+                    assert repr(client._access.engine()).startswith("<Engine 0 in flight, 0 queued, 0 connections")
                 else:
                     break
             read_many(client)

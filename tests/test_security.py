@@ -239,8 +239,8 @@ def test_no_region_leads_elsewhere(region: str):
     with ScriptedServer(refuse) as server, client_of(server.endpoint) as client:
         with pytest.raises(S3Error):
             client.read_range("bucket", "key", 0)
-        assert client.bucket("bucket").region == "us-east-1"
-        assert client.bucket("bucket").endpoint.origin.port == server.port
+        assert client._access.bucket("bucket").region == "us-east-1"
+        assert client._access.bucket("bucket").endpoint.origin.port == server.port
 
 
 # --- What reaches the wire -------------------------------------------------------------------------------------------
@@ -416,8 +416,8 @@ def _exercise(client: S3Client, directory: Path) -> tuple[list[object], list[Bas
     page = next(iter(client.list_objects("bucket")))
     things = [client, config, *readers, mapped, streamed, mapped.objects, ObjectTable.load(directory / "table")]
     things += [checkpoint, small, large, client.stats, client.list_objects("bucket"), page]
-    things += [client.head_object("bucket", "key"), client.engine(), client.bucket("bucket")]
-    things += [client.bucket("bucket").session().credentials()]
+    things += [client.head_object("bucket", "key"), client._access.engine(), client._access.bucket("bucket")]
+    things += [client._access.bucket("bucket").session().credentials()]
     errors: list[BaseException] = []
     for key, act in itertools.product(
         ("refused", "broken", "nonsense", "gone"),

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from s3torch import S3Client, S3ClientConfig, S3Writer
-from s3torch._upload import PartBuffer
+from s3torch._objects.upload import PartBuffer
 from s3torch.errors import (
     AccessDeniedError,
     ArgumentError,
@@ -342,7 +342,7 @@ def test_memory_of_parts(credentials, monkeypatch):
             if capacity:
                 made.append(self)
 
-    monkeypatch.setattr("s3torch._upload.PartBuffer", Counted)
+    monkeypatch.setattr("s3torch._objects.upload.PartBuffer", Counted)
     uploads = _Uploads()
     with (
         ScriptedServer(uploads) as server,

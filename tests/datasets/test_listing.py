@@ -37,12 +37,12 @@ def client(server) -> Iterator[S3Client]:
     with server.activated():
         server.create_bucket(BUCKET)
         client = S3Client()
-        where = client.bucket(BUCKET)
+        where = client._access.bucket(BUCKET)
         puts = [
             PutObject(where, key, [memoryview(b"x" * (number % 5))][: number % 5], None)
             for number, key in enumerate(KEYS)
         ]
-        client.engine().run(puts)
+        client._access.engine().run(puts)
         yield client
         client.close()
 
@@ -219,7 +219,7 @@ def test_an_error_in_the_middle():
         with pytest.raises(S3Error, match=r"^Listing s3://b/k/ failed: ") as caught:
             list_table(client, "b", "k/", page_size=50)
         assert caught.value.bucket == "b"
-        assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued")
+        assert repr(client._access.engine()).startswith("<Engine 0 in flight, 0 queued")
         assert len(list_table(client, "b", "k/00", page_size=1000)) == 2000
 
 
@@ -239,7 +239,7 @@ def test_call_timeout(bucket: str):
         client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
         with pytest.raises(DeadlineError, match=r"^Listing s3://b.*/k/ failed: .*not done within 0.5 s"):
             list_table(client, bucket, "k/", page_size=50)
-        assert repr(client.engine()).startswith("<Engine 0 in flight, 0 queued")
+        assert repr(client._access.engine()).startswith("<Engine 0 in flight, 0 queued")
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s3torch import S3Client, S3ClientConfig, S3ReaderConfig
-from s3torch._object import RemoteObject
+from s3torch._objects.remote import RemoteObject
 from s3torch.errors import ObjectNotFoundError
 from s3torch.readers import AdaptiveS3Reader, S3Reader
 from s3torch.readers.budget import BUDGET, MemoryBudget
@@ -61,7 +61,7 @@ def open_key(client, budget):
     """Opens an adaptive reader that holds from that budget."""
 
     def open_key(key: str, max_window: int = 64 * MiB, size: int | None = None) -> AdaptiveS3Reader:
-        return AdaptiveS3Reader(RemoteObject(client, BUCKET, key, size=size), max_window, budget)
+        return AdaptiveS3Reader(RemoteObject(client._access, BUCKET, key, size=size), max_window, budget)
 
     return open_key
 
@@ -108,7 +108,7 @@ def test_reads_like_a_file(client, key, operations, is_size_known, max_window, l
     """Whatever is done in whatever order gives what BytesIO gives, with any window, and with hardly any memory."""
     content = {"large": LARGE, "small": LARGE[: 300 * KiB], "empty": b""}[key]
     budget = MemoryBudget(limit)
-    remote = RemoteObject(client, BUCKET, key, size=len(content) if is_size_known else None)
+    remote = RemoteObject(client._access, BUCKET, key, size=len(content) if is_size_known else None)
     with AdaptiveS3Reader(remote, max_window, budget) as reader, io.BytesIO(content) as model:
         for name, number in operations:
             assert _apply(reader, name, number, len(content)) == _apply(model, name, number, len(content)), name

@@ -111,7 +111,7 @@ class Fetch(Scope):
         self._landing = self._memory = self._place = None
 
     @property
-    def _gets(self) -> list[GetObject]:
+    def _gets(self) -> Sequence[GetObject]:
         gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
         return gets
 

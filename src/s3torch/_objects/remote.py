@@ -211,7 +211,7 @@ class RemoteObject:
                 gets.append(self.get(ranges[group[0]][0], ranges[group[-1]][1], pieces, has_gaps=has_gaps))
         return gets
 
-    def conclude_vector(self, gets: list[GetObject], ranges: Sequence[tuple[int, int]]) -> None:
+    def conclude_vector(self, gets: Sequence[GetObject], ranges: Sequence[tuple[int, int]]) -> None:
         """Check what the requests of ``vector`` brought; see ``read_ranges``."""
         self.conclude(gets)
         for start, stop in ranges:
@@ -304,7 +304,7 @@ class RemoteObject:
             key=self.key,
         )
 
-    def conclude(self, gets: list[GetObject]) -> int:
+    def conclude(self, gets: Sequence[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
             self.observe(get.total, get.etag)

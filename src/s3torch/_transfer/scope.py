@@ -29,7 +29,8 @@ class Scope:
 
     def __del__(self) -> None:
         # The collector may come anywhere, so this turns no loop: see Engine.cancel.
-        self.cancel()
+        if hasattr(self, "_exchanges"):  # not after an interrupted constructor
+            self.cancel()
 
     @property
     def is_here(self) -> bool:

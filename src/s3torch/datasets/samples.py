@@ -94,7 +94,8 @@ class Samples(Iterator[T], Generic[T]):
         self._users: dict[int, object] = {}
 
     def __del__(self) -> None:
-        self._window.cancel()
+        if hasattr(self, "_window"):  # not after an interrupted constructor
+            self._window.cancel()
 
     def __iter__(self) -> Self:
         return self

@@ -53,7 +53,7 @@ class SequentialS3Reader(S3Reader):
     """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size."""
 
     _expected = 0
-    _pending: Fetch | None
+    _pending: Fetch | None = None  # an interrupted constructor has a finaliser, too
     _complete: bytes | None
     _store: _Store
     _window: int
