@@ -435,7 +435,10 @@ def test_endpoint(elsewhere, bucket, monkeypatch, tmp_path, key, put):
 
     def reads(**arguments: str) -> bool:
         client = S3Client(s3client_config=S3ClientConfig(max_attempts=1), **arguments)
-        assert urlsplit(str(client._access.bucket(bucket).endpoint.origin)).port in (9, urlsplit(elsewhere.endpoint).port)
+        assert urlsplit(str(client._access.bucket(bucket).endpoint.origin)).port in (
+            9,
+            urlsplit(elsewhere.endpoint).port,
+        )
         try:
             return client.read_range(bucket, key, 0) == CONTENT
         except ConnectionFailedError:

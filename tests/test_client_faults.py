@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from s3torch import S3ClientConfig, S3ReaderConfig
-from s3torch import client as client_module
+from s3torch._access import access as access_module
 from s3torch._aws.listing import RestoreStatus
 from s3torch._aws.multipart import multipart_etag
 from s3torch._aws.operations import GetObject
@@ -90,7 +90,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setattr(client_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -885,7 +885,9 @@ def test_failed_part_stops_the_others():
         left = bytes(into)
         assert client.read_range("bucket", "key", 0, PIECE) == LARGE[:PIECE]
         assert into == left
-        assert re.fullmatch(r"<Engine 0 in flight, 0 queued, [1-3] connections, 4 requests>", repr(client._access.engine()))
+        assert re.fullmatch(
+            r"<Engine 0 in flight, 0 queued, [1-3] connections, 4 requests>", repr(client._access.engine())
+        )
 
 
 # Region, clock and credentials

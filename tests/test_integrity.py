@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3ReaderConfig
-from s3torch import client as client_module
+from s3torch._access import access as access_module
 from s3torch._aws import checksums
 from s3torch._aws.checksums import ALGORITHMS, compute, is_available
 from s3torch._aws.listing import ObjectInfo
@@ -41,7 +41,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setattr(client_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
+    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
 
 
 @pytest.fixture(scope="module")

@@ -766,7 +766,11 @@ def test_pickle_holds_no_secret():
             shown = pickle.dumps(thing) + repr(thing).encode()
             for secret in CREDENTIALS.values():
                 assert secret.encode() not in shown
-        for thing in (client._access.bucket("bucket"), client._access.engine(), client._access._process().session.credentials()):
+        for thing in (
+            client._access.bucket("bucket"),
+            client._access.engine(),
+            client._access._process().session.credentials(),
+        ):
             for secret in ("SECRET", "TOKEN"):
                 assert secret not in repr(thing)
         client.close()

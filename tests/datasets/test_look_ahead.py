@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.look_ahead import ExpectedSize, LookAhead
+
+KiB = 1024
 
 
 class Reader:
-    """Stands for an S3Reader: notes what is asked of it."""
+    """Stands for an S3Reader, and for the object that it reads: notes what is asked of it."""
 
     def __init__(self, footprint: int = 1) -> None:
         self.footprint = footprint
+        self.known_size = footprint
+        self.expected: int | None = None
         self.begun = False
         self.closed = False
+
+    def expect(self, size: int) -> None:
+        self.expected = size
 
     def prefetch(self, *, send: bool) -> None:
         self.begun = True
@@ -27,8 +34,20 @@ class Reader:
 
 
 def numbered(readers: list[Reader], start: int = 0) -> Iterator[tuple[int, Reader]]:
-    """Readers as a dataset hands them over."""
+    """Objects as a dataset hands them over."""
     return ((index, readers[index]) for index in range(start, len(readers)))
+
+
+def window(max_objects: int, max_bytes: int, nudge: Callable[[float], None] = lambda _interval: None) -> LookAhead:
+    """A window whose objects are their own readers."""
+    return LookAhead(max_objects, max_bytes, lambda reader: reader, nudge)
+
+
+def consume(ahead: LookAhead, items: Iterator[tuple[int, Reader]]) -> Iterator[Reader]:
+    """Take all objects as a dataset does."""
+    while (begun := ahead.take(items)) is not None:
+        yield begun.reader
+        ahead.settle(begun)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 8), st.integers(1, 100))
@@ -36,7 +55,7 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
     """Readers come in order, and what is begun and not consumed stays within both bounds, or is a single object."""
     readers = [Reader(footprint) for footprint in footprints]
     handed_out = []
-    for reader in LookAhead(max_objects, max_bytes, lambda _interval: None).through(numbered(readers)):
+    for reader in consume(window(max_objects, max_bytes), numbered(readers)):
         assert reader.begun
         handed_out.append(reader)
         held = [other for other in readers if other.begun and other not in handed_out[:-1]]
@@ -46,57 +65,102 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
     assert not any(reader.closed for reader in readers)
 
 
+def test_bytes_are_given_back():
+    """After all was consumed, or cancelled, as much fits as in the beginning."""
+    ahead = window(8, 100)
+    for end in (lambda: None, ahead.cancel):
+        readers = [Reader(60) for _ in range(3)]
+        assert len(list(consume(ahead, numbered(readers)))) == 3
+        end()
+        readers = [Reader(50) for _ in range(3)]
+        ahead.take(numbered(readers))
+        assert [reader.begun for reader in readers] == [True, True, False]
+        ahead.cancel()
+
+
 def test_window_is_full():
     """As many objects as fit are begun before the first one is handed out."""
     readers = [Reader() for _ in range(10)]
-    next(LookAhead(4, 100, lambda _interval: None).through(numbered(readers)))
+    window(4, 100).take(numbered(readers))
     assert [reader.begun for reader in readers] == [True] * 4 + [False] * 6
 
 
 def test_transfers_are_moved():
-    """Transfers are moved a little after each start, and in any case before the consumer of a batch is busy with it."""
-    nudges: list[tuple[float, int]] = []
-    readers = [Reader() for _ in range(6)]
-    handed_out: list[Reader] = []
-    ahead = LookAhead(4, 100, lambda interval: nudges.append((interval, len(handed_out))))
-    handed_out.extend(ahead.through(numbered(readers), 2))
-    assert [count for interval, count in nudges if interval > 0] == [0, 1]
-    assert [count for interval, count in nudges if interval == 0] == [2]
+    """Transfers are moved a little after each start, and when the consumer of a batch will be busy with it."""
+    nudges: list[float] = []
+    ahead = window(4, 100, nudges.append)
+    ahead.take(numbered([Reader() for _ in range(6)]))
+    ahead.send()
+    assert len(nudges) == 2
+    assert nudges[0] > 0
+    assert nudges[1] == 0
 
 
 def test_what_is_begun_is_kept_for_the_next_call():
-    """Readers beyond the count stay begun, and the next call hands them out first."""
+    """Readers that were begun and not taken stay begun, and are taken first."""
     readers = [Reader() for _ in range(6)]
-    ahead = LookAhead(4, 100, lambda _interval: None)
-    assert list(ahead.through(numbered(readers), 2)) == readers[:2]
-    assert ahead.indices == [2, 3, 4]
-    assert list(ahead.through(numbered(readers, 5), 4)) == readers[2:]
-    assert ahead.indices == []
+    ahead = window(4, 100)
+    items = numbered(readers)
+    assert [ahead.take(items).reader for _ in range(2)] == readers[:2]
+    assert ahead.places == [2, 3, 4]
+    more = numbered(readers, 5)
+    assert [ahead.take(more).reader for _ in range(4)] == readers[2:]
+    assert ahead.places == []
+    assert ahead.take(more) is None
 
 
 def test_a_reader_without_room_is_not_lost():
-    """A reader that was taken in and does not fit yet is the next one of the next call."""
+    """A reader that was taken in and does not fit yet comes in its turn."""
     readers = [Reader(60), Reader(60), Reader(60)]
-    ahead = LookAhead(4, 100, lambda _interval: None)
-    assert list(ahead.through(numbered(readers), 1)) == readers[:1]
-    assert ahead.indices == [1]
-    assert list(ahead.through(numbered(readers, 2), 2)) == readers[1:]
+    assert list(consume(window(4, 100), numbered(readers))) == readers
 
 
-def test_stopping_early_cancels():
-    """When the consumer stops, all that was begun for it is closed, but not the reader that it holds."""
+def test_cancelling():
+    """What is cancelled is closed, but for the reader that was handed out."""
     readers = [Reader() for _ in range(5)]
-    window = LookAhead(3, 100, lambda _interval: None).through(numbered(readers))
-    next(window)
-    window.close()
+    ahead = window(3, 100)
+    ahead.take(numbered(readers))
+    ahead.cancel()
     assert [reader.closed for reader in readers] == [False, True, True, False, False]
+    assert ahead.places == []
 
 
-def test_an_error_cancels():
-    """An error of the consumer, or of a reader, closes what was begun."""
-    readers = [Reader() for _ in range(5)]
-    ahead = LookAhead(3, 100, lambda _interval: None)
-    with pytest.raises(ZeroDivisionError):
-        [1 // 0 for _ in ahead.through(numbered(readers))]
-    assert [reader.closed for reader in readers[:3]] == [False, True, True]
-    assert ahead.indices == []
+def test_an_error_behind_good_objects():
+    """An object that cannot be taken in costs none of those before it: its error is raised in its turn, once."""
+
+    def items() -> Iterator[tuple[int, Reader]]:
+        yield from numbered([Reader(), Reader()])
+        raise IndexError("bad")
+
+    ahead, bad = window(8, 100), items()
+    assert ahead.take(bad).place == 0
+    assert ahead.take(bad).place == 1
+    with pytest.raises(IndexError, match="bad"):
+        ahead.take(bad)
+    assert ahead.take(bad) is None
+
+
+def test_expected_sizes():
+    """Objects of unknown size are taken for as large as the largest of late, and a little larger."""
+    expected = ExpectedSize(2048 * KiB)
+    assert expected.expected == 2048 * KiB
+    for size in [None, *[100 * KiB] * 31]:
+        expected.note(size)
+    assert expected.expected == 2048 * KiB
+    expected.note(80 * KiB)
+    assert expected.expected == 125 * KiB
+    expected.note(1000 * KiB)
+    assert expected.expected == 1250 * KiB
+    for _ in range(32):
+        expected.note(10)
+    for _ in range(32):
+        expected.note(10)
+    assert expected.expected == 64 * KiB
+
+
+def test_readers_are_told_what_to_expect():
+    """Each reader is told how large its object probably is."""
+    readers = [Reader(100 * KiB) for _ in range(40)]
+    list(consume(window(4, 8192 * KiB), numbered(readers)))
+    assert readers[0].expected == 2048 * KiB
+    assert readers[-1].expected == 125 * KiB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from s3torch._exclusive import exclusive
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import S3BucketKeyData
-from s3torch.errors import S3Error
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Items:
         self._taken: deque[S3BucketKeyData] = deque()
         self._delivered = 0
         self._cursor = 0
-        self._failure: str | None = None
+        self._failure: Exception | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -61,13 +61,13 @@ class _Items:
             if self._failure is None:
                 raise
         except Exception as error:
-            self._failure = f"{type(error).__name__}: {error}"
+            self._failure = copy.copy(error)  # without the frames that it will refer to
             raise
         else:
             self._failure = None
             return item
-        # A generator that has failed says that it is at its end. That end would be taken for the end of the data.
-        raise S3Error(f"The listing of the objects has failed before, and cannot go on. It failed with {self._failure}")
+        # A generator that has failed says that it is at its end. That would be taken for the end of the data.
+        raise copy.copy(self._failure)
 
 
 class Samples(Iterator[T], Generic[T]):
