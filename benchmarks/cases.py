@@ -399,7 +399,7 @@ CASES = (
         columns=_SAVE_COLUMNS,
         charts=(GB_PER_S, CPU_S_PER_GIB),
         promises=(_faster("floor, parallel upload", 0.9), _faster(_CONNECTOR, 1)),
-        without=frozenset({"floor", "s3torch, without zlib-ng"}),
+        without=frozenset({"floor"}),
     ),
     Case(
         name="async-save",

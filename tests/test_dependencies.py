@@ -29,6 +29,7 @@ RUNTIME = {
     "torch": "BSD",
     "tqdm": "MIT",
     "urllib3": "MIT",
+    "zlib-ng": "PSF",
 }
 # Packages whose modules have other names.
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +30,6 @@ from benchmarks.registry import Done, Work, enter
 from benchmarks.site import KIB, MIB, Effort, Site, Stored
 from benchmarks.state import SAFETENSORS, make_state
 from s3torch import S3Client, S3ClientConfig, S3Reader
-from s3torch._aws import checksums
 
 if TYPE_CHECKING:
     from s3torch import S3Checkpoint
@@ -454,13 +452,6 @@ def save(site: Site, _: Effort) -> Work:
     """``S3Checkpoint.save``."""
     checkpoint = _checkpoint(site)
     return saving(site, lambda state, key: checkpoint.save(state, f"s3://{site.bucket}/{key}", progress=False))
-
-
-@enter("s3torch, without zlib-ng", "save")
-def save_by_zlib(site: Site, effort: Effort) -> Work:
-    """``S3Checkpoint.save`` where the extra ``checksums`` is not installed."""
-    checksums.crc32 = zlib.crc32
-    return save(site, effort)
 
 
 @enter("s3torch, writer", "save")
