@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = make_parser().parse_args(arguments)
     if not sys.platform.startswith("linux"):
-        print("benchmarks: they need Linux, whose /proc tells what a process takes", file=sys.stderr)
+        print("benchmarks: Linux is required, as memory is measured by its /proc", file=sys.stderr)
         return 1
     from benchmarks.command import run
 

@@ -1,6 +1,6 @@
 """Runs the contenders of a case in turn, round after round, each in a process of its own.
 
-So what else the machine does meets all of them alike, and none finds the memory or the connections of another.
+So other load on the machine affects all of them alike, and none uses the memory or the connections of another.
 """
 
 from __future__ import annotations

@@ -97,8 +97,9 @@ def test_all_cases(s3, put, prefix, bucket, tmp_path, capsys):
 def test_rounds(s3, put, prefix, bucket, tmp_path):
     """Each case has as many rounds as were asked for, and only the chosen cases are measured."""
     put(f"{prefix}a", bytes(200_000))
-    arguments = ["--uri", f"s3://{bucket}/{prefix}", "--repeat", "2", "--max-bytes", "128K", "--out", str(tmp_path)]
-    assert main(["bench", "ranges", "large", "ranges", *arguments]) == 0
+    options = ["--repeat", "2", "--max-bytes", "128K", "--out", str(tmp_path)]
+    server = ["--endpoint", s3.endpoint, "--region", s3.region]
+    assert main(["bench", "ranges", "large", "ranges", "--uri", f"s3://{bucket}/{prefix}", *options, *server]) == 0
     cases = json.loads((tmp_path / "own.json").read_text())["cases"]
     assert {case: [len(each) for each in found.values()] for case, found in cases.items()} == {
         "ranges": [2],

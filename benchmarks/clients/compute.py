@@ -20,7 +20,7 @@ Decode = Callable[[bytes], object]
 
 
 def releases_gil() -> Decode:
-    """Return work of 2 ms that lets go of the interpreter: SHA-256, as often as that takes."""
+    """Return work of 2 ms that releases the GIL: SHA-256, as often as that takes."""
     return _calibrated(lambda sample, times: [hashlib.sha256(sample).digest() for _ in range(times)])
 
 

@@ -1,8 +1,8 @@
 """litData's StreamingRawDataset: objects as they are, over obstore.
 
-It is told which objects there are. Left to find out for itself it would list them by fsspec and store an index in the
-bucket, which a benchmark must not do. It refuses servers without TLS; it is talked out of that where the others do
-without, so that nobody pays for a cipher alone.
+It is told which objects there are. By itself it would list them by fsspec and store an index in the bucket, which a
+benchmark must not do. It refuses servers without TLS; a setting turns that off where the other clients use plain HTTP,
+so that it is not the only one that decrypts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``s3torch bench --uri``: what s3torch does with the objects of one's own bucket. It only reads.
 
 A task gets ready and returns what one round cost. Each round begins with a new client. The tasks take turns, round
-after round, so that what else the machine does meets all of them alike.
+after round, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_only_linux(capsys, monkeypatch):
     """Elsewhere the command says so in one line."""
     monkeypatch.setattr(sys, "platform", "darwin")
     assert main(["--list"]) == 1
-    assert capsys.readouterr().err.startswith("benchmarks: they need Linux")
+    assert capsys.readouterr().err.startswith("benchmarks: Linux is required")
 
 
 def test_list(capsys):
