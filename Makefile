@@ -49,7 +49,7 @@ fmt: $(VENV)/$(READY)  ## format, and fix what the linter can fix
 check: $(VENV)/$(READY)  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy src $(wildcard tests/typing)
+	$(BIN)/mypy src benchmarks $(wildcard tests/typing)
 
 audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and may be used; asks no network
 	$(BIN)/python -m pip check
@@ -74,7 +74,7 @@ demo: $(VENV)/$(READY)  ## train from a local S3 server, start to finish
 	$(BIN)/s3torch demo
 
 bench: $(BENCH_VENV)/$(READY)  ## measure against other clients
-	$(BENCH_VENV)/bin/s3torch bench $(ARGS)
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
 compare: $(COMPARE_VENV)/$(READY)  ## run the tests that s3torchconnector must fail, against it
 	S3TORCH_TEST_CONNECTOR=s3torchconnector $(COMPARE_VENV)/bin/python -m pytest tests/compare tests/compat $(ARGS)
@@ -91,11 +91,13 @@ home = pathlib.Path(s3torch.__file__).parent
 installed = pathlib.Path(sys.argv[1]).resolve()
 distribution = importlib.metadata.distribution("s3torch")
 files = {path.name for path in distribution.files or ()}
+modules = {path.parts[0] for path in distribution.files or () if path.suffix == ".py"}
 problems = [
     message
     for message, fine in (
         (f"s3torch was imported from {home}", home.parent == installed),
         ("py.typed is missing", (home / "py.typed").is_file()),
+        (f"the wheel brings {sorted(modules)}, not s3torch alone", modules == {"s3torch"}),
         ("LICENSE or NOTICE is missing", {"LICENSE", "NOTICE"} <= files),
         (f"metadata says {distribution.version}", distribution.version == s3torch.__version__),
         *((f"s3torch.{name} is missing", hasattr(s3torch, name)) for name in s3torch.__all__),
@@ -117,6 +119,7 @@ build-check: $(VENV)/$(READY)  ## build the wheel and try what is in it
 	@echo "==> $(UNPACKED): import, public names, command line"
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -c "$$WHEEL_CHECK" $(UNPACKED)
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch --help >/dev/null
+	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch bench --help >/dev/null
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch.compat --status >/dev/null
 
 clean:  ## remove the environments and everything that was built

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.test_exports import TREES, imports_of
+from tests.test_exports import BENCHMARKS, TREES, imports_of
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
@@ -29,10 +29,11 @@ RUNTIME = {
     "torch": "BSD",
     "tqdm": "MIT",
     "urllib3": "MIT",
+    "zlib-ng": "PSF",
 }
 # Packages whose modules have other names.
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
-_BESIDE = ("s3torch.testing", "s3torch.bench", "s3torch.demo")
+_BESIDE = ("s3torch.testing", "s3torch.demo")
 
 
 def declared(extra: str | None = None) -> set[str]:
@@ -53,7 +54,7 @@ def imported(names: Iterable[str]) -> set[str]:
     roots = {each.partition(".")[0] for name in names for each in imports_of(name)}
     return {
         canonicalize_name(_PACKAGES.get(root, root))
-        for root in roots - {"s3torch"}
+        for root in roots - {"s3torch", "benchmarks"}
         if root not in sys.stdlib_module_names
     }
 
@@ -82,7 +83,7 @@ def test_what_is_imported_is_declared():
 
 def test_what_is_imported_beside_it_is_declared():
     """Servers, benchmarks and the demo import nothing but what an extra declares."""
-    assert imported(TREES) <= declared() | declared("dev") | declared("bench")
+    assert imported([*TREES, *BENCHMARKS]) <= declared() | declared("dev") | declared("bench")
 
 
 def test_every_dependency_is_known():

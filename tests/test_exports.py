@@ -15,22 +15,30 @@ import pytest
 import s3torch
 
 PACKAGE = Path(s3torch.__file__).parent
+_BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def _module_name(path: Path) -> str:
-    parts = ("s3torch", *path.relative_to(PACKAGE).with_suffix("").parts)
+def _module_name(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {_module_name(path): ast.parse(path.read_bytes()) for path in sorted(PACKAGE.rglob("*.py"))}
+def _trees(package: Path) -> dict[str, ast.Module]:
+    """Return the modules of a package, by their names."""
+    return {_module_name(path, package): ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
 
-PACKAGES = {_module_name(path) for path in PACKAGE.rglob("__init__.py")}
+
+TREES = _trees(PACKAGE)
+BENCHMARKS = _trees(_BENCHMARKS)
+_ALL = {**TREES, **BENCHMARKS}
+
+PACKAGES = {_module_name(path, folder) for folder in (PACKAGE, _BENCHMARKS) for path in folder.rglob("__init__.py")}
 
 # Servers, and programs that use s3torch: what holds for the library does not hold for them.
 _GROUND = {"s3torch.errors", "s3torch._forks"}  # what every module may stand on
-_BESIDE = ("s3torch.testing", "s3torch.bench")
+_BESIDE = ("s3torch.testing",)
 
-each_module = pytest.mark.parametrize("name", TREES)
+each_module = pytest.mark.parametrize("name", _ALL)
 
 
 def _public_names(tree: ast.Module) -> list[str] | None:
@@ -62,7 +70,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 def imports_of(name: str) -> set[str]:
     """Return the modules that a module imports at run time, inside of functions too."""
     found: set[str] = set()
-    for node in _runtime_nodes(TREES[name]):
+    for node in _runtime_nodes(_ALL[name]):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,13 +78,13 @@ def imports_of(name: str) -> set[str]:
             start = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*start, *filter(None, [node.module])])
             # ``from package import module`` imports the module.
-            submodules = {f"{module}.{alias.name}" for alias in node.names} & TREES.keys()
+            submodules = {f"{module}.{alias.name}" for alias in node.names} & _ALL.keys()
             found.update(submodules or {module})
     return found
 
 
 def _importers(*modules: str) -> set[str]:
-    """Return the modules of s3torch that import any of these, or something within them."""
+    """Return the modules of s3torch (not the benchmarks) that import any of these, or something within them."""
     wanted = tuple(f"{module}." for module in modules)
     return {name for name in TREES if any(f"{found}.".startswith(wanted) for found in imports_of(name))}
 
@@ -88,35 +96,37 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def test_every_module_is_seen():
-    """The walk below sees the package: it finds modules of every folder."""
+    """The walk below sees both packages: it finds modules of every folder."""
     assert {"s3torch", "s3torch.errors", "s3torch._transfer.http1", "s3torch._aws", "s3torch.datasets.map"} <= set(
         TREES
     )
+    assert {"benchmarks", "benchmarks.cases", "benchmarks.clients.s3torch", "benchmarks.servers"} <= set(BENCHMARKS)
+    assert any(each.startswith("s3torch.") for each in imports_of("benchmarks.clients.s3torch"))
 
 
 @each_module
 def test_all_is_true_and_sorted(name: str):
     """Every module has an ``__all__``: sorted, without repetition, of names that exist."""
-    public = _public_names(TREES[name])
+    public = _public_names(_ALL[name])
     if public is None:
-        assert TREES[name].body[1:] == [], f"{name} holds code and has no __all__"
+        assert _ALL[name].body[1:] == [], f"{name} holds code and has no __all__"
         return
     assert public == sorted(set(public), key=_order)
     module = importlib.import_module(name)
     assert [attribute for attribute in public if not hasattr(module, attribute)] == []
 
 
-@pytest.mark.parametrize("name", sorted(TREES.keys() - {"s3torch.demo"}))
+@pytest.mark.parametrize("name", sorted(_ALL.keys() - {"s3torch.demo"}))
 def test_public_classes_are_offered(name: str):
     """Every class without an underscore stands in its module's ``__all__``, but in the demo, which is a script."""
-    classes = {node.name for node in TREES[name].body if isinstance(node, ast.ClassDef)}
-    assert {each for each in classes if not each.startswith("_")} <= set(_public_names(TREES[name]) or ())
+    classes = {node.name for node in _ALL[name].body if isinstance(node, ast.ClassDef)}
+    assert {each for each in classes if not each.startswith("_")} <= set(_public_names(_ALL[name]) or ())
 
 
 @each_module
 def test_every_module_has_a_docstring(name: str):
     """Every module says what it is."""
-    assert ast.get_docstring(TREES[name])
+    assert ast.get_docstring(_ALL[name])
 
 
 def test_public_names_resolve():
@@ -185,7 +195,7 @@ def test_tls_is_in_two_places():
 def test_there_are_no_threads():
     """Nothing runs in the background but S3Checkpoint.save_async: locks and thread-local values are no threads."""
     importers = _importers("concurrent", "multiprocessing", "_thread", "queue")
-    assert {name for name in importers if not name.startswith("s3torch.bench")} == {"s3torch.checkpoint.file"}
+    assert importers == {"s3torch.checkpoint.file"}
     started = {
         (name, node.attr)
         for name in TREES
@@ -200,21 +210,19 @@ def test_there_are_no_threads():
 
 def test_torch_is_for_datasets_and_checkpoints():
     """The client and the readers know nothing of torch."""
-    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.compat*", "s3torch.demo", "s3torch.bench*")
+    allowed = ("s3torch.datasets*", "s3torch.checkpoint*", "s3torch.compat*", "s3torch.demo", "s3torch._own_bench")
     assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
 
 
 def test_botocore_is_in_one_place():
     """Only session.py sees botocore, and the server for tests, which has a bucket made by it."""
-    importers = {name for name in _importers("botocore") if not name.startswith("s3torch.bench")}
-    assert importers <= {"s3torch._aws.session", "s3torch.testing.local"}
+    assert _importers("botocore") <= {"s3torch._aws.session", "s3torch.testing.local"}
 
 
-def test_the_benchmarks_are_imported_by_the_command_only():
-    """Nothing of s3torch imports the benchmarks, but the command, which knows their arguments."""
-    importers = {name for name in _importers("s3torch.bench") if not name.startswith("s3torch.bench")}
-    assert importers == {"s3torch.cli"}
-    assert {each for each in imports_of("s3torch.bench.arguments") if each.startswith("s3torch")} == set()
+def test_nothing_imports_the_benchmarks():
+    """Nothing of s3torch imports the benchmarks, which are not installed, and only the command its own."""
+    assert _importers("benchmarks") == set()
+    assert _importers("s3torch._own_bench") == {"s3torch.cli"}
 
 
 @pytest.mark.parametrize(
@@ -261,21 +269,21 @@ def test_layers():
 
 def test_the_client_is_imported_from_above_only():
     """Nothing that the client stands on imports the client at run time."""
-    above = {"s3torch", "s3torch.cli", "s3torch.demo", "s3torch.__main__"}
+    above = {"s3torch", "s3torch.cli", "s3torch.demo", "s3torch._own_bench", "s3torch.__main__"}
     folders = ("s3torch.datasets", "s3torch.checkpoint", "s3torch.compat", *_BESIDE)
     importers = {name for name in _importers("s3torch.client") if not name.startswith(folders)}
     assert importers <= above
 
 
 def test_nothing_knows_of_the_drop_in():
-    """Nothing of s3torch imports what stands for s3torchconnector, or s3torchconnector itself, but the benchmarks."""
+    """Nothing of s3torch imports what stands for s3torchconnector, or s3torchconnector itself."""
     users = _importers("s3torch.compat", "s3torchconnector", "s3torchconnectorclient")
-    assert {name for name in users if not name.startswith(("s3torch.compat", "s3torch.bench"))} == set()
+    assert {name for name in users if not name.startswith("s3torch.compat")} == set()
 
 
 def test_imports_go_round_no_circle():
-    """The imports of the package's modules form no circle."""
-    open_edges = {name: {each for each in imports_of(name) if each in TREES and each != "s3torch"} for name in TREES}
+    """The imports of all modules form no circle."""
+    open_edges = {name: {each for each in imports_of(name) if each in _ALL and each != "s3torch"} for name in _ALL}
     while leaves := {name for name, edges in open_edges.items() if not edges}:
         open_edges = {name: edges - leaves for name, edges in open_edges.items() if name not in leaves}
     assert open_edges == {}
