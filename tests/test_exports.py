@@ -6,7 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -69,8 +69,17 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 def imports_of(name: str) -> set[str]:
     """Return the modules that a module imports at run time, inside of functions too."""
+    return _imports(name, _runtime_nodes(_ALL[name]))
+
+
+def all_imports_of(name: str) -> set[str]:
+    """Return the modules that a module imports, and those that only a type checker sees."""
+    return _imports(name, ast.walk(_ALL[name]))
+
+
+def _imports(name: str, nodes: Iterable[ast.AST]) -> set[str]:
     found: set[str] = set()
-    for node in _runtime_nodes(_ALL[name]):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -282,8 +291,30 @@ def test_nothing_knows_of_the_drop_in():
 
 
 def test_imports_go_round_no_circle():
-    """The imports of all modules form no circle."""
-    open_edges = {name: {each for each in imports_of(name) if each in _ALL and each != "s3torch"} for name in _ALL}
+    """The imports of all modules form no circle, those that only a type checker sees included."""
+    open_edges = {name: {each for each in all_imports_of(name) if each in _ALL and each != "s3torch"} for name in _ALL}
     while leaves := {name for name, edges in open_edges.items() if not edges}:
         open_edges = {name: edges - leaves for name, edges in open_edges.items() if name not in leaves}
     assert open_edges == {}
+
+
+def test_layers_of_the_library():
+    """Readers, writers and listings stand on access and objects, and know nothing of the client."""
+    order = [
+        ("s3torch._transfer.", "s3torch._aws.", "s3torch.config"),
+        ("s3torch._access",),
+        ("s3torch._objects.",),
+        ("s3torch.readers", "s3torch.writer"),
+        ("s3torch.client",),
+        ("s3torch.datasets", "s3torch.checkpoint"),
+    ]
+    for level, layer in enumerate(order):
+        above = tuple(name for higher in order[level + 1 :] for name in higher)
+        for name in (name for name in TREES if name.startswith(layer)):
+            assert not {each for each in all_imports_of(name) if each.startswith(above)}, name
+
+
+def test_the_client_is_a_thin_face():
+    """What the client offers is what users need: how it sends is none of it."""
+    names = {name for name in dir(s3torch.S3Client) if not name.startswith("_")}
+    assert not names & {"engine", "bucket", "run_apart", "call_rarely", "remote_object"}

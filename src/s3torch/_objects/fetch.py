@@ -12,7 +12,7 @@ from s3torch.errors import IntegrityError
 
 if TYPE_CHECKING:
     from s3torch._aws.operations import GetObject, PlaceRange
-    from s3torch._objects.remote import RemoteObject
+    from s3torch._objects.version import ObjectVersion
     from s3torch._transfer.engine import Engine
     from s3torch._transfer.http1 import ContentRange
 
@@ -52,9 +52,9 @@ class Fetch(Scope):
     Args: see ``RemoteObject.fetch``.
     """
 
-    def __init__(self, remote: RemoteObject, start: int, stop: int | None, place: Place) -> None:
-        super().__init__(remote.access.engine())
-        self._remote = remote
+    def __init__(self, version: ObjectVersion, start: int, stop: int | None, place: Place) -> None:
+        super().__init__(version.access.engine())
+        self._version = version
         self._start = start
         self._stop = stop
         self._place: Place | None = place
@@ -65,12 +65,12 @@ class Fetch(Scope):
     def begin(self) -> None:
         """Queue the requests; they move when somebody waits. It must be called inside the ``try`` that cancels."""
         self._is_begun = True
-        place, start, size = self._place, self._start, self._remote.size
+        place, start, size = self._place, self._start, self._version.size
         if place is None:
             raise AssertionError("a fetch is begun after its end")
         if size is None:
             length = 0 if self._stop is None else self._stop - start
-            first_stop = start + self._remote.part_size(length, self._engine.pending)
+            first_stop = start + self._version.part_size(length, self._engine.pending)
             self._landing = _Landing(start, place)
             self._get(start, first_stop if self._stop is None else min(first_stop, self._stop), self._landing)
         elif start < size:
@@ -119,7 +119,7 @@ class Fetch(Scope):
         if self._landing is not None:
             self._await_size(self._landing, deadline)
         self.wait(deadline)
-        return self._remote.conclude(self._gets)
+        return self._version.conclude(self._gets)
 
     def _is_proven(self, count: int, *, is_last: bool) -> bool:
         """Verify an object that was read whole, if that is required and no request has done so.
@@ -129,9 +129,9 @@ class Fetch(Scope):
             is_last: Raise, rather than return False, if they are damaged.
         """
         is_verified = len(self._gets) == 1 and self._gets[0].is_verified
-        if self._remote.is_strict and not self._start and not is_verified and self._memory is not None:
+        if self._version.is_strict and not self._start and not is_verified and self._memory is not None:
             try:
-                self._remote.verify_if_whole(self._memory[:count])
+                self._version.verify_if_whole(self._memory[:count])
             except IntegrityError:
                 if is_last:
                     raise
@@ -144,48 +144,48 @@ class Fetch(Scope):
             self._engine.turn(deadline)
         if first.error is not None:
             return
-        self._remote.observe(first.total, first.etag)
+        self._version.observe(first.total, first.etag)
         self._memory = landing.memory
         if self._memory is not None:
             self._get_parts(first.stop)
 
     def _get_parts(self, begin: int) -> None:
-        size = self._remote.size
+        size = self._version.size
         if self._memory is None or size is None:
             raise AssertionError("parts of an object of unknown size")
         end = size if self._stop is None else min(self._stop, size)
         part_size = plan.SMALLEST_PART  # most objects of a dataset are smaller, and not worth more thought
         if end - begin > part_size:
             others = self._engine.pending - sum(not get.is_done for get in self._gets)
-            part_size = self._remote.part_size(end - begin, others)
+            part_size = self._version.part_size(end - begin, others)
         for left, right in plan.split(begin, end, part_size):
             self._get(left, right, self._memory[left - self._start : right - self._start])
 
     def _get(self, start: int, stop: int, into: memoryview | PlaceRange) -> None:
-        self.submit(self._remote.get(start, stop, into))
+        self.submit(self._version.get(start, stop, into))
 
 
 class RangeFetch(Scope):
     """A read of a range that the object is known to have.
 
     Args:
-        remote: What is read.
+        version: What is read.
         start: First byte.
         views: Memory for all that is read, in one or several pieces.
     """
 
-    def __init__(self, remote: RemoteObject, start: int, views: Sequence[memoryview]) -> None:
-        super().__init__(remote.access.engine())
-        self._remote = remote
+    def __init__(self, version: ObjectVersion, start: int, views: Sequence[memoryview]) -> None:
+        super().__init__(version.access.engine())
+        self._version = version
         self._views = views
         self._start, self._stop = start, start + sum(map(len, views))
 
     def begin(self) -> None:
         """Queue the requests; they move when somebody waits. It must be called inside the ``try`` that cancels."""
         size = self._stop - self._start
-        part_size = plan.even_part_size(size, self._remote.part_size(size, self._engine.pending))
+        part_size = plan.even_part_size(size, self._version.part_size(size, self._engine.pending))
         for left, right in plan.split(self._start, self._stop, part_size):
-            self.submit(self._remote.get(left, right, _cut(self._views, left - self._start, right - self._start)))
+            self.submit(self._version.get(left, right, _cut(self._views, left - self._start, right - self._start)))
 
     def finish(self) -> None:
         """Wait until all has arrived.
@@ -201,9 +201,9 @@ class RangeFetch(Scope):
             raise
         gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
         self._exchanges = []
-        self._remote.conclude(gets)
+        self._version.conclude(gets)
         if gets:
-            self._remote.check_reaches(self._start, self._stop)
+            self._version.check_reaches(self._start, self._stop)
 
 
 def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:

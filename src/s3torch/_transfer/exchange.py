@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
     from s3torch._transfer.connection import Origin
-    from s3torch._transfer.flight import Flight
     from s3torch._transfer.http1 import Head, Inbox
 
 __all__ = ["Exchange", "without_frames"]
@@ -46,8 +45,9 @@ class Exchange(ABC):
         self.is_done = False
         self.error: Exception | None = None
         self.head: Head | None = None
-        self.flight: Flight | None = None
-        self.rival: Flight | None = None
+        # Of class Flight. A flight knows its exchange; were it known here as well, imports would go round a circle.
+        self.flight: Any = None
+        self.rival: Any = None
 
     @abstractmethod
     def request(self) -> Sequence[memoryview]:

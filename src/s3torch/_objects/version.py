@@ -1,0 +1,185 @@
+"""One version of an object: what is known of it, the requests for its parts, and the checks of what they brought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from s3torch._aws import checksums
+from s3torch._aws.checksums import Checksum
+from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
+from s3torch._transfer import plan
+from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError, UnverifiedError
+
+if TYPE_CHECKING:
+    from s3torch._access import Access
+    from s3torch.config import S3ClientConfig
+
+__all__ = ["ObjectVersion"]
+
+
+class ObjectVersion:
+    """One version of an object.
+
+    The first answer fixes which version that is: all later requests carry its ETag, and an answer of another version
+    is an ObjectChangedError.
+
+    Args:
+        access: Sends the requests.
+        bucket: Of the object.
+        key: Of the object.
+        size: In bytes, if known beforehand.
+        etag: If known beforehand.
+        version_id: The version to read; None for the newest.
+
+    Attributes:
+        access: Sends the requests.
+        size: In bytes; None while unknown.
+        etag: None while unknown.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        bucket: str,
+        key: str,
+        *,
+        size: int | None = None,
+        etag: str | None = None,
+        version_id: str | None = None,
+    ) -> None:
+        self.bucket = bucket
+        self.key = key
+        # That an object is empty is asked again: no read would notice that it has grown since.
+        self.size = size or None
+        self.etag = etag
+        self._told_size = size
+        self._checksum: Checksum | None = None
+        self.version_id = version_id
+        self.access = access
+
+    def learn_size(self) -> int:
+        """Return the size in bytes; asks for it (HeadObject) if no answer has told it yet."""
+        if self.size is None:
+            request = HeadObject(self.access.bucket(self.bucket), self.key, self.version_id)
+            self.access.run([request])
+            if request.head is None:
+                raise AssertionError("a HEAD that succeeded without an answer")
+            self.observe(request.head.content_length, request.head.fields.get("etag") or None)
+        if self.size is None:
+            raise AssertionError("a HEAD that tells no size")
+        return self.size
+
+    def part_size(self, length: int, others: int) -> int:
+        """Return how large the parts of a read are to be, while so many other requests are under way."""
+        config = self.client_config
+        return plan.part_size_for(length, config.part_size, others, config.connections, config.max_bytes_in_flight)
+
+    @property
+    def client_config(self) -> S3ClientConfig:
+        """The client's configuration."""
+        return self.access.config
+
+    def get(
+        self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange, *, has_gaps: bool = False
+    ) -> GetObject:
+        """Return the request for one part; see ``GetObject``."""
+        bucket = self.access.bucket(self.bucket)
+        return GetObject(
+            bucket,
+            self.key,
+            start,
+            stop,
+            into,
+            etag=self.etag,
+            version_id=self.version_id,
+            is_whole=bucket.has_checksums and not start and stop == self.size,
+            has_gaps=has_gaps,
+        )
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether what is read whole must be verified."""
+        return self.client_config.checksums == "strict"
+
+    def verify_if_whole(self, content: memoryview) -> None:
+        """Compare the first bytes of the object with its checksum, if they are all of it.
+
+        The checksum is asked for by a HEAD of the version that was read.
+
+        Raises:
+            IntegrityError: They have another checksum.
+            UnverifiedError: The object has none that can be compared, or its algorithm is not installed.
+        """
+        if not len(content) or len(content) != self.size:
+            return
+        stored = self._checksum = self._checksum or self._ask_for_checksum()
+        if not checksums.is_available(stored.algorithm):
+            raise self._unverified(
+                f"its {stored.algorithm.name} cannot be computed here. pip install 's3torch[checksums]', or"
+            )
+        arrived = checksums.compute(stored.algorithm, [content])
+        if arrived != stored:
+            raise damaged(stored, arrived, self.bucket, self.key)
+
+    def _ask_for_checksum(self) -> Checksum:
+        bucket = self.access.bucket(self.bucket)
+        request = HeadObject(bucket, self.key, self.version_id, etag=self.etag, asks_checksum=True)
+        self.access.run([request])
+        fields = request.head.fields if request.head is not None else {}
+        stored = checksums.checksum_of_object(fields, is_range=False)
+        if stored is None:
+            raise self._unverified(
+                "the server tells no checksum of all its bytes (one of type COMPOSITE is none). "
+                "Store it again, by S3Client.put_object for one, or"
+            )
+        return stored
+
+    def _unverified(self, why: str) -> UnverifiedError:
+        return UnverifiedError(
+            f"s3://{self.bucket}/{self.key} was read but cannot be verified: {why} use S3ClientConfig(checksums='on').",
+            bucket=self.bucket,
+            key=self.key,
+        )
+
+    def conclude(self, gets: Sequence[GetObject]) -> int:
+        """Check that all answers are of one version and complete; returns the bytes read."""
+        for get in gets:
+            self.observe(get.total, get.etag)
+        size = self.size
+        for get in gets:
+            due = max(0, min(get.stop, size) - get.start) if size is not None else 0
+            if get.filled != due:
+                raise ProtocolError(
+                    f"{get.filled} bytes were received of s3://{self.bucket}/{self.key} where {due} are due.",
+                    bucket=self.bucket,
+                    key=self.key,
+                )
+        return sum(get.filled for get in gets)
+
+    def observe(self, size: int | None, etag: str | None) -> None:
+        for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
+            if known is not None and found is not None and known != found:
+                raise ObjectChangedError(
+                    f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
+                    f"and is {found} now. List or open it again to read the new version.",
+                    bucket=self.bucket,
+                    key=self.key,
+                )
+        if size is not None:
+            self.size = self._told_size = size
+        self.etag = etag or self.etag
+
+    def check_reaches(self, start: int, stop: int) -> None:
+        """Check, after a read, that the object has all bytes of a range that is not empty.
+
+        Raises:
+            ArgumentError: It ends before.
+        """
+        if self.size is None or stop > self.size:  # None: all lie there, and no answer told it
+            end = "end" if self.size is None else f"{self.size} bytes"
+            raise ArgumentError(
+                f"The range [{start}, {stop}) reaches beyond the {end} of s3://{self.bucket}/{self.key}.",
+                bucket=self.bucket,
+                key=self.key,
+            )
