@@ -628,7 +628,7 @@ def test_many_forks(tmp_path: Path, from_threads: bool):
                 check(f"{name}.a")
                 # What another thread was just opening belongs to nobody yet, and lasts as long as the child.
                 assert sockets() == 1 or THREADS > 1, list(links())
-                assert len(client._access.engine()._pool._connections) == 1
+                assert len(client._access.engine()._loop.pool._connections) == 1
                 if depth and chance.random() < 0.3:
                     fork_once(name, chance, depth - 1)
                     check(f"{name}.b")

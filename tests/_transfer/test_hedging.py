@@ -106,16 +106,17 @@ class Moods:
 
 def check(engine: Engine, network: FakeNetwork) -> None:
     """Check that flights, connections and memory are those of the exchanges in flight, each of them there once."""
-    flights = engine._flights
+    loop = engine._loop
+    flights = loop.flights
     exchanges = {flight.exchange for flight in flights}
     assert not any(exchange.is_done for exchange in exchanges)
     assert flights == {each for exchange in exchanges for each in (exchange.flight, exchange.rival) if each is not None}
-    assert engine._memory_in_flight == sum(exchange.memory for exchange in exchanges)
+    assert loop._memory_in_flight == sum(exchange.memory for exchange in exchanges)
     opened = {each for each in network.connections if each.state is not ConnectionState.CLOSED}
-    assert engine._pool._connections == opened
+    assert loop.pool._connections == opened
     assert {flight.connection for flight in flights} == {each for each in opened if each.flight is not None}
     assert all(connection.flight in flights for connection in opened if connection.flight is not None)
-    waiting = [*engine._queue, *[each.exchange for each in engine._later]]
+    waiting = [*loop._queue, *loop._pauses]
     assert not exchanges & set(waiting)
     assert len(set(waiting)) == len(waiting)
 
