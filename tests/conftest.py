@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
+from s3torch._transfer.connection import PROCESS_ADDRESSES
+from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch.testing import LocalS3
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ def pytest_collection_finish() -> None:
     """Hides what was imported from the garbage collector, which would make each forked worker copy all of it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> None:
+    """No test knows what another one has learned of a server: ports are used again."""
+    PROCESS_FACTS.forget()
+    PROCESS_ADDRESSES.forget()
 
 
 class Traffic:

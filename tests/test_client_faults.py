@@ -1820,17 +1820,19 @@ def test_abort_of_what_is_gone(caplog: pytest.LogCaptureFixture):
 
 @pytest.mark.parametrize(("written", "log"), [(1000, []), (PART + 1, ["Create", "Part 1", "Abort"])])
 def test_forgotten_writer(written: int, log: list[str]):
-    """A writer that is collected open gives its upload up and warns; what was written never appears."""
+    """A writer that is collected open warns, sends nothing, and has its upload aborted by the next call that does."""
     uploads = Uploads()
     with serving(uploads) as (_, client):
         with pytest.warns(ResourceWarning, match=rf"s3://bucket/key open position={written} .*never closed"):
             client.put_object("bucket", "key").write(LARGE[:written])
+        assert "Abort" not in uploads.log
+        client._access.engine()
         assert uploads.objects == {}
     assert set(log) - {"Part 1"} <= set(uploads.log) <= set(log)  # it was under way
 
 
 def test_writer_collected_in_the_middle_of_a_turn():
-    """A writer that the garbage collector finds while the engine turns gives its upload up without turning it."""
+    """A writer that the garbage collector finds while the engine turns sends nothing, and is aborted by the next call."""
     uploads = Uploads()
     with serving(where(lambda request: request.method == "GET", serve_object(SMALL), uploads)) as (_, client):
         writers = [client.put_object("bucket", "key")]
@@ -1848,6 +1850,8 @@ def test_writer_collected_in_the_middle_of_a_turn():
         with pytest.warns(ResourceWarning, match="never closed"):
             engine.run([GetObject(client._access.bucket("bucket"), "key", 0, len(SMALL), place)])
         assert turns == ["<Engine 1 in flight, 0 queued, 1 connections, 3 requests>"]
+        assert "Abort" not in uploads.log
+        client._access.engine()
         assert uploads.log == ["Create", "Part 1", "Abort"]
 
 

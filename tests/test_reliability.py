@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3Reader
-from s3torch import client as client_module
+from s3torch._access import access as access_module
 from s3torch._aws.session import AwsSession
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.dcp import S3StorageReader, S3StorageWriter
@@ -311,8 +311,8 @@ def no_pauses() -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        patch.setattr(client_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
-        patch.setattr(client_module, "AwsSession", functools.cache(AwsSession))
+        patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
+        patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
         patch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
         patch.setattr(socket, "getaddrinfo", functools.partial(getaddrinfo, socket.getaddrinfo))
         yield

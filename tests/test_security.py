@@ -512,7 +512,7 @@ def test_password_of_an_endpoint(monkeypatch: pytest.MonkeyPatch):
     assert "hidden" not in str(caught.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://me:hidden@s3.example.com")
     with pytest.raises(ConfigError) as caught:
-        S3Client("us-east-1").bucket("bucket")
+        S3Client("us-east-1")._access.bucket("bucket")
     assert "hidden" not in "".join(traceback.format_exception(caught.value))
 
 

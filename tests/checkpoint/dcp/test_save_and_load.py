@@ -379,14 +379,14 @@ def test_memory_is_bounded(path, monkeypatch, is_in_place: bool, least: int, bou
     monkeypatch.setattr(reader_module, "_AHEAD", 3 * MiB)
     monkeypatch.setattr(reader_module, "_JOINED", MiB)
     held = most = 0
-    begin = reader_module.RemoteObject.begin_range
+    new = reader_module.RemoteObject.new_range_fetch
 
     def counted(remote, start, *views):
         nonlocal held, most
         size = sum(map(len, views))
         held += size
         most = max(most, held)
-        fetch = begin(remote, start, *views)
+        fetch = new(remote, start, *views)
         finish = fetch.finish
 
         def count_down():
@@ -397,7 +397,7 @@ def test_memory_is_bounded(path, monkeypatch, is_in_place: bool, least: int, bou
         fetch.finish = count_down
         return fetch
 
-    monkeypatch.setattr(reader_module.RemoteObject, "begin_range", counted)
+    monkeypatch.setattr(reader_module.RemoteObject, "new_range_fetch", counted)
     loaded = _load(_blank(state), path)
     _assert_equal(loaded, state)
     assert least < most <= bound
