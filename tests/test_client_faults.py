@@ -1832,7 +1832,7 @@ def test_forgotten_writer(written: int, log: list[str]):
 
 
 def test_writer_collected_in_the_middle_of_a_turn():
-    """A writer that the garbage collector finds while the engine turns sends nothing, and is aborted by the next call."""
+    """A writer that the collector finds while the engine turns sends nothing; the next call aborts its upload."""
     uploads = Uploads()
     with serving(where(lambda request: request.method == "GET", serve_object(SMALL), uploads)) as (_, client):
         writers = [client.put_object("bucket", "key")]

@@ -96,12 +96,15 @@ class RemoteObject(ObjectVersion):
             raise ArgumentError(f"max_gap={max_gap} cannot be: it must be at least 0.")
         if into is None:
             buffers = [BytesBuffer(stop - start) for start, stop in wanted]
+            views = [buffer.view for buffer in buffers]
             try:
-                self.read_ranges(wanted, [buffer.view for buffer in buffers], max_gap)
+                self.read_ranges(wanted, views, max_gap)
+                views.clear()  # slices must be gone
                 return [buffer.to_bytes() for buffer in buffers]
             except BaseException:
+                views.clear()  # whoever keeps the error keeps this frame
                 for buffer in buffers:
-                    buffer.release()  # whoever keeps the error keeps this frame
+                    buffer.release()
                 raise
         views = [_buffer.writable_bytes(memory) for memory in into]
         sizes = [len(view) for view in views]

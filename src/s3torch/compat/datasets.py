@@ -67,6 +67,9 @@ class _NoLookAhead(LookAhead):
     def settle(self, begun: Begun) -> None:
         """Do nothing: nothing is counted."""
 
+    def discard(self, begun: Begun | None) -> None:
+        """Do nothing: nothing was begun."""
+
 
 class _Dataset(S3Dataset[Any]):
     """What both datasets do with a reader constructor, and with what s3torchconnector has pickled."""

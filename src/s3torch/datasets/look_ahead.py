@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.errors import ConcurrentUseError
 from s3torch.readers import S3Reader
 
 __all__ = ["Begun", "ExpectedSize", "LookAhead"]
@@ -98,6 +99,14 @@ class LookAhead:
         """Note that the consumer is done with what was handed out last: its memory is free."""
         self._bytes -= begun.footprint
         self._sizes.note(begun.reader.known_size)
+
+    def discard(self, begun: Begun | None) -> None:
+        """End the transfer of what was handed out last: its consumer has failed."""
+        if begun is not None:
+            try:
+                begun.reader.close()
+            except ConcurrentUseError:
+                pass  # the consumer has given it to another thread, which ends it with its next error
 
     def send(self) -> None:
         """Send what was begun: the consumer will be busy for a while."""

@@ -201,6 +201,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             window = self._new_look_ahead()
         items = ((index, self._table[index]) for index in plan[len(window) :])
         samples = []
+        begun = None
         try:
             for index in plan[:count]:
                 begun = window.take(items)
@@ -208,10 +209,11 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
                     raise AssertionError(f"object {index} is due and {begun} was begun")
                 samples.append(self._sample(begun.item, begun.reader))
                 window.settle(begun)
-                del begun  # and with it what its reader holds
+                begun = None  # and with it what its reader holds
             window.send()
             self._windows.give_back(window, call)
         except BaseException:
+            window.discard(begun)
             window.cancel()
             raise
         return samples

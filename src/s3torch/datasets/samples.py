@@ -116,6 +116,7 @@ class Samples(Iterator[T], Generic[T]):
             sample = self._sample(begun.item, begun.reader)
             self._window.settle(begun)
         except BaseException as error:
+            self._window.discard(begun)
             self._window.cancel()
             if begun is not None and isinstance(error, Exception):
                 self._items.deliver()
