@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import re
 import struct
@@ -11,6 +12,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,44 @@ def test_a_saved_table_comes_back(tmp_path: Path):
     ObjectTable().save(path)
     assert len(ObjectTable.load(path)) == 0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file(tmp_path: Path):
+    """Whoever writes or reads a file at the same time: each load is one of the tables, whole, and nothing is left."""
+    path = tmp_path / "table"
+    tables = [ObjectTable(S3BucketKeyData("b", f"{letter}{n}") for n in range(2000)) for letter in "xyz"]
+    tables[0].save(path)
+    whole = [list(table) for table in tables]
+
+    def save(table: ObjectTable) -> None:
+        for _ in range(20):
+            table.save(path)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(save, table) for table in tables]
+        while not all(writer.done() for writer in writers):
+            assert list(ObjectTable.load(path)) in whole
+        for writer in writers:
+            writer.result()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_permissions_of_a_saved_table(tmp_path: Path):
+    """A saved table has the permissions that any new file of the process has."""
+    before = os.umask(0o027)
+    try:
+        ObjectTable().save(tmp_path / "table")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_table_with_a_long_name(tmp_path: Path):
+    """The longest name that a file can have is a place for a table, too."""
+    path = tmp_path / ("t" * 255)
+    ObjectTable().save(path)
+    assert len(ObjectTable.load(path)) == 0
 
 
 def test_the_format_of_a_saved_table(tmp_path: Path):

@@ -6,6 +6,7 @@ import json
 import logging
 import operator
 import os
+import secrets
 import struct
 import sys
 from array import array
@@ -121,7 +122,7 @@ class ObjectTable:
         return cls._from_bytes(content, str(source))
 
     def save(self, target: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
-        """Write the table to a file or an object, which appears whole or not at all.
+        """Write the table to a file or an object, which appears whole or not at all, whoever else writes it.
 
         Args:
             target: A path, or ``s3://bucket/key``; replaced if it exists.
@@ -137,10 +138,14 @@ class ObjectTable:
                     writer.write(part)
             return
         path = Path(target)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        # Random, as threads, and processes of two containers, can have the same process id. Made by open(), so that
+        # the file gets the permissions that any other file of this process gets.
+        partial = path.with_name(f".s3torch-{secrets.token_hex(16)}")
         try:
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:
                 file.writelines(self._to_bytes())
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave the new name with nothing in it
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
