@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
-from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
 from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
@@ -29,6 +29,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     With several DataLoader workers or ranks, set ``enable_sharding=True``: without it each of them yields every
     object, and a warning says so. With it each object comes exactly once over all of them; ranks may differ by one
     sample.
+
+    Each iteration lists anew. If the objects of a prefix are divided among DataLoader workers, one of them lists for
+    all, by a directory for temporary files, and reading begins when all is listed (not on Windows, where each lists by
+    itself). For that make the dataset before the workers start. DataLoaders that are seeded alike, and were not read by
+    all of their workers, may share a listing.
+
+    **Ranks** list by themselves, and so do workers whose objects come from a ``get_dataset_objects`` of yours: they
+    must all find the same objects. If the prefix may change meanwhile, list once: ``dataset.objects.save(...)``, and
+    ``from_table`` on all ranks.
 
     Args:
         region: Of the bucket; None finds it.
@@ -63,6 +72,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
         self._enable_sharding = enable_sharding
         self._rank, self._world_size = _rank_and_world_size((0, 1))
+        self._iterations = 0
 
     @classmethod
     def from_prefix(
@@ -157,12 +167,28 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             S3Error: The listing, or the object that is next, could not be read.
         """
         position = self._position()
-        objects = self._get_dataset_objects(self.client)
+        objects = self._objects_of_iteration()
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
         readers = enumerate(map(self._open, shard(objects, position)))
         return map(self._transform, self._new_look_ahead().through(readers))
+
+    def _objects_of_iteration(self) -> Iterable[S3BucketKeyData]:
+        """Return the objects, of which workers that share them have one listing for each iteration."""
+        worker = get_worker_info()
+        is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
+        if worker is None or worker.num_workers == 1 or not is_shared:
+            return self._get_dataset_objects(self.client)
+        self._iterations += 1
+        # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
+        # those that begin anew by themselves, count.
+        name = f"{worker.seed - worker.id}-{self._position().rank}-{self._iterations}"
+        return self._agreed(name, worker.id, worker.num_workers)
+
+    def _agreed(self, name: str, worker: int, num_workers: int) -> Iterator[S3BucketKeyData]:
+        """List when the first object is asked for; a DataLoader takes errors of ``iter()`` for the end."""
+        yield from self._one_listing.agree(name, self._list_objects, worker, num_workers)
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))

@@ -10,6 +10,7 @@ from typing import SupportsIndex, TypeVar
 from torch.utils.data import Dataset
 
 from s3torch._buffer import as_index
+from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.look_ahead import LookAhead
@@ -26,9 +27,12 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     """A map-style dataset over objects in S3: ``dataset[i]`` is ``transform`` of a reader of the i-th object.
 
     Nothing is listed before the first ``len()`` or ``[i]``; the listing is then kept for the life of the dataset, as
-    ``objects``.
-    Ask for ``len(dataset)`` before DataLoader workers start (a DataLoader with a sampler does), so that they inherit
-    the listing instead of each making one.
+    ``objects``. DataLoader workers inherit it. If they start without it, the first of them lists, and all others, and
+    the process that made the dataset, take its listing from a directory for temporary files (not on Windows, where each
+    lists by itself: ask for ``len(dataset)`` before).
+
+    Ranks that are no children of one process list by themselves. If the prefix may change while a job starts, list
+    once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
 
     Args:
         region: Of the bucket; None finds it.
@@ -190,10 +194,26 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         return [self._transform(reader) for reader in self._ahead.through(readers, len(wanted))]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_ahead": None}
+        return {**super().__getstate__(), "_ahead": None}
 
     @property
     def _table(self) -> ObjectTable:
-        if self._listed is None:
-            self._listed = self._list_objects()
-        return self._listed
+        return self._list_once() if self._listed is None else self._listed
+
+    def _list_once(self) -> ObjectTable:
+        """List, in agreement with all processes and threads that have this dataset."""
+        if isinstance(self._get_dataset_objects, GivenObjects):
+            return self._keep(self._list_objects())
+        alone: ObjectTable | None = None
+        if not self._one_listing.is_shared:
+            alone = self._list_objects()
+            with NO_FORK:  # who is forked from here on has the table
+                if not self._one_listing.is_shared:
+                    return self._keep(alone)
+        return self._keep(self._one_listing.agree("objects", lambda: self._list_objects() if alone is None else alone))
+
+    def _keep(self, table: ObjectTable) -> ObjectTable:
+        with NO_FORK:  # a lock of all threads as well: the first one's table is that of all
+            if self._listed is None:
+                self._listed = table
+            return self._listed
