@@ -298,6 +298,27 @@ def test_ranks_of_a_process_group(uri, tmp_path, forkserver):
         assert sorted(first + second) == list(range(_COUNT))
 
 
+def _late_rank(rank: int, uri: str, meeting: str) -> list[int]:
+    """Be one of two ranks whose process group is made after the dataset; returns what a spawned worker yields."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        return list(_loader(dataset, 1, "spawn"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_process_group_that_is_made_later(uri, tmp_path, forkserver):
+    """Ranks share though the dataset was made before the process group, and its workers have none."""
+    meeting = str(tmp_path / "meeting")
+    with ProcessPoolExecutor(2, forkserver) as pool:
+        ranks = [pool.submit(_late_rank, rank, uri, meeting) for rank in range(2)]
+        first, second = (rank.result() for rank in ranks)
+    assert (len(first), len(second)) == (12, 11)
+    assert sorted(first + second) == list(range(_COUNT))
+
+
 # --- What goes wrong -------------------------------------------------------------------------------------------------
 
 

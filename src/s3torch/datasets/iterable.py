@@ -151,6 +151,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         objects = given_table(table, region, endpoint, s3client_config)
         return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
 
+    def __getstate__(self) -> dict[str, object]:
+        # A worker that is not forked has no process group: it is told what is known here by now.
+        rank, world_size = _rank_and_world_size((self._rank, self._world_size))
+        return {**super().__getstate__(), "_rank": rank, "_world_size": world_size}
+
     def __repr__(self) -> str:
         sharding = "on" if self._enable_sharding else "off"
         return f"<S3IterableDataset sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
@@ -201,7 +206,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 def _rank_and_world_size(known: tuple[int, int]) -> tuple[int, int]:
     """Return what the process group says, else what torchrun set, else what was known.
 
-    A DataLoader worker has no process group: it uses what was known when the dataset was made, or torchrun's variables.
+    A DataLoader worker that is not forked has no process group: it uses what was known when the dataset was pickled for
+    it, or torchrun's variables.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
