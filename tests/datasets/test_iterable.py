@@ -172,6 +172,24 @@ def test_repr():
     assert repr(dataset) == "<S3IterableDataset sharding off, reader range_based>"
 
 
+class _Labelled(S3IterableDataset):
+    def __iter__(self):
+        return (("label", sample) for sample in super().__iter__())
+
+
+def test_subclasses(uri):
+    """A subclass is made by all three constructors, with all their arguments."""
+    table = S3IterableDataset.from_objects([f"{uri}00", f"{uri}01"]).objects
+    for each in (
+        _Labelled.from_prefix(uri, transform=decode, enable_sharding=True),
+        _Labelled.from_objects([f"{uri}00"], transform=decode, enable_sharding=True),
+        _Labelled.from_table(table, transform=decode, enable_sharding=True),
+    ):
+        assert type(each) is _Labelled
+        assert next(iter(each)) == ("label", 0)
+        assert repr(each) == "<_Labelled sharding on, reader sequential>"
+
+
 def test_pickle(uri, s3):
     """A dataset pickles, without secrets."""
     dataset = S3IterableDataset.from_prefix(uri, transform=decode, s3client_config=S3ClientConfig(max_attempts=3))

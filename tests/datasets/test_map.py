@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from s3torch import ReaderType, S3Client, S3ClientConfig, S3MapDataset, S3Reader, S3ReaderConfig
 from s3torch._aws.listing import ObjectInfo
+from s3torch.compat import datasets as drop_in
 from s3torch.datasets import S3BucketKeyData
 from s3torch.errors import (
     ArgumentError,
@@ -169,6 +170,52 @@ def test_several_buckets(s3, bucket, uri, client):
         writer.write(b"other")
     dataset = S3MapDataset.from_objects([f"{uri}01", "s3://other/99", f"{uri}02"], transform=decode)
     assert [dataset[index] for index in range(3)] == [*_samples([1]), ("99", b"other"), *_samples([2])]
+
+
+class _Labelled(S3MapDataset):
+    """A dataset with a ``__getitem__``, and an argument, of its own."""
+
+    def __init__(self, *arguments, label="none", **named):
+        super().__init__(*arguments, **named)
+        self.label = label
+
+    def __getitem__(self, index):
+        return self.label, super().__getitem__(index)
+
+
+def test_subclasses(uri, dataset):
+    """A subclass is made by all three constructors, and it is its own that is asked, in batches too."""
+    made = [
+        _Labelled.from_prefix(uri, transform=decode, reader_config=S3ReaderConfig.range_based()),
+        _Labelled.from_objects([f"{uri}00", f"{uri}01"], transform=decode),
+        _Labelled.from_table(dataset.objects, transform=decode),
+    ]
+    for each in made:
+        assert type(each) is _Labelled
+        assert each[1] == ("none", _samples([1])[0])
+        assert next(iter(DataLoader(each, 2, collate_fn=_as_given))) == [
+            ("none", sample) for sample in _samples([0, 1])
+        ]
+    assert repr(made[0]) == f"<_Labelled {_COUNT} objects, reader range_based>"
+
+
+@pytest.mark.parametrize("kind", [drop_in.S3MapDataset, drop_in.S3IterableDataset])
+def test_the_drop_in_from_a_table(dataset, kind):
+    """The datasets of s3torchconnector are made of a table as well, and are its classes."""
+    made = kind.from_table(dataset.objects, region="us-east-1", transform=decode)
+    assert type(made) is kind
+    assert list(itertools.islice(made, 2)) == _samples([0, 1])
+
+
+class _Fewer(S3MapDataset):
+    def __init__(self, folder):
+        super().__init__(None, lambda _client: [])
+
+
+def test_a_subclass_of_other_arguments():
+    """A subclass whose constructor takes other arguments is told which ones it gets."""
+    with pytest.raises(TypeError, match=r"__init__\(\) got an unexpected keyword argument 'transform'"):
+        _Fewer.from_prefix("s3://bucket/")
 
 
 # --- Access ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,10 +17,12 @@ from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["S3IterableDataset"]
 
 T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
 
 
 class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
@@ -38,6 +40,9 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     **Ranks** list by themselves, and so do workers whose objects come from a ``get_dataset_objects`` of yours: they
     must all find the same objects. If the prefix may change meanwhile, list once: ``dataset.objects.save(...)``, and
     ``from_table`` on all ranks.
+
+    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
@@ -81,11 +86,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
 
         Args:
@@ -97,7 +102,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             InvalidURIError: ``s3_uri`` is not of that form.
         """
         objects = ObjectsUnder(s3_uri)
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_objects(
@@ -106,11 +119,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects that URIs name, in their order.
 
         Args:
@@ -122,7 +135,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             InvalidURIError: A URI is not of that form.
         """
         objects = GivenObjects(table_of_uris(object_uris))
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_table(
@@ -131,11 +152,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects of a table, in its order: nothing is listed.
 
         Args:
@@ -149,7 +170,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             OSError: The table could not be read from a file.
         """
         objects = given_table(table, region, endpoint, s3client_config)
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
 
     def __getstate__(self) -> dict[str, object]:
         # A worker that is not forked has no process group: it is told what is known here by now.
@@ -158,7 +187,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 
     def __repr__(self) -> str:
         sharding = "on" if self._enable_sharding else "off"
-        return f"<S3IterableDataset sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
+        return f"<{type(self).__name__} sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
 
     @property
     def objects(self) -> ObjectTable:

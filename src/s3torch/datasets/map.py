@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -17,10 +17,12 @@ from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.readers import S3Reader
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["S3MapDataset"]
 
 T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
 
 
 class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
@@ -33,6 +35,9 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     Ranks that are no children of one process list by themselves. If the prefix may change while a job starts, list
     once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
+
+    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
@@ -71,10 +76,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
 
         Args:
@@ -85,7 +90,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        return S3MapDataset(region, ObjectsUnder(s3_uri), endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            ObjectsUnder(s3_uri),
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_objects(
@@ -94,10 +106,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects that URIs name, in their order.
 
         Args:
@@ -108,7 +120,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             InvalidURIError: A URI is not of that form.
         """
         objects = GivenObjects(table_of_uris(object_uris))
-        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_table(
@@ -117,10 +136,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects of a table, in its order: nothing is listed.
 
         Args:
@@ -134,11 +153,18 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             OSError: The table could not be read from a file.
         """
         objects = given_table(table, region, endpoint, s3client_config)
-        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     def __repr__(self) -> str:
         state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
-        return f"<S3MapDataset {state}, reader {self._reader_config.get_reader_type_string()}>"
+        return f"<{type(self).__name__} {state}, reader {self._reader_config.get_reader_type_string()}>"
 
     @property
     def objects(self) -> ObjectTable:
