@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, StackDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from s3torch import ReaderType, S3Client, S3ClientConfig, S3MapDataset, S3Reader, S3ReaderConfig
@@ -255,14 +256,47 @@ class _Before:
         return self.base[index], index
 
 
-def test_batches_of_a_dataset_before_it(dataset):
+class _ByHelper(_Before):
+    def __getattr__(self, name):
+        return self._helper(name)
+
+    def _helper(self, name):
+        return operator.attrgetter(name)(self.base)
+
+
+class _ByEverything(_Before):
+    def __getattribute__(self, name):
+        if name in ("base", "__class__", "__getitem__", "__dict__"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "base"), name)
+
+
+class _WithBatches(_Before):
+    def __getitems__(self, indices):
+        return [(sample, "batch") for sample in self.base.__getitems__(indices)]
+
+
+@pytest.mark.parametrize("kind", [_Before, _ByHelper, _ByEverything])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_of_a_dataset_before_it(dataset, kind, num_workers):
     """A DataLoader asks what stands before it for each sample, and it itself for batches."""
-    assert [list(batch) for batch in DataLoader(_Before(dataset), sampler=[3, 5], batch_size=2, collate_fn=list)] == [
-        [(dataset[3], 3), (dataset[5], 5)]
-    ]
-    assert _Before(dataset).client is dataset.client
-    assert dataset.__getitems__([3, 5]) == [dataset[3], dataset[5]]
-    assert not hasattr(_Before(dataset), "__getitems__")
+    before = kind(dataset)
+    loader = DataLoader(before, 2, sampler=[3, 5], num_workers=num_workers, collate_fn=list)
+    assert list(loader) == [[(dataset[3], 3), (dataset[5], 5)]]
+    assert list(DataLoader(Subset(before, [3, 5]), 2, collate_fn=list)) == [[(dataset[3], 3), (dataset[5], 5)]]
+    assert before.client is dataset.client
+    assert not hasattr(before, "__getitems__")
+
+
+def test_batches_where_they_are_wanted(dataset, monkeypatch):
+    """Code that names batches gets them: the DataLoader's, torch's own datasets, a wrapper that has some, a user's."""
+    assert dataset.__getitems__([3, 5]) == getattr(dataset, "__getitems__")([3, 5]) == [dataset[3], dataset[5]]  # noqa: B009
+    assert list(DataLoader(_WithBatches(dataset), 2, sampler=[3], collate_fn=list)) == [[(dataset[3], "batch")]]
+    samples = [dataset[3], dataset[5]]
+    monkeypatch.setattr(S3MapDataset, "__getitem__", None)  # batches do without, also within torch's own
+    for each in (Subset(dataset, [3, 5]), Subset(Subset(dataset, [5, 3]), [1, 0])):
+        assert list(DataLoader(each, 2, collate_fn=list)) == [samples]
+    assert StackDataset(dataset, dataset).__getitems__([3]) == [(samples[0], samples[0])]
 
 
 def test_sequence_protocol(dataset):

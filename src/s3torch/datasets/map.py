@@ -195,13 +195,11 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
-            AttributeError: A dataset that stands before this one asks for it in its ``__getattr__``. It has a
-                ``__getitem__`` of its own, which a DataLoader is to call.
+            AttributeError: A wrapper of this dataset passes on whatever it is asked for. It may have a ``__getitem__``
+                of its own, which a DataLoader is to call.
         """
-        if sys._getframe(1).f_code.co_name == "__getattr__":
-            raise AttributeError(
-                "__getitems__ is this dataset's own: one that stands before it has another __getitem__."
-            )
+        if not _caller_names("__getitems__"):
+            raise AttributeError("__getitems__ is this dataset's own, and not that of a wrapper.")
         return self._samples
 
     def _samples(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
@@ -243,3 +241,15 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             if self._listed is None:
                 self._listed = table
             return self._listed
+
+
+def _caller_names(name: str) -> bool:
+    """Whether the code that asks for an attribute of this module's dataset has its name in it.
+
+    A DataLoader asks ``hasattr(dataset, "__getitems__")``, and calls that instead of ``dataset[index]``. A wrapper that
+    passes on every attribute (``getattr(self.wrapped, name)``) would answer with our method, so that its own
+    ``__getitem__`` were never called, and its labels lost, without an error. Nothing that is handed to us tells the two
+    apart, so this looks at the caller: what wants batches has the name in its code, what passes on any name has not.
+    """
+    code = sys._getframe(2).f_code
+    return name in code.co_names or name in code.co_consts
