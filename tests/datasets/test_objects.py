@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 import pickle
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
 from s3torch.datasets.objects import KeyColumns, ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
-from s3torch.errors import ArgumentTypeError, InvalidURIError, ObjectTableError
+from s3torch.errors import ArgumentTypeError, ConnectionFailedError, InvalidURIError, ObjectTableError
 
 ODD_KEYS = [
     "",
@@ -133,10 +136,53 @@ def test_iterating_anew():
     ]
 
 
+@pytest.mark.parametrize("index", [np.int8(-1), torch.tensor(149), torch.tensor(-1, dtype=torch.int8), np.uint8(149)])
+def test_any_integer_is_an_index(index: object):
+    """Integers of any type are indices, however many objects there are; slices of them too."""
+    table = ObjectTable(S3BucketKeyData("b", str(number)) for number in range(150))
+    assert table[index].key == "149"
+    assert [item.key for item in table[index:]] == ["149"]
+
+
+@pytest.mark.parametrize("index", [1.0, "1", None, [1], torch.tensor([1, 2]), np.float32(1)])
+def test_what_is_no_index(index: object):
+    """What is no integer is an error of type that shows it."""
+    with pytest.raises(ArgumentTypeError, match="index must be an integer"):
+        ObjectTable([S3BucketKeyData("b", "k")])[index]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "s3://b/k",
+        5,
+        ("b", "k"),
+        (None, "k", None),
+        ("b", b"k", None),
+        ("b", "k", 5),
+        ("b", "k", ObjectInfo("k", "", -2, 0)),
+        ("b", "k", ObjectInfo("k", "", 2**63, 0)),
+        ("b", "k", ObjectInfo("k", "", 1.5, 0)),
+    ],
+)
+def test_what_is_no_object(item: object):
+    """What is no object is an error that shows it; an error of who yields objects stays what it is."""
+    with pytest.raises(ArgumentTypeError, match=r"must be S3BucketKeyData\(bucket, key, object_info\), got ") as caught:
+        ObjectTable([S3BucketKeyData("b", "k"), item])
+    assert repr(item) in str(caught.value)
+    with pytest.raises(ValueError, match=r"^mine$"):
+        ObjectTable(_failing())
+
+
+def _failing() -> Iterator[S3BucketKeyData]:
+    yield S3BucketKeyData("b", "k")
+    raise ValueError("mine")
+
+
 @pytest.mark.parametrize(
     "duplicate",
     [
-        *(lambda table, protocol=protocol: pickle.loads(pickle.dumps(table, protocol)) for protocol in (2, 3, 4, 5)),
+        *(lambda table, protocol=protocol: pickle.loads(pickle.dumps(table, protocol)) for protocol in range(6)),
         copy.copy,
         copy.deepcopy,
     ],
@@ -352,6 +398,13 @@ def test_a_bad_uri():
         table_of_uris(["s3://b/k", "b/k"])
 
 
+@pytest.mark.parametrize("uri", ["s3://b", "s3://b/"])
+def test_a_uri_without_a_key(uri: str):
+    """A URI without a key among good ones is refused, and the error shows it."""
+    with pytest.raises(InvalidURIError, match=f"must have a key, got {uri!r}"):
+        table_of_uris(["s3://b/k", uri])
+
+
 @pytest.mark.parametrize("uris", [None, 7, object])
 def test_neither_a_uri_nor_uris(uris: object):
     """What is neither a string nor iterable is an error of type that shows it."""
@@ -412,6 +465,35 @@ def test_a_listing_is_read_page_by_page():
     assert client.sent == 1
     next(objects)
     assert client.sent == 2
+
+
+class Failing(Listing):
+    """A client whose listing fails once before each page, which can be asked for again."""
+
+    def __iter__(self) -> Iterator[ListObjectsResult]:
+        pages = super().__iter__()
+        failures = itertools.cycle([True, False])
+        return iter(lambda: _fail() if next(failures) else next(pages), None)
+
+
+def _fail() -> None:
+    raise ConnectionFailedError("No answer.")
+
+
+def test_after_an_error_the_same_page_is_asked_for_again():
+    """Who goes on after an error gets all that is missing, and no end before that."""
+    objects = list_prefix(Failing(*([_info(f"{page}{key}", 1) for key in "abc"] for page in range(5))), "b", "")
+    found: list[str] = []
+    errors = 0
+    while True:
+        try:
+            found.append(next(objects).key)
+        except ConnectionFailedError:
+            errors += 1
+        except StopIteration:
+            break
+    assert found == [f"{page}{key}" for page in range(5) for key in "abc"]
+    assert errors == 6
 
 
 def test_a_long_listing_tells_how_far_it_is(caplog):
