@@ -76,8 +76,15 @@ class S3Dataset(Generic[T_co]):
     def _list_objects(self) -> ObjectTable:
         """Return all objects, listing a prefix in parallel."""
         source = self._get_dataset_objects
-        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else source(self.client)
+        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else self._given_objects()
         return objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+
+    def _given_objects(self) -> Iterable[S3BucketKeyData]:
+        """Return what ``get_dataset_objects`` returns."""
+        objects = self._get_dataset_objects(self.client)
+        if not isinstance(objects, Iterable):
+            raise ArgumentTypeError(f"get_dataset_objects must return an iterable of objects, got {objects!r}.")
+        return objects
 
     def _open(self, item: S3BucketKeyData) -> S3Reader:
         return self.client.get_object(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
 from s3torch.datasets.sharding import Position, shard
-from s3torch.errors import ArgumentTypeError
+from s3torch.errors import ArgumentTypeError, S3Error
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["S3IterableDataset"]
 
 T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
 
 
 class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
@@ -198,7 +200,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """Yield the samples of this rank and worker; lists the objects anew.
 
         Raises:
-            S3Error: The listing, or the object that is next, could not be read.
+            S3Error: The listing, or the object that is next, could not be read. After an error of the listing each
+                further sample raises it again.
         """
         position = self._position()
         objects = self._objects_of_iteration()
@@ -206,14 +209,14 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             _warn_of_duplicates(position)
             position = Position()
         readers = enumerate(map(self._open, shard(objects, position)))
-        return map(self._transform, self._new_look_ahead().through(readers))
+        return map(self._transform, _FailsAgain(self._new_look_ahead().through(readers)))
 
     def _objects_of_iteration(self) -> Iterable[S3BucketKeyData]:
         """Return the objects, of which workers that share them have one listing for each iteration."""
         worker = get_worker_info()
         is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
         if worker is None or worker.num_workers == 1 or not is_shared:
-            return self._get_dataset_objects(self.client)
+            return self._given_objects()
         self._iterations += 1
         # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
         # those that begin anew by themselves, count.
@@ -230,6 +233,26 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if worker is None:
             return Position(rank, world_size)
         return Position(rank, world_size, worker.id, worker.num_workers)
+
+
+class _FailsAgain(Iterator[T]):
+    """Passes items on; once that has failed it fails again. A generator ends then, as if all items had come."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._failure: Exception | None = None
+
+    def __next__(self) -> T:
+        if self._failure is not None:
+            raise copy.copy(self._failure)  # with no traceback, which would hold this iterator
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            said = f"This iteration cannot go on, as it has failed before: {type(error).__name__}: {error}"
+            self._failure = copy.copy(error) if isinstance(error, S3Error) else RuntimeError(said)
+            raise
 
 
 def _rank_and_world_size(known: tuple[int, int]) -> tuple[int, int]:
