@@ -204,7 +204,12 @@ def test_tls_is_in_two_places():
 def test_there_are_no_threads():
     """Nothing runs in the background but S3Checkpoint.save_async: locks and thread-local values are no threads."""
     importers = _importers("concurrent", "multiprocessing", "_thread", "queue")
-    assert importers == {"s3torch.checkpoint.file"}
+    asks = "s3torch.datasets.one_listing"  # whether it is pickled for a process that is being started: it starts none
+    assert importers == {"s3torch.checkpoint.file", asks}
+    names = {
+        name for name in imports_of(asks) if name.startswith(("concurrent", "multiprocessing", "_thread", "queue"))
+    }
+    assert names == {"multiprocessing.context"}
     started = {
         (name, node.attr)
         for name in TREES

@@ -61,6 +61,14 @@ def test_no_bucket(uri: str):
     assert str(caught.value) == f"Bucket name must be non-empty, got {uri!r}. Write 's3://bucket/key'."
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/a\ud800", "s3://\udc80/key"])
+def test_lone_surrogates(uri: str):
+    """What no request can hold is refused, and the error says why."""
+    with pytest.raises(InvalidURIError) as caught:
+        parse_s3_uri(uri)
+    assert str(caught.value) == f"The URI {uri!r} cannot be sent: surrogates not allowed. It must be valid Unicode."
+
+
 @pytest.mark.parametrize("uri", [None, 7, b"s3://bucket/key", PurePosixPath("s3://bucket/key"), ["s3://bucket/key"]])
 def test_not_a_string(uri: object):
     """What is no string is an error of type, and the error shows it."""

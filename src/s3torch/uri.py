@@ -21,7 +21,7 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
         The bucket and the key.
 
     Raises:
-        InvalidURIError: The scheme is not ``s3://`` or the bucket is empty.
+        InvalidURIError: The scheme is not ``s3://``, the bucket is empty, or it is no valid Unicode (lone surrogates).
         ArgumentTypeError: ``uri`` is not a string.
     """
     if not isinstance(uri, str):
@@ -31,6 +31,10 @@ def parse_s3_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = uri[len(_SCHEME) :].partition("/")
     if not bucket:
         raise InvalidURIError(f"Bucket name must be non-empty, got {uri!r}. Write 's3://bucket/key'.")
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidURIError(f"The URI {uri!r} cannot be sent: {error.reason}. It must be valid Unicode.") from error
     return bucket, key
 
 

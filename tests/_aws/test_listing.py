@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Sequence
 from urllib.parse import quote, quote_plus
@@ -186,6 +187,16 @@ def test_keys(encoding: str, text: str, key: str):
 def test_continuation(parts: str, token: str | None):
     """A truncated page names the next one by a token, which is literal; any other page is the last."""
     assert parse_page(_page(parts, encoding="url")).continuation_token == token
+
+
+@pytest.mark.parametrize("text", ["", "True", "TRUE", "1", "yes", " true", "false "])
+@pytest.mark.parametrize("token", ["", "<NextContinuationToken>t</NextContinuationToken>"])
+def test_neither_the_last_nor_not(text: str, token: str):
+    """A page that says neither true nor false is refused: it may not be the last."""
+    document = _page(_contents("a"), f"<IsTruncated>{text}</IsTruncated>{token}")
+    for parse in (parse_page, parse_keys):
+        with pytest.raises(ProtocolError, match=re.escape(f"says {text!r} where it must say whether there are more")):
+            parse(document)
 
 
 @pytest.mark.parametrize("token", ["", "<NextContinuationToken/>", "<NextContinuationToken></NextContinuationToken>"])

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed
 from torch.utils.data import ChainDataset, DataLoader
 
-from s3torch import ReaderType, S3ClientConfig, S3IterableDataset, S3Reader, S3ReaderConfig
+from s3torch import ReaderType, S3ClientConfig, S3IterableDataset, S3MapDataset, S3Reader, S3ReaderConfig
 from s3torch.datasets import S3BucketKeyData
 from s3torch.errors import (
     ArgumentError,
@@ -172,6 +172,24 @@ def test_repr():
     assert repr(dataset) == "<S3IterableDataset sharding off, reader range_based>"
 
 
+class _Labelled(S3IterableDataset):
+    def __iter__(self):
+        return (("label", sample) for sample in super().__iter__())
+
+
+def test_subclasses(uri):
+    """A subclass is made by all three constructors, with all their arguments."""
+    table = S3IterableDataset.from_objects([f"{uri}00", f"{uri}01"]).objects
+    for each in (
+        _Labelled.from_prefix(uri, transform=decode, enable_sharding=True),
+        _Labelled.from_objects([f"{uri}00"], transform=decode, enable_sharding=True),
+        _Labelled.from_table(table, transform=decode, enable_sharding=True),
+    ):
+        assert type(each) is _Labelled
+        assert next(iter(each)) == ("label", 0)
+        assert repr(each) == "<_Labelled sharding on, reader sequential>"
+
+
 def test_pickle(uri, s3):
     """A dataset pickles, without secrets."""
     dataset = S3IterableDataset.from_prefix(uri, transform=decode, s3client_config=S3ClientConfig(max_attempts=3))
@@ -298,6 +316,27 @@ def test_ranks_of_a_process_group(uri, tmp_path, forkserver):
         assert sorted(first + second) == list(range(_COUNT))
 
 
+def _late_rank(rank: int, uri: str, meeting: str) -> list[int]:
+    """Be one of two ranks whose process group is made after the dataset; returns what a spawned worker yields."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        return list(_loader(dataset, 1, "spawn"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_process_group_that_is_made_later(uri, tmp_path, forkserver):
+    """Ranks share though the dataset was made before the process group, and its workers have none."""
+    meeting = str(tmp_path / "meeting")
+    with ProcessPoolExecutor(2, forkserver) as pool:
+        ranks = [pool.submit(_late_rank, rank, uri, meeting) for rank in range(2)]
+        first, second = (rank.result() for rank in ranks)
+    assert (len(first), len(second)) == (12, 11)
+    assert sorted(first + second) == list(range(_COUNT))
+
+
 # --- What goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -345,10 +384,78 @@ def test_replaced_during_the_iteration(s3, bucket, prefix, put):
         next(samples)
 
 
+class _Stopped(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "again", "message"),
+    [
+        (ObjectNotFoundError("gone", key="k"), ObjectNotFoundError, "gone"),
+        (ValueError("mine"), RuntimeError, "cannot go on, as it has failed before: ValueError: mine"),
+        (_Stopped("now"), RuntimeError, "cannot go on, as it has failed before: _Stopped: now"),
+    ],
+)
+def test_after_an_error_there_is_no_end(uri, bucket, stored, raised, again, message):
+    """A listing that failed fails again for who goes on: an end would say that all samples have come."""
+
+    def objects(_client):
+        yield S3BucketKeyData(bucket, f"{stored}01")
+        raise raised
+
+    samples = iter(
+        S3IterableDataset(None, objects, transform=decode, s3client_config=S3ClientConfig(max_objects_ahead=1))
+    )
+    assert next(samples) == 1
+    with pytest.raises(type(raised)):
+        next(samples)
+    for _ in range(2):
+        with pytest.raises(again, match=message) as caught:
+            next(samples)
+        assert getattr(caught.value, "key", "k") == "k"
+
+
+@pytest.mark.parametrize("objects", [None, 5])
+@pytest.mark.parametrize("kind", [S3IterableDataset, S3MapDataset])
+def test_what_returns_no_objects(kind, objects):
+    """What get_dataset_objects returns must be iterable: else an error of type shows it."""
+    with pytest.raises(
+        ArgumentTypeError, match=f"get_dataset_objects must return an iterable of objects, got {objects}"
+    ):
+        next(iter(kind(None, lambda _client: objects)))
+
+
+@pytest.mark.parametrize("make", [S3IterableDataset.from_prefix, S3MapDataset.from_prefix, S3MapDataset.from_objects])
+def test_lone_surrogates(make):
+    """A prefix or a key that no request can hold is refused where it is given."""
+    with pytest.raises(InvalidURIError, match="surrogates not allowed"):
+        make("s3://bucket/\ud800")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle_protocols(uri, client, bucket, stored, protocol):
+    """Datasets, clients and readers pickle by every protocol."""
+    stream = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
+    by_index = S3MapDataset.from_prefix(uri, transform=decode)
+    assert by_index[3] == 3
+    for dataset in (stream, by_index):
+        again = pickle.loads(pickle.dumps(dataset, protocol))
+        assert list(again) == list(range(_COUNT))
+        again.client.close()
+    for dataset in (stream, by_index):
+        dataset.client.close()
+    for reader_config in READERS.values():
+        reader = client.get_object(bucket, f"{stored}07", reader_config=reader_config)
+        again = pickle.loads(pickle.dumps(reader, protocol))
+        assert again.read() == b"7"
+        again.close()
+    assert pickle.loads(pickle.dumps(client, protocol)).stats.requests == 0
+
+
 def test_errors_in_workers(s3, errors_of):
     """Errors in workers arrive as what they are: of the listing, and of an object."""
     dataset = S3IterableDataset.from_prefix("s3://no-such-bucket/", transform=decode)
-    errors = errors_of(_loader(dataset, 1))  # whoever asks again must not take the failure for the end of the data
+    errors = errors_of(_loader(dataset, 1))  # again and again, as an end would say that all samples have come
     assert {type(error) for error in errors} == {BucketNotFoundError}
     assert "Bucket 'no-such-bucket'" in str(errors[0])
     dataset = S3IterableDataset.from_objects(["s3://tests/no-such-key"] * 2, transform=decode)

@@ -18,7 +18,7 @@ import pytest
 
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset
 from s3torch._aws.operations import PutObject
-from s3torch.datasets.listing import ListingProgress, list_table
+from s3torch.datasets.listing import ListingProgress, _is_known_to_sort, list_table
 from s3torch.datasets.objects import ObjectTable, list_prefix
 from s3torch.errors import BucketNotFoundError, DeadlineError, ObjectNotFoundError, ObjectTableError, S3Error
 from tests.support.server import Request, ScriptedServer, Wire, fail
@@ -130,21 +130,22 @@ class Listing:
         self.keys = keys
         self.queries: list[dict[str, str]] = []
         self.knows_start_after = True
+        self.keys_behind = lambda after: self.keys[bisect_right(self.keys, after) :]
         self._lock = threading.Lock()
 
     def __call__(self, request: Request, wire: Wire) -> bool:
         query = dict(parse_qsl(urlsplit(request.target).query))
         with self._lock:
             self.queries.append(query)
-        start = int(query.get("continuation-token", 0))
+        keys = self.keys[int(query.get("continuation-token", 0)) :]
         if self.knows_start_after and "start-after" in query:
-            start = bisect_right(self.keys, query["start-after"])
-        stop = start + int(query["max-keys"])
-        objects = "".join(
-            f"<Contents><Key>{quote_plus(key)}</Key><Size>{len(key)}</Size></Contents>" for key in self.keys[start:stop]
-        )
-        token = f"<NextContinuationToken>{stop}</NextContinuationToken>"
-        more = f"<IsTruncated>true</IsTruncated>{token}" if stop < len(self.keys) else ""
+            keys = self.keys_behind(query["start-after"])
+        page = keys[: int(query["max-keys"])]
+        objects = "".join(f"<Contents><Key>{quote_plus(key)}</Key><Size>{len(key)}</Size></Contents>" for key in page)
+        more = ""
+        if len(page) < len(keys):
+            token = f"<NextContinuationToken>{self.keys.index(page[-1]) + 1}</NextContinuationToken>"
+            more = f"<IsTruncated>true</IsTruncated>{token}"
         body = f"<ListBucketResult><EncodingType>url</EncodingType>{more}{objects}</ListBucketResult>"
         wire.respond(200, {"Content-Type": "application/xml"}, body.encode())
         return True
@@ -193,6 +194,33 @@ def test_a_server_without_start_after(refuses: bool):
 
     with ScriptedServer(handler) as server:
         assert [item.key for item in list_table(_client(server), "b", "k/", page_size=50)] == listing.keys
+
+
+def test_a_server_of_two_orders():
+    """Where start-after compares by another order than that of the pages, no key is lost."""
+    keys = sorted(["a", "B", "c", "D", "e", "F"], key=str.lower)
+    for page_size in range(1, 7):
+        listing = Listing(keys)
+        listing.keys_behind = lambda after: [key for key in keys if key > after]
+        with ScriptedServer(listing) as server:
+            table = list_table(_client(server), "b", "", page_size=page_size)
+        assert [item.key for item in table] == keys
+
+
+@pytest.mark.parametrize(
+    ("bucket", "endpoint", "is_known"),
+    [
+        ("b", "https://s3.eu-west-1.amazonaws.com", True),
+        ("b", "https://bucket.vpce-1a2b3c4d-5e6f.s3.eu-west-1.vpce.amazonaws.com", True),
+        ("b", "https://s3.example.com", False),
+        ("b", "https://amazonaws.com.example.com", False),
+        ("b--ol-s3", "https://s3.eu-west-1.amazonaws.com", False),
+    ],
+)
+def test_who_is_known_to_sort(bucket: str, endpoint: str, is_known: bool):
+    """Amazon S3 is, unless a program of the bucket's owner answers; other servers are not, whatever they are called."""
+    client = S3Client("eu-west-1", endpoint=endpoint, s3client_config=S3ClientConfig(unsigned=True))
+    assert _is_known_to_sort(client.bucket(bucket)) is is_known
 
 
 def test_directory_buckets_are_listed_in_turn():

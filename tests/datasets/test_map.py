@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, StackDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from s3torch import ReaderType, S3Client, S3ClientConfig, S3MapDataset, S3Reader, S3ReaderConfig
 from s3torch._aws.listing import ObjectInfo
+from s3torch.compat import datasets as drop_in
 from s3torch.datasets import S3BucketKeyData
 from s3torch.errors import (
     ArgumentError,
@@ -171,6 +173,52 @@ def test_several_buckets(s3, bucket, uri, client):
     assert [dataset[index] for index in range(3)] == [*_samples([1]), ("99", b"other"), *_samples([2])]
 
 
+class _Labelled(S3MapDataset):
+    """A dataset with a ``__getitem__``, and an argument, of its own."""
+
+    def __init__(self, *arguments, label="none", **named):
+        super().__init__(*arguments, **named)
+        self.label = label
+
+    def __getitem__(self, index):
+        return self.label, super().__getitem__(index)
+
+
+def test_subclasses(uri, dataset):
+    """A subclass is made by all three constructors, and it is its own that is asked, in batches too."""
+    made = [
+        _Labelled.from_prefix(uri, transform=decode, reader_config=S3ReaderConfig.range_based()),
+        _Labelled.from_objects([f"{uri}00", f"{uri}01"], transform=decode),
+        _Labelled.from_table(dataset.objects, transform=decode),
+    ]
+    for each in made:
+        assert type(each) is _Labelled
+        assert each[1] == ("none", _samples([1])[0])
+        assert next(iter(DataLoader(each, 2, collate_fn=_as_given))) == [
+            ("none", sample) for sample in _samples([0, 1])
+        ]
+    assert repr(made[0]) == f"<_Labelled {_COUNT} objects, reader range_based>"
+
+
+@pytest.mark.parametrize("kind", [drop_in.S3MapDataset, drop_in.S3IterableDataset])
+def test_the_drop_in_from_a_table(dataset, kind):
+    """The datasets of s3torchconnector are made of a table as well, and are its classes."""
+    made = kind.from_table(dataset.objects, region="us-east-1", transform=decode)
+    assert type(made) is kind
+    assert list(itertools.islice(made, 2)) == _samples([0, 1])
+
+
+class _Fewer(S3MapDataset):
+    def __init__(self, folder):
+        super().__init__(None, lambda _client: [])
+
+
+def test_a_subclass_of_other_arguments():
+    """A subclass whose constructor takes other arguments is told which ones it gets."""
+    with pytest.raises(TypeError, match=r"__init__\(\) got an unexpected keyword argument 'transform'"):
+        _Fewer.from_prefix("s3://bucket/")
+
+
 # --- Access ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,14 +256,47 @@ class _Before:
         return self.base[index], index
 
 
-def test_batches_of_a_dataset_before_it(dataset):
+class _ByHelper(_Before):
+    def __getattr__(self, name):
+        return self._helper(name)
+
+    def _helper(self, name):
+        return operator.attrgetter(name)(self.base)
+
+
+class _ByEverything(_Before):
+    def __getattribute__(self, name):
+        if name in ("base", "__class__", "__getitem__", "__dict__"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "base"), name)
+
+
+class _WithBatches(_Before):
+    def __getitems__(self, indices):
+        return [(sample, "batch") for sample in self.base.__getitems__(indices)]
+
+
+@pytest.mark.parametrize("kind", [_Before, _ByHelper, _ByEverything])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_of_a_dataset_before_it(dataset, kind, num_workers):
     """A DataLoader asks what stands before it for each sample, and it itself for batches."""
-    assert [list(batch) for batch in DataLoader(_Before(dataset), sampler=[3, 5], batch_size=2, collate_fn=list)] == [
-        [(dataset[3], 3), (dataset[5], 5)]
-    ]
-    assert _Before(dataset).client is dataset.client
-    assert dataset.__getitems__([3, 5]) == [dataset[3], dataset[5]]
-    assert not hasattr(_Before(dataset), "__getitems__")
+    before = kind(dataset)
+    loader = DataLoader(before, 2, sampler=[3, 5], num_workers=num_workers, collate_fn=list)
+    assert list(loader) == [[(dataset[3], 3), (dataset[5], 5)]]
+    assert list(DataLoader(Subset(before, [3, 5]), 2, collate_fn=list)) == [[(dataset[3], 3), (dataset[5], 5)]]
+    assert before.client is dataset.client
+    assert not hasattr(before, "__getitems__")
+
+
+def test_batches_where_they_are_wanted(dataset, monkeypatch):
+    """Code that names batches gets them: the DataLoader's, torch's own datasets, a wrapper that has some, a user's."""
+    assert dataset.__getitems__([3, 5]) == getattr(dataset, "__getitems__")([3, 5]) == [dataset[3], dataset[5]]  # noqa: B009
+    assert list(DataLoader(_WithBatches(dataset), 2, sampler=[3], collate_fn=list)) == [[(dataset[3], "batch")]]
+    samples = [dataset[3], dataset[5]]
+    monkeypatch.setattr(S3MapDataset, "__getitem__", None)  # batches do without, also within torch's own
+    for each in (Subset(dataset, [3, 5]), Subset(Subset(dataset, [5, 3]), [1, 0])):
+        assert list(DataLoader(each, 2, collate_fn=list)) == [samples]
+    assert StackDataset(dataset, dataset).__getitems__([3]) == [(samples[0], samples[0])]
 
 
 def test_sequence_protocol(dataset):

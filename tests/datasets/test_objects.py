@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import os
 import pickle
 import re
 import struct
@@ -11,15 +13,18 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
 from s3torch.datasets.objects import KeyColumns, ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
-from s3torch.errors import ArgumentTypeError, InvalidURIError, ObjectTableError
+from s3torch.errors import ArgumentTypeError, ConnectionFailedError, InvalidURIError, ObjectTableError
 
 ODD_KEYS = [
     "",
@@ -131,10 +136,53 @@ def test_iterating_anew():
     ]
 
 
+@pytest.mark.parametrize("index", [np.int8(-1), torch.tensor(149), torch.tensor(-1, dtype=torch.int8), np.uint8(149)])
+def test_any_integer_is_an_index(index: object):
+    """Integers of any type are indices, however many objects there are; slices of them too."""
+    table = ObjectTable(S3BucketKeyData("b", str(number)) for number in range(150))
+    assert table[index].key == "149"
+    assert [item.key for item in table[index:]] == ["149"]
+
+
+@pytest.mark.parametrize("index", [1.0, "1", None, [1], torch.tensor([1, 2]), np.float32(1)])
+def test_what_is_no_index(index: object):
+    """What is no integer is an error of type that shows it."""
+    with pytest.raises(ArgumentTypeError, match="index must be an integer"):
+        ObjectTable([S3BucketKeyData("b", "k")])[index]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "s3://b/k",
+        5,
+        ("b", "k"),
+        (None, "k", None),
+        ("b", b"k", None),
+        ("b", "k", 5),
+        ("b", "k", ObjectInfo("k", "", -2, 0)),
+        ("b", "k", ObjectInfo("k", "", 2**63, 0)),
+        ("b", "k", ObjectInfo("k", "", 1.5, 0)),
+    ],
+)
+def test_what_is_no_object(item: object):
+    """What is no object is an error that shows it; an error of who yields objects stays what it is."""
+    with pytest.raises(ArgumentTypeError, match=r"must be S3BucketKeyData\(bucket, key, object_info\), got ") as caught:
+        ObjectTable([S3BucketKeyData("b", "k"), item])
+    assert repr(item) in str(caught.value)
+    with pytest.raises(ValueError, match=r"^mine$"):
+        ObjectTable(_failing())
+
+
+def _failing() -> Iterator[S3BucketKeyData]:
+    yield S3BucketKeyData("b", "k")
+    raise ValueError("mine")
+
+
 @pytest.mark.parametrize(
     "duplicate",
     [
-        *(lambda table, protocol=protocol: pickle.loads(pickle.dumps(table, protocol)) for protocol in (2, 3, 4, 5)),
+        *(lambda table, protocol=protocol: pickle.loads(pickle.dumps(table, protocol)) for protocol in range(6)),
         copy.copy,
         copy.deepcopy,
     ],
@@ -216,6 +264,44 @@ def test_a_saved_table_comes_back(tmp_path: Path):
     ObjectTable().save(path)
     assert len(ObjectTable.load(path)) == 0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file(tmp_path: Path):
+    """Whoever writes or reads a file at the same time: each load is one of the tables, whole, and nothing is left."""
+    path = tmp_path / "table"
+    tables = [ObjectTable(S3BucketKeyData("b", f"{letter}{n}") for n in range(2000)) for letter in "xyz"]
+    tables[0].save(path)
+    whole = [list(table) for table in tables]
+
+    def save(table: ObjectTable) -> None:
+        for _ in range(20):
+            table.save(path)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(save, table) for table in tables]
+        while not all(writer.done() for writer in writers):
+            assert list(ObjectTable.load(path)) in whole
+        for writer in writers:
+            writer.result()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+def test_permissions_of_a_saved_table(tmp_path: Path):
+    """A saved table has the permissions that any new file of the process has."""
+    before = os.umask(0o027)
+    try:
+        ObjectTable().save(tmp_path / "table")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_table_with_a_long_name(tmp_path: Path):
+    """The longest name that a file can have is a place for a table, too."""
+    path = tmp_path / ("t" * 255)
+    ObjectTable().save(path)
+    assert len(ObjectTable.load(path)) == 0
 
 
 def test_the_format_of_a_saved_table(tmp_path: Path):
@@ -312,6 +398,13 @@ def test_a_bad_uri():
         table_of_uris(["s3://b/k", "b/k"])
 
 
+@pytest.mark.parametrize("uri", ["s3://b", "s3://b/"])
+def test_a_uri_without_a_key(uri: str):
+    """A URI without a key among good ones is refused, and the error shows it."""
+    with pytest.raises(InvalidURIError, match=f"must have a key, got {uri!r}"):
+        table_of_uris(["s3://b/k", uri])
+
+
 @pytest.mark.parametrize("uris", [None, 7, object])
 def test_neither_a_uri_nor_uris(uris: object):
     """What is neither a string nor iterable is an error of type that shows it."""
@@ -372,6 +465,35 @@ def test_a_listing_is_read_page_by_page():
     assert client.sent == 1
     next(objects)
     assert client.sent == 2
+
+
+class Failing(Listing):
+    """A client whose listing fails once before each page, which can be asked for again."""
+
+    def __iter__(self) -> Iterator[ListObjectsResult]:
+        pages = super().__iter__()
+        failures = itertools.cycle([True, False])
+        return iter(lambda: _fail() if next(failures) else next(pages), None)
+
+
+def _fail() -> None:
+    raise ConnectionFailedError("No answer.")
+
+
+def test_after_an_error_the_same_page_is_asked_for_again():
+    """Who goes on after an error gets all that is missing, and no end before that."""
+    objects = list_prefix(Failing(*([_info(f"{page}{key}", 1) for key in "abc"] for page in range(5))), "b", "")
+    found: list[str] = []
+    errors = 0
+    while True:
+        try:
+            found.append(next(objects).key)
+        except ConnectionFailedError:
+            errors += 1
+        except StopIteration:
+            break
+    assert found == [f"{page}{key}" for page in range(5) for key in "abc"]
+    assert errors == 6
 
 
 def test_a_long_listing_tells_how_far_it_is(caplog):

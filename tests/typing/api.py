@@ -6,6 +6,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import assert_type
 
 from s3torch import (
     ReaderType,
@@ -29,6 +30,10 @@ def decode(reader: S3Reader) -> Tensor:
     return torch.frombuffer(bytearray(reader.read()), dtype=torch.uint8)
 
 
+class Labelled(S3MapDataset[Tensor]):
+    """A dataset of a user's own."""
+
+
 def datasets() -> None:
     plain: S3MapDataset[S3Reader] = S3MapDataset.from_prefix("s3://bucket/prefix")
     reader: S3Reader = plain[0]
@@ -44,6 +49,9 @@ def datasets() -> None:
     again: S3MapDataset[Tensor] = S3MapDataset.from_table(ObjectTable.load("table"), transform=decode)
     stream = S3IterableDataset.from_table("s3://bucket/table", transform=decode, enable_sharding=True)
     print(len(again), table[0].key)
+    assert_type(S3MapDataset.from_prefix("s3://bucket/prefix", transform=decode), S3MapDataset[Tensor])
+    assert_type(S3IterableDataset.from_table("table", transform=decode), S3IterableDataset[Tensor])
+    assert_type(Labelled.from_objects("s3://bucket/a", transform=decode), Labelled)
     for item in stream:
         tensor = item
     loader: DataLoader[Tensor] = DataLoader(tensors, batch_size=8, num_workers=2)

@@ -12,6 +12,8 @@ from s3torch.errors import ConfigError
 __all__ = ["Endpoint", "check_endpoint_url", "endpoint_of_bucket_url", "needs_path_style"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# Domains of Amazon's services (https://docs.aws.amazon.com/general/latest/gr/rande.html), VPC endpoints included.
+_AMAZONS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class Endpoint:
     origin: Origin
     host: str
     base_path: str
+
+    @property
+    def is_amazons(self) -> bool:
+        """Whether Amazon S3 answers there, and no other server that speaks its protocol."""
+        return self.origin.host.endswith(_AMAZONS_DOMAINS)
 
 
 def check_endpoint_url(url: str) -> str:

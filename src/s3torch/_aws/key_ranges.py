@@ -17,20 +17,28 @@ had a successor, so a listing takes at most three times the requests of one page
 many. A small bucket is listed as ever.
 
 What this rests on is that the server sorts keys as Amazon S3 does (its directory buckets don't, nor do file systems
-behind a gateway, for whom a directory is one name). Therefore every page must be sorted and lie behind its
-``start-after``, and where two ranges meet, the first key that the left one saw beyond its end must be the first one of
-the right. Else ``UnorderedKeysError`` tells to list one page after the other. That happens too if just there a key was
-written in between, which costs time only.
+behind a gateway, for whom a directory is one name). So every page must be sorted, and where two ranges meet, the first
+key that the left one saw beyond its end must be the first one of the right, and both must agree on whether it is the
+last of all. Else ``UnorderedKeysError`` tells to list
+one page after the other. That happens too if just there a key was written in between, which costs time only.
+
+Of other servers than Amazon's nobody knows by which order they compare ``start-after``. If that is not the one in which
+pages come, a page may leave keys out that lie between two others. So there a range begins with a page of one key, which
+cannot, and goes on by continuation tokens, which a listing in turn rests on, too: they continue in the server's order,
+whatever that is. Each range is then a run of that order without a gap, and all of them together are one run, since they
+meet. That costs a small request for each range that is not empty; so that it is not more than three times the requests
+either, each page pays for one cut there.
 """
 
 from __future__ import annotations
 
 import operator
 import string
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 __all__ = ["Alphabet", "KeyRange", "KeyRanges", "UnorderedKeysError", "split_points"]
 
@@ -39,42 +47,100 @@ _DIGITS = frozenset(string.digits)
 _AFTER_SLASH = "0"
 # Keys of a page whose characters are learned from. Not tuned.
 _SAMPLES = 4
-# Cuts that each page with a successor pays for, and requests that may be under way for each of them.
+# Cuts that each page with a successor pays for, and requests that may be under way for each of them: where the server
+# is known to sort as Amazon S3 does, and elsewhere.
 _CUTS_PER_PAGE = 2
+_CUTS_PER_PAGE_ELSEWHERE = 1
 
 
 class UnorderedKeysError(Exception):
     """The keys are not in the order that ranges need, or were changed while they were listed."""
 
 
-class Alphabet:
-    """The characters that keys were seen to have, by their place."""
+class _Characters:
+    """Characters in order: what follows one of them is found without looking at all."""
 
     def __init__(self) -> None:
-        self._at: list[set[str]] = []
-        self._seen: set[str] = set()
+        self._known: set[str] = set()
+        self._sorted: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __contains__(self, character: str) -> bool:
+        return character in self._known
+
+    def add(self, characters: Iterable[str]) -> None:
+        """Add characters that may be known."""
+        for new in set(characters) - self._known:
+            self._known.add(new)
+            insort(self._sorted, new)
+
+    def behind(self, character: str) -> list[str]:
+        """Return all that sort behind one."""
+        return self._sorted[bisect_right(self._sorted, character) :]
+
+    def next(self, character: str) -> str | None:
+        """Return the first that sorts behind one."""
+        place = bisect_right(self._sorted, character)
+        return self._sorted[place] if place < len(self._sorted) else None
+
+
+class Alphabet:
+    """The characters that keys were seen to have, by their place.
+
+    A key has up to 1,024 characters, and each place of it is asked about after each page: so a question must not take
+    time for each character that was seen.
+    """
+
+    def __init__(self) -> None:
+        self._at: list[_Characters] = []
+        self._seen = _Characters()
+        self._letters = _Characters()
+        self._digits = _Characters()
+        self._digits.add(_DIGITS)
+        self._slashes = _Characters()
+        self._slashes.add(_AFTER_SLASH)
 
     def learn(self, key: str) -> None:
         """Add a key's characters."""
         while len(self._at) < len(key):
-            self._at.append(set())
+            self._at.append(_Characters())
         for place, character in zip(self._at, key, strict=False):
-            place.add(character)
-        self._seen.update(key)
+            if character not in place:
+                place.add(character)
+        self._seen.add(key)
+        self._letters.add(filter(str.isalpha, key))
 
     def likely(self, place: int, character: str) -> list[str]:
         """Return what may stand where ``character`` was found, and sorts behind it."""
-        seen = self._at[place] if place < len(self._at) else set()
-        others = seen | _DIGITS if character in _DIGITS else set(seen)
-        if any(other not in _DIGITS for other in seen - {character, "/"}):  # letters differ here: so may all of them
-            others |= {other for other in self._seen if other.isalpha()}
-        if character == "/":
-            others.add(_AFTER_SLASH)
-        return sorted(other for other in others if other > character)
+        return sorted({other for source in self._sources(place, character) for other in source.behind(character)})
+
+    def next_likely(self, place: int, character: str) -> str | None:
+        """Return the first of what may stand where ``character`` was found, and sorts behind it."""
+        return min(filter(None, [source.next(character) for source in self._sources(place, character)]), default=None)
 
     def next_seen(self, character: str) -> str | None:
         """Return the character that follows among those seen anywhere."""
-        return min((other for other in self._seen if other > character), default=None)
+        return self._seen.next(character)
+
+    def _sources(self, place: int, character: str) -> Iterator[_Characters]:
+        """Yield the characters of which any may stand where one was found."""
+        if character in _DIGITS:
+            yield self._digits
+        if character == "/":
+            yield self._slashes
+        if place < len(self._at):
+            seen = self._at[place]
+            yield seen
+            if self._has_letters(seen, character):  # letters differ here: so may all of them
+                yield self._letters
+
+    @staticmethod
+    def _has_letters(seen: _Characters, character: str) -> bool:
+        """Whether a character was seen that is neither a digit, nor a slash, nor the one that was found."""
+        usual = {character, "/", *_DIGITS}
+        return len(seen) > len(usual) or any(other not in usual for other in seen.behind(""))
 
 
 def split_points(after: str, until: str | None, start: int, alphabet: Alphabet, count: int) -> list[str]:
@@ -107,11 +173,13 @@ def _points_without_end(after: str, start: int, alphabet: Alphabet, count: int) 
     likely: list[str] = []
     possible: list[str] = []
     for place in range(start, len(after)):
+        if len(likely) == count:
+            break
         head, character = after[:place], after[place]
-        following = alphabet.likely(place, character)
-        if following:
-            likely.append(head + following[0])
-        else:
+        following = alphabet.next_likely(place, character)
+        if following is not None:
+            likely.append(head + following)
+        elif len(possible) < count:
             further = alphabet.next_seen(character)
             if further is not None:
                 possible.append(head + further)
@@ -132,51 +200,84 @@ def _spread(characters: Sequence[str], count: int) -> list[str]:
     return [characters[(number + 1) * len(characters) // (count + 1)] for number in range(count)]
 
 
+class _Key(NamedTuple):
+    """What is known of a key where two ranges meet.
+
+    Attributes:
+        key: In UTF-8.
+        is_last: Whether the page that it came in says that no other follows it.
+    """
+
+    key: bytes
+    is_last: bool
+
+
+_UNKNOWN = _Key(b"", is_last=False)
+
+
+def _key_at(place: int, keys: Sequence[bytes], token: str | None) -> _Key | None:
+    if place == len(keys):
+        return None
+    return _Key(keys[place], is_last=token is None and place == len(keys) - 1)
+
+
 class KeyRange:
     """The keys behind ``after``, up to and with ``until``.
 
     Attributes:
-        after: Where the next page begins; "" is the beginning of the listing.
+        after: The last key that was received, or where the range begins; "" is the beginning of the listing.
         until: None is the end of the listing.
+        token: Names the next page; None before the first page.
         is_done: Whether all of its keys were received.
+
+    Args:
+        is_sorted: As for KeyRanges.
     """
 
-    __slots__ = ("_beyond", "_first", "_left", "_right", "after", "is_done", "until")
+    __slots__ = ("_beyond", "_first", "_is_sorted", "_left", "_right", "after", "is_done", "token", "until")
 
-    def __init__(self, after: str, until: str | None) -> None:
+    def __init__(self, after: str, until: str | None, *, is_sorted: bool = False) -> None:
+        self._is_sorted = is_sorted
         self.after = after
         self.until = until
+        self.token: str | None = None
         self.is_done = False
-        # The first key behind the beginning, and behind the end: "" where that is not known, None where there is none.
-        self._first: str | None = ""
-        self._beyond: str | None = ""
+        # The first key behind the beginning, and behind the end; None where there is none.
+        self._first: _Key | None = _UNKNOWN
+        self._beyond: _Key | None = _UNKNOWN
         self._left: KeyRange | None = None
         self._right: KeyRange | None = None
 
     def __repr__(self) -> str:
         return f"<KeyRange {self.after!r}..{self.until!r}{' done' if self.is_done else ''}>"
 
-    def receive(self, keys: Sequence[bytes], *, is_truncated: bool) -> int:
-        """Take a page; returns how many of its keys, from the first, belong here.
+    @property
+    def is_first_key(self) -> bool:
+        """Whether only its first key is asked for; see the module's theory of operation."""
+        return self.token is None and self.after != "" and not self._is_sorted
+
+    def receive(self, keys: Sequence[bytes], token: str | None) -> int:
+        """Take a page, with the token of the next; returns how many of its keys, from the first, belong here.
 
         Raises:
             UnorderedKeysError: See the module's theory of operation.
         """
-        if (is_truncated and not keys) or not all(map(operator.lt, keys, islice(keys, 1, None))):
+        if (token is not None and not keys) or not all(map(operator.lt, keys, islice(keys, 1, None))):
             raise UnorderedKeysError
-        first = keys[0].decode() if keys else None
-        if first is not None and first <= self.after:
+        if self.is_first_key and len(keys) > 1:  # keys may be missing between them
             raise UnorderedKeysError
-        if self._first == "":
-            self._first = first
+        if keys and keys[0].decode() <= self.after:
+            raise UnorderedKeysError
+        if self._first == _UNKNOWN:
+            self._first = _key_at(0, keys, token)
         count = len(keys) if self.until is None else bisect_right(keys, self.until.encode())
-        if count < len(keys):
-            self._beyond = keys[count].decode()
-        elif not is_truncated:
-            self._beyond = None
+        if count < len(keys) or token is None:
+            self._beyond = _key_at(count, keys, token)
         if count:
             self.after = keys[count - 1].decode()
-        self.is_done = count < len(keys) or not is_truncated or self.after == self.until
+        self.token = token
+        # Where the end itself was received, what comes next is still to be seen, unless it is known to lie beyond.
+        self.is_done = count < len(keys) or token is None or (self._is_sorted and self.after == self.until)
         for left, right in ((self._left, self), (self, self._right)):
             if left is not None and right is not None and not left._meets(right):
                 raise UnorderedKeysError
@@ -184,11 +285,11 @@ class KeyRange:
 
     def _meets(self, right: KeyRange) -> bool:
         """Whether what is known of the keys at the border to the next range agrees."""
-        return self._beyond == right._first or "" in (self._beyond, right._first)
+        return self._beyond == right._first or _UNKNOWN in (self._beyond, right._first)
 
     def cut(self, point: str) -> KeyRange:
         """Give the keys behind ``point`` to a new range, which is returned."""
-        other = KeyRange(point, self.until)
+        other = KeyRange(point, self.until, is_sorted=self._is_sorted)
         self.until = point
         other._left, other._right = self, self._right
         if self._right is not None:
@@ -210,13 +311,15 @@ class KeyRanges:
     Args:
         prefix: Of all keys.
         max_requests: At the same time.
+        is_sorted: Whether the server is known to list by the bytes of keys, and to compare ``start-after`` by them.
     """
 
-    def __init__(self, prefix: str, max_requests: int) -> None:
+    def __init__(self, prefix: str, max_requests: int, *, is_sorted: bool = False) -> None:
         self._start = len(prefix)
         self._max_requests = max_requests
         self._alphabet = Alphabet()
-        self._first = KeyRange("", None)
+        self._cuts_per_page = _CUTS_PER_PAGE if is_sorted else _CUTS_PER_PAGE_ELSEWHERE
+        self._first = KeyRange("", None, is_sorted=is_sorted)
         self._due = deque([self._first])
         self._active = 1
         self._pages = 0
@@ -235,25 +338,28 @@ class KeyRanges:
         self._due.clear()
         return due
 
-    def receive(self, key_range: KeyRange, keys: Sequence[bytes], *, is_truncated: bool) -> int:
+    def receive(self, key_range: KeyRange, keys: Sequence[bytes], token: str | None) -> int:
         """Take a page of a range; returns how many of its keys, from the first, belong to the range.
 
         Args:
-            key_range: As ``due`` returned it; the page began behind its ``after``.
+            key_range: As ``due`` returned it.
             keys: Of the page, in UTF-8.
-            is_truncated: Whether the page says that there are more.
+            token: Of the next page; None if there are no more keys.
 
         Raises:
             UnorderedKeysError: See the module's theory of operation.
         """
-        count = key_range.receive(keys, is_truncated=is_truncated)
+        is_first_key = key_range.is_first_key
+        count = key_range.receive(keys, token)
         for key in (*keys[:: max(1, len(keys) // _SAMPLES)], *keys[-1:]):
             self._alphabet.learn(key.decode())
         if key_range.is_done:
             self._active -= 1
             return count
-        self._pages += 1
         self._due.append(key_range)
+        if is_first_key:
+            return count  # nothing shows yet that the range is worth another cut
+        self._pages += 1
         for point in reversed(
             split_points(key_range.after, key_range.until, self._start, self._alphabet, self._room())
         ):
@@ -264,6 +370,6 @@ class KeyRanges:
 
     def _room(self) -> int:
         """Return how many cuts may be made now: what is free is shared among the ranges."""
-        free = min(self._max_requests, 1 + _CUTS_PER_PAGE * self._pages) - self._active
-        allowed = _CUTS_PER_PAGE * self._pages - self._cuts
+        free = min(self._max_requests, 1 + self._cuts_per_page * self._pages) - self._active
+        allowed = self._cuts_per_page * self._pages - self._cuts
         return max(0, min(-(-free // self._active), allowed))

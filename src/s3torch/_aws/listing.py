@@ -224,10 +224,13 @@ class _Page:
     def continuation_token(self) -> str | None:
         """Return what names the next page; None if this is the last."""
         token = self._text(self._root, "NextContinuationToken") or None
-        is_truncated = self._text(self._root, "IsTruncated") == "true"
-        if is_truncated and token is None:
+        # None where the element is missing, which some servers do with the last page.
+        said = self._root.findtext(self._names["IsTruncated"])
+        if said not in ("true", "false", None):
+            raise ProtocolError(f"A page of a listing says {said!r} where it must say whether there are more.")
+        if said == "true" and token is None:
             raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
-        return token if is_truncated else None
+        return token if said == "true" else None
 
     def decoded(self, keys: list[bytes]) -> list[bytes]:
         """Return keys in UTF-8.

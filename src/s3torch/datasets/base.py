@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.listing import list_table
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix
+from s3torch.datasets.one_listing import OneListing
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader, check_reader_config
 from s3torch.uri import parse_s3_uri
@@ -52,6 +54,7 @@ class S3Dataset(Generic[T_co]):
         self._reader_config = check_reader_config(reader_config)
         self._get_dataset_objects = get_dataset_objects
         self._transform = transform
+        self._one_listing = OneListing()
         reader_type = self._reader_config.get_reader_type_string()
         self._client = S3Client(
             region,
@@ -59,6 +62,11 @@ class S3Dataset(Generic[T_co]):
             user_agent_comments=[f"md/dataset#{self._kind} md/reader_type#{reader_type}"],
             s3client_config=s3client_config,
         )
+
+    def __getstate__(self) -> dict[str, object]:
+        with NO_FORK:  # so that no listing is kept here alone between the two
+            self._one_listing.hand_on()
+            return dict(self.__dict__)
 
     @property
     def client(self) -> S3Client:
@@ -68,8 +76,15 @@ class S3Dataset(Generic[T_co]):
     def _list_objects(self) -> ObjectTable:
         """Return all objects, listing a prefix in parallel."""
         source = self._get_dataset_objects
-        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else source(self.client)
+        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else self._given_objects()
         return objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+
+    def _given_objects(self) -> Iterable[S3BucketKeyData]:
+        """Return what ``get_dataset_objects`` returns."""
+        objects = self._get_dataset_objects(self.client)
+        if not isinstance(objects, Iterable):
+            raise ArgumentTypeError(f"get_dataset_objects must return an iterable of objects, got {objects!r}.")
+        return objects
 
     def _open(self, item: S3BucketKeyData) -> S3Reader:
         return self.client.get_object(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
-from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
 from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["S3IterableDataset"]
 
@@ -30,6 +33,18 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     With several DataLoader workers or ranks, set ``enable_sharding=True``: without it each of them yields every
     object, and a warning says so. With it each object comes exactly once over all of them; ranks may differ by one
     sample.
+
+    Each iteration lists anew. If the objects of a prefix are divided among DataLoader workers, one of them lists for
+    all, by a directory for temporary files, and reading begins when all is listed (not on Windows, where each lists by
+    itself). For that make the dataset before the workers start. DataLoaders that are seeded alike, and were not read by
+    all of their workers, may share a listing.
+
+    **Ranks** list by themselves, and so do workers whose objects come from a ``get_dataset_objects`` of yours: they
+    must all find the same objects. If the prefix may change meanwhile, list once: ``dataset.objects.save(...)``, and
+    ``from_table`` on all ranks.
+
+    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
@@ -64,6 +79,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
         self._enable_sharding = enable_sharding
         self._rank, self._world_size = _rank_and_world_size((0, 1))
+        self._iterations = 0
 
     @classmethod
     def from_prefix(
@@ -72,11 +88,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
 
         Args:
@@ -88,7 +104,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             InvalidURIError: ``s3_uri`` is not of that form.
         """
         objects = ObjectsUnder(s3_uri)
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_objects(
@@ -97,11 +121,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects that URIs name, in their order.
 
         Args:
@@ -113,7 +137,15 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             InvalidURIError: A URI is not of that form.
         """
         objects = GivenObjects(table_of_uris(object_uris))
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_table(
@@ -122,11 +154,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3IterableDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects of a table, in its order: nothing is listed.
 
         Args:
@@ -140,11 +172,24 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             OSError: The table could not be read from a file.
         """
         objects = given_table(table, region, endpoint, s3client_config)
-        return S3IterableDataset(region, objects, endpoint, transform, s3client_config, enable_sharding, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_config=reader_config,
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker that is not forked has no process group: it is told what is known here by now.
+        rank, world_size = _rank_and_world_size((self._rank, self._world_size))
+        return {**super().__getstate__(), "_rank": rank, "_world_size": world_size}
 
     def __repr__(self) -> str:
         sharding = "on" if self._enable_sharding else "off"
-        return f"<S3IterableDataset sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
+        return f"<{type(self).__name__} sharding {sharding}, reader {self._reader_config.get_reader_type_string()}>"
 
     @property
     def objects(self) -> ObjectTable:
@@ -155,14 +200,31 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """Yield the samples of this rank and worker; lists the objects anew.
 
         Raises:
-            S3Error: The listing, or the object that is next, could not be read.
+            S3Error: The listing, or the object that is next, could not be read. After an error of the listing each
+                further sample raises it again.
         """
         position = self._position()
-        objects = self._get_dataset_objects(self.client)
+        objects = self._objects_of_iteration()
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
         return Samples(shard(objects, position), self._new_look_ahead(), self._sample)
+
+    def _objects_of_iteration(self) -> Iterable[S3BucketKeyData]:
+        """Return the objects, of which workers that share them have one listing for each iteration."""
+        worker = get_worker_info()
+        is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
+        if worker is None or worker.num_workers == 1 or not is_shared:
+            return self._given_objects()
+        self._iterations += 1
+        # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
+        # those that begin anew by themselves, count.
+        name = f"{worker.seed - worker.id}-{self._position().rank}-{self._iterations}"
+        return self._agreed(name, worker.id, worker.num_workers)
+
+    def _agreed(self, name: str, worker: int, num_workers: int) -> Iterator[S3BucketKeyData]:
+        """List when the first object is asked for; a DataLoader takes errors of ``iter()`` for the end."""
+        yield from self._one_listing.agree(name, self._list_objects, worker, num_workers)
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))
@@ -175,7 +237,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 def _rank_and_world_size(known: tuple[int, int]) -> tuple[int, int]:
     """Return what the process group says, else what torchrun set, else what was known.
 
-    A DataLoader worker has no process group: it uses what was known when the dataset was made, or torchrun's variables.
+    A DataLoader worker that is not forked has no process group: it uses what was known when the dataset was pickled for
+    it, or torchrun's variables.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

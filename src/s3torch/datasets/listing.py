@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from s3torch._aws.bucket import Bucket
 from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
 from s3torch._aws.listing import KeyPage, list_parameters, parse_keys
 from s3torch._aws.operations import ListObjectsV2
@@ -32,6 +33,9 @@ _PAGE_SIZE = 1000
 # Names of directory buckets (S3 Express One Zone) end so. They list in no order and know no start-after
 # (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
 _DIRECTORY_BUCKET = "--x-s3"
+# So end the aliases of access points behind which a program of the bucket's owner answers, in whatever order
+# (https://docs.aws.amazon.com/AmazonS3/latest/userguide/olap-use.html).
+_OBJECT_LAMBDA = "--ol-s3"
 
 _PAGES_BETWEEN_MESSAGES = 100
 _SECONDS_BEFORE_BAR = 2.0
@@ -88,7 +92,7 @@ class _Listing:
         Raises:
             UnorderedKeysError: The server does not sort as it must for this.
         """
-        ranges = KeyRanges(self._prefix, self._max_requests)
+        ranges = KeyRanges(self._prefix, self._max_requests, is_sorted=_is_known_to_sort(self._bucket))
         columns: dict[KeyRange, list[KeyColumns]] = {}
         pending: dict[_PageRequest, KeyRange] = {}
         progress = ListingProgress(self._where)
@@ -105,8 +109,7 @@ class _Listing:
                         raise request.take_error()
                     del pending[request]
                     page = request.page
-                    is_truncated = page.continuation_token is not None
-                    count = ranges.receive(key_range, page.keys, is_truncated=is_truncated)
+                    count = ranges.receive(key_range, page.keys, page.continuation_token)
                     columns.setdefault(key_range, []).append(_columns(page.keys[:count], page.sizes[:count]))
                     progress.add(count)
                     self._begin(ranges.due(), pending)
@@ -135,15 +138,25 @@ class _Listing:
     def _begin(self, due: Sequence[KeyRange], pending: dict[_PageRequest, KeyRange]) -> None:
         """Send the requests for the next pages of ranges."""
         for key_range in due:
-            request = self._request(start_after=key_range.after)
+            request = self._request_of(key_range)
             pending[request] = key_range
             self._engine.submit(request)
         if due:
             self._engine.nudge()
 
-    def _request(self, *, token: str | None = None, start_after: str = "") -> _PageRequest:
-        query = list_parameters(self._prefix, "", self._page_size, token, start_after)
+    def _request_of(self, key_range: KeyRange) -> _PageRequest:
+        if key_range.is_first_key:
+            return self._request(start_after=key_range.after, max_keys=1)
+        return self._request(token=key_range.token)
+
+    def _request(self, *, token: str | None = None, start_after: str = "", max_keys: int | None = None) -> _PageRequest:
+        query = list_parameters(self._prefix, "", max_keys or self._page_size, token, start_after)
         return ListObjectsV2(self._bucket, query, parse_keys)
+
+
+def _is_known_to_sort(bucket: Bucket) -> bool:
+    """Whether a bucket is listed by the bytes of its keys, as Amazon documents it of its general purpose buckets."""
+    return bucket.endpoint.is_amazons and not bucket.name.endswith(_OBJECT_LAMBDA)
 
 
 def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:

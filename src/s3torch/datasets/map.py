@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from torch.utils.data import Dataset
 
 from s3torch._buffer import as_index
+from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.objects import ObjectTable, table_of_uris
 from s3torch.datasets.windows import Windows
 from s3torch.readers import S3Reader
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["S3MapDataset"]
 
 T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
 
 
 class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     """A map-style dataset over objects in S3: ``dataset[i]`` is ``transform`` of a reader of the i-th object.
 
     Nothing is listed before the first ``len()`` or ``[i]``; the listing is then kept for the life of the dataset, as
-    ``objects``.
-    Ask for ``len(dataset)`` before DataLoader workers start (a DataLoader with a sampler does), so that they inherit
-    the listing instead of each making one.
+    ``objects``. DataLoader workers inherit it. If they start without it, the first of them lists, and all others, and
+    the process that made the dataset, take its listing from a directory for temporary files (not on Windows, where each
+    lists by itself: ask for ``len(dataset)`` before).
+
+    Ranks that are no children of one process list by themselves. If the prefix may change while a job starts, list
+    once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
+
+    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
@@ -67,10 +76,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
 
         Args:
@@ -81,7 +90,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        return S3MapDataset(region, ObjectsUnder(s3_uri), endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            ObjectsUnder(s3_uri),
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_objects(
@@ -90,10 +106,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects that URIs name, in their order.
 
         Args:
@@ -104,7 +120,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             InvalidURIError: A URI is not of that form.
         """
         objects = GivenObjects(table_of_uris(object_uris))
-        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     @classmethod
     def from_table(
@@ -113,10 +136,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         *,
         region: str | None = None,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T] = identity,  # type: ignore[assignment]  # T is S3Reader then
+        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
-    ) -> S3MapDataset[T]:
+    ) -> Self:
         """Return a dataset of the objects of a table, in its order: nothing is listed.
 
         Args:
@@ -130,11 +153,18 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             OSError: The table could not be read from a file.
         """
         objects = given_table(table, region, endpoint, s3client_config)
-        return S3MapDataset(region, objects, endpoint, transform, s3client_config, reader_config)
+        return cls(
+            region,
+            objects,
+            endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_config=reader_config,
+        )
 
     def __repr__(self) -> str:
         state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
-        return f"<S3MapDataset {state}, reader {self._reader_config.get_reader_type_string()}>"
+        return f"<{type(self).__name__} {state}, reader {self._reader_config.get_reader_type_string()}>"
 
     @property
     def objects(self) -> ObjectTable:
@@ -166,13 +196,11 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
-            AttributeError: A dataset that stands before this one asks for it in its ``__getattr__``. It has a
-                ``__getitem__`` of its own, which a DataLoader is to call.
+            AttributeError: A wrapper of this dataset passes on whatever it is asked for. It may have a ``__getitem__``
+                of its own, which a DataLoader is to call.
         """
-        if sys._getframe(1).f_code.co_name == "__getattr__":
-            raise AttributeError(
-                "__getitems__ is this dataset's own: one that stands before it has another __getitem__."
-            )
+        if not _caller_names("__getitems__"):
+            raise AttributeError("__getitems__ is this dataset's own, and not that of a wrapper.")
         return self._samples
 
     def _samples(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
@@ -219,13 +247,41 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         return samples
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_windows": None}
+        return {**super().__getstate__(), "_windows": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update({**state, "_windows": Windows()})
 
     @property
     def _table(self) -> ObjectTable:
-        if self._listed is None:
-            self._listed = self._list_objects()
-        return self._listed
+        return self._list_once() if self._listed is None else self._listed
+
+    def _list_once(self) -> ObjectTable:
+        """List, in agreement with all processes and threads that have this dataset."""
+        if isinstance(self._get_dataset_objects, GivenObjects):
+            return self._keep(self._list_objects())
+        alone: ObjectTable | None = None
+        if not self._one_listing.is_shared:
+            alone = self._list_objects()
+            with NO_FORK:  # who is forked from here on has the table
+                if not self._one_listing.is_shared:
+                    return self._keep(alone)
+        return self._keep(self._one_listing.agree("objects", lambda: self._list_objects() if alone is None else alone))
+
+    def _keep(self, table: ObjectTable) -> ObjectTable:
+        with NO_FORK:  # a lock of all threads as well: the first one's table is that of all
+            if self._listed is None:
+                self._listed = table
+            return self._listed
+
+
+def _caller_names(name: str) -> bool:
+    """Whether the code that asks for an attribute of this module's dataset has its name in it.
+
+    A DataLoader asks ``hasattr(dataset, "__getitems__")``, and calls that instead of ``dataset[index]``. A wrapper that
+    passes on every attribute (``getattr(self.wrapped, name)``) would answer with our method, so that its own
+    ``__getitem__`` were never called, and its labels lost, without an error. Nothing that is handed to us tells the two
+    apart, so this looks at the caller: what wants batches has the name in its code, what passes on any name has not.
+    """
+    code = sys._getframe(2).f_code
+    return name in code.co_names or name in code.co_consts

@@ -6,18 +6,20 @@ import json
 import logging
 import operator
 import os
+import secrets
 import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 from s3torch._aws.checksums import crc32
 from s3torch._aws.listing import ObjectInfo
+from s3torch._buffer import as_index
 from s3torch.client import S3Client
-from s3torch.errors import ArgumentTypeError, ObjectTableError
+from s3torch.errors import ArgumentTypeError, InvalidURIError, ObjectTableError
 from s3torch.uri import parse_s3_uri
 
 __all__ = ["KeyColumns", "ObjectTable", "S3BucketKeyData", "list_prefix", "table_of_uris"]
@@ -72,6 +74,9 @@ class ObjectTable:
 
     Args:
         objects: To be held, in order.
+
+    Raises:
+        ArgumentTypeError: An item is not of the form of S3BucketKeyData.
     """
 
     __slots__ = ("_bucket_of", "_buckets", "_ends", "_keys", "_sizes")
@@ -82,11 +87,12 @@ class ObjectTable:
         self._sizes = array("q")
         self._bucket_of = array("I")
         numbers: dict[str, int] = {}
-        for bucket, key, object_info in objects:
-            keys += key.encode("utf-8", "surrogatepass")
+        for item in objects:
+            name, key, size = _taken_apart(item)
+            keys += key
             self._ends.append(len(keys))
-            self._sizes.append(_UNKNOWN_SIZE if object_info is None else object_info.size)
-            self._bucket_of.append(numbers.setdefault(bucket, len(numbers)))
+            self._sizes.append(size)
+            self._bucket_of.append(numbers.setdefault(name, len(numbers)))
         self._keys = bytes(keys)
         self._buckets = list(numbers)
 
@@ -121,7 +127,7 @@ class ObjectTable:
         return cls._from_bytes(content, str(source))
 
     def save(self, target: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
-        """Write the table to a file or an object, which appears whole or not at all.
+        """Write the table to a file or an object, which appears whole or not at all, whoever else writes it.
 
         Args:
             target: A path, or ``s3://bucket/key``; replaced if it exists.
@@ -137,10 +143,14 @@ class ObjectTable:
                     writer.write(part)
             return
         path = Path(target)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        # Random, as threads, and processes of two containers, can have the same process id. Made by open(), so that
+        # the file gets the permissions that any other file of this process gets.
+        partial = path.with_name(f".s3torch-{secrets.token_hex(16)}")
         try:
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:
                 file.writelines(self._to_bytes())
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave the new name with nothing in it
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -199,6 +209,13 @@ class ObjectTable:
             and max(self._bucket_of) < len(self._buckets)
         )
 
+    def __getstate__(self) -> tuple[bytes, array[int], array[int], array[int], list[str]]:
+        # With slots and without this the pickle protocols 0 and 1 refuse.
+        return self._keys, self._ends, self._sizes, self._bucket_of, self._buckets
+
+    def __setstate__(self, state: tuple[bytes, array[int], array[int], array[int], list[str]]) -> None:
+        self._keys, self._ends, self._sizes, self._bucket_of, self._buckets = state
+
     def __repr__(self) -> str:
         return f"<ObjectTable of {len(self)} objects in {len(self._buckets)} buckets>"
 
@@ -209,20 +226,22 @@ class ObjectTable:
         return (self[index] for index in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> S3BucketKeyData: ...
+    def __getitem__(self, index: SupportsIndex) -> S3BucketKeyData: ...
 
     @overload
     def __getitem__(self, index: slice) -> list[S3BucketKeyData]: ...
 
-    def __getitem__(self, index: int | slice) -> S3BucketKeyData | list[S3BucketKeyData]:
+    def __getitem__(self, index: SupportsIndex | slice) -> S3BucketKeyData | list[S3BucketKeyData]:
         """Return one object, or a list of those of a slice; negative indices count from the end.
 
         Raises:
             IndexError: There is no such object.
+            ArgumentTypeError: The index is neither an integer nor a slice.
             ObjectTableError: The table was loaded from a file that s3torch did not write, and the key is no text.
         """
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
+        index = as_index("index", index)  # such as numpy's int8, whose arithmetic ends at 127
         ends = self._ends
         count = len(ends)
         if index < 0:
@@ -237,6 +256,22 @@ class ObjectTable:
         size = self._sizes[index]
         info = None if size == _UNKNOWN_SIZE else ObjectInfo(key, "", size, 0)
         return S3BucketKeyData(self._buckets[self._bucket_of[index]], key, info)
+
+
+def _taken_apart(item: Any) -> tuple[str, bytes, int]:  # noqa: ANN401  # whatever a program yields
+    """Return bucket, key in UTF-8, and size of an object."""
+    try:
+        bucket, key, object_info = item
+        size = _UNKNOWN_SIZE if object_info is None else operator.index(object_info.size)
+        if isinstance(bucket, str) and _UNKNOWN_SIZE <= size < 2**63:
+            return bucket, key.encode("utf-8", "surrogatepass"), size
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _no_object(item) from error
+    raise _no_object(item)
+
+
+def _no_object(item: object) -> ArgumentTypeError:
+    return ArgumentTypeError(f"An object of a dataset must be S3BucketKeyData(bucket, key, object_info), got {item!r}.")
 
 
 def _little_endian(column: array[int]) -> array[int]:
@@ -266,27 +301,52 @@ def table_of_uris(object_uris: str | Iterable[str]) -> ObjectTable:
     """Return the objects that URIs name; a single string is one URI.
 
     Raises:
-        InvalidURIError: One is not of the form ``s3://bucket/key``.
+        InvalidURIError: One is not of the form ``s3://bucket/key``, or has no key.
         ArgumentTypeError: It is neither a string nor an iterable of strings.
     """
     uris = [object_uris] if isinstance(object_uris, str) else object_uris
     if not isinstance(uris, Iterable):
         raise ArgumentTypeError(f"object_uris must be an S3 URI or an iterable of them, got {object_uris!r}.")
-    return ObjectTable(S3BucketKeyData(*parse_s3_uri(uri)) for uri in uris)
+    return ObjectTable(map(_object_at, uris))
+
+
+def _object_at(uri: str) -> S3BucketKeyData:
+    bucket, key = parse_s3_uri(uri)
+    if not key:
+        raise InvalidURIError(f"A URI of an object must have a key, got {uri!r}. Write 's3://bucket/key'.")
+    return S3BucketKeyData(bucket, key)
 
 
 def list_prefix(client: S3Client, bucket: str, prefix: str) -> Iterator[S3BucketKeyData]:
     """Yield the objects under a prefix. Markers of directories (0-byte keys that end in ``/``) are left out.
 
+    After an error the iterator can be asked again: it asks for the same page again.
+
     Raises:
         BucketNotFoundError: There is no such bucket.
         S3Error: The listing failed otherwise.
     """
-    pages = client.list_objects(bucket, prefix)
-    pages.look_ahead = True
-    for number, page in enumerate(pages, 1):
-        if number % _PAGES_BETWEEN_MESSAGES == 0:
-            _log.info("Listing s3://%s/%s: %d pages of up to 1000 keys so far", bucket, prefix, number)
-        for info in page.object_info:
-            if info.size or not info.key.endswith("/"):
-                yield S3BucketKeyData(bucket, info.key, info)
+    return _Listed(client, bucket, prefix)
+
+
+class _Listed(Iterator[S3BucketKeyData]):
+    """The objects of a listing, page by page. No generator: that would end after an error, as if all had come."""
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
+        stream = client.list_objects(bucket, prefix)
+        stream.look_ahead = True
+        self._pages = iter(stream)
+        self._bucket = bucket
+        self._where = f"s3://{bucket}/{prefix}"
+        self._count = 0
+        self._page: Iterator[S3BucketKeyData] = iter(())
+
+    def __next__(self) -> S3BucketKeyData:
+        while (item := next(self._page, None)) is None:
+            page = next(self._pages)
+            self._count += 1
+            if self._count % _PAGES_BETWEEN_MESSAGES == 0:
+                _log.info("Listing %s: %d pages of up to 1000 keys so far", self._where, self._count)
+            infos = (info for info in page.object_info if info.size or not info.key.endswith("/"))
+            self._page = iter([S3BucketKeyData(self._bucket, info.key, info) for info in infos])
+        return item

@@ -7,6 +7,7 @@ A kind of reader says how bytes are fetched (``_read_at``, ``_readinto_at``) and
 from __future__ import annotations
 
 import io
+import operator
 from abc import abstractmethod
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -49,6 +50,9 @@ class S3Reader(S3File):
         size = "unknown" if self._remote.size is None else self._remote.size
         state = " closed" if self.closed else ""
         return f"<{type(self).__name__} s3://{self.bucket}/{self.key} position={self._position} size={size}{state}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        return super().__reduce_ex__(max(2, operator.index(protocol)))  # 0 and 1 refuse what derives from io
 
     def __getstate__(self) -> dict[str, object]:
         return {"_bucket": self.bucket, "_key": self.key, "_remote": self._remote, "_position": self._position}
