@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch import S3Client, S3IterableDataset, S3MapDataset, S3ReaderConfig
 from s3torch.errors import ClosedError, DeadlineError, NotFoundError, ObjectChangedError, S3Error, TransientError
 from s3torch.readers import S3Reader
-from s3torch.testing.simulate import seam
+from s3torch.testing.simulate import probe, seam
 from s3torch.testing.simulate.invariants import Finding
 from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
 from s3torch.testing.simulate.world import EndlessError, World
@@ -66,13 +66,21 @@ class ReaderState:
 
 @dataclass
 class IterationState:
-    """An iterator of a dataset, and what came of it."""
+    """An iterator of a dataset, and what came of it.
+
+    Attributes:
+        keys: The objects that it must yield.
+        seen: Those that it has yielded.
+        has_failed: Whether it has raised, or ended.
+        is_loose: Whether two threads used it.
+    """
 
     iterator: Iterator[Any]
     dataset: int
     keys: list[str]
     seen: list[str] = field(default_factory=list)
     has_failed: bool = False
+    is_loose: bool = False
 
 
 class Transform:
@@ -142,6 +150,7 @@ class Play:
         self.tracer: Tracer | None = None
         self.shared: set[str] = set()
         self.depth = 0
+        self.budget_before = probe.budget_held()
         self.number = next(_numbers)
         _plays[self.number] = self
         self._memory: list[bytearray] = []

@@ -43,7 +43,7 @@ from s3torch.testing.simulate.steps import (
 )
 from s3torch.testing.simulate.world import FAULTS
 
-__all__ = ["KINDS", "DatasetSpec", "Program", "draft"]
+__all__ = ["KINDS", "DatasetSpec", "Program", "draft", "kind_of"]
 
 KiB = 1024
 
@@ -349,6 +349,11 @@ def _options(chance: random.Random, kind: str) -> dict[str, Any]:
     return options
 
 
+def kind_of(seed: int, only: str | None = None) -> str:
+    """Return which of KINDS the program of a seed is."""
+    return only or random.Random(seed).choice(KINDS)
+
+
 def draft(seed: int, only: str | None = None) -> Program:
     """Return the program of a seed, without what happens in the middle of its steps.
 
@@ -356,8 +361,8 @@ def draft(seed: int, only: str | None = None) -> Program:
         seed: Any.
         only: One of KINDS, or None to let the seed choose.
     """
-    chance = random.Random(seed)
-    kind = only or chance.choice(KINDS)
+    kind = kind_of(seed, only)
+    chance = random.Random(f"{kind} {seed}")
     writer = _Writer(chance, kind)
     is_traced = kind in ("interrupts", "signals", "collections", "silence")
     if kind == "workers":

@@ -136,18 +136,20 @@ class Next(Step):
         may: tuple[type[BaseException], ...] = {"oops": (OopsError,), "stop": (RuntimeError,)}.get(spec.transform, ())
         keys = state.keys if spec.source == "objects" else play.program.keys
         is_shared = self.name in play.shared
+        state.is_loose |= is_shared
         if is_shared:
             may = (*may, ValueError)  # "generator already executing", which Python itself says
         sample = play.attempt(what, keys, lambda: next(state.iterator, None), may=may, shared=is_shared)
         if sample is FAILED:
             state.has_failed = True
             return False
-        is_certain = not (state.has_failed or is_shared or play.has_interrupted)
+        is_certain = not (state.has_failed or state.is_loose or play.has_interrupted)
         has_changed = spec.source == "prefix" and play.bucket.was_replaced([*play.program.keys, *state.keys])
         if sample is None:
             if is_certain and state.seen != state.keys and not has_changed:
                 missed = [key for key in state.keys if key not in state.seen]
-                play.find("results", f"{what} ended after {len(state.seen)} of {len(state.keys)}; {missed} are missing")
+                why = f", whose transform raised StopIteration at {special}" if spec.transform == "stop" else ""
+                play.find("results", f"{what} ended after {len(state.seen)} of {len(state.keys)}{why}; not {missed}")
             state.has_failed = True
             return False
         key = sample.key if spec.transform == "reader" else sample[0]

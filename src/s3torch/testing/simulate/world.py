@@ -6,9 +6,11 @@ milliseconds. Everything that is left to chance comes from one generator, so tha
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -134,7 +136,8 @@ class SimulatedNetwork:
         world = self.world
         world.selects += 1
         world.on_select()
-        began, deadline = world.now, world.now + timeout
+        # A wait that is too short for the clock's precision still lets some time pass, as in earnest.
+        began, deadline = world.now, world.now + (max(timeout, 1e-6) if timeout > 0 else 0.0)
         world.settle()
         if world.scheduler is not None:
             world.scheduler.block(lambda: bool(self._ready()), deadline)
@@ -178,9 +181,9 @@ class SimulatedConnection:
         self._handed_out = 0
         self._is_between_requests = True
         self._told: list[tuple[int, str]] = []
-        self._step = world.chance.choice((1 << 20, 1 << 20, 4096, 700))
+        self._step = world.chance.choice((1 << 20, 1 << 20, 16 * 1024, 3_000))
         world.open_connections.add(self)
-        world.at(world.chance.uniform(0.0002, 0.002), self._accept)
+        self._at(world.chance.uniform(0.0002, 0.002), SimulatedConnection._accept)
 
     def __hash__(self) -> int:
         return self.number
@@ -274,6 +277,17 @@ class SimulatedConnection:
         if self._was_reset:
             raise ConnectionFailedError(f"The connection failed while talking to {self.origin}: reset by peer.")
 
+    def _at(self, delay: float, action: Callable[[SimulatedConnection], None]) -> None:
+        """Let something happen later, unless the connection is gone by then."""
+        reference = weakref.ref(self)
+
+        def act() -> None:
+            connection = reference()
+            if connection is not None:
+                action(connection)
+
+        self._world.at(delay, act)
+
     def _accept(self) -> None:
         self._accepted = True
 
@@ -306,7 +320,7 @@ class SimulatedConnection:
             return
         latency = world.chance.uniform(0.001, 0.03)
         if fault == "reset":
-            world.at(latency, self._break)
+            self._at(latency, SimulatedConnection._break)
             return
         if fault in ("slow down", "internal error"):
             refusal = failure(503, "SlowDown") if fault == "slow down" else failure(500, "InternalError")
@@ -315,7 +329,7 @@ class SimulatedConnection:
         answer = world.server.answer(request)
         data = answer.encode(request.method)
         if fault == "lost":
-            world.at(latency, self._break)
+            self._at(latency, SimulatedConnection._break)
             return
         if answer.upload_id is not None:
             self._told.append((self._handed_out + len(self._on_its_way) + len(data), answer.upload_id))
@@ -323,9 +337,9 @@ class SimulatedConnection:
             data = data[: max(1, len(data) * 2 // 3)]
         end = self._deliver(data, 8.0 if fault == "late" else latency)
         if fault == "cut":
-            world.at(end, self._break)
+            self._at(end, SimulatedConnection._break)
         elif fault in ("truncated", "hang up"):
-            world.at(end, self._end)
+            self._at(end, SimulatedConnection._end)
 
     def _deliver(self, data: bytes, delay: float) -> float:
         """Let bytes arrive in pieces; returns when the last one does."""
@@ -333,7 +347,7 @@ class SimulatedConnection:
         pieces = chance.choice((1, 1, 2, 4))
         size = -(-len(data) // pieces)
         for start in range(0, len(data), size):
-            self._world.at(delay, lambda piece=data[start : start + size]: self._arrive(piece))  # type: ignore[misc]
+            self._at(delay, functools.partial(SimulatedConnection._arrive, piece=data[start : start + size]))
             delay += chance.uniform(0.0001, 0.01)
         return delay
 
