@@ -26,7 +26,7 @@ FAILED = object()
 
 # Virtual seconds that a call may take: without faults, with them, and after an interrupt.
 _LONGEST_CALL = 60.0
-_LONGEST_CALL_WITH_FAULTS = 5_000.0
+_LONGEST_CALL_WITH_FAULTS = 400.0
 _LONGEST_INTERRUPT = 2.0
 
 _CANARY = 0xC5
@@ -182,6 +182,7 @@ class Play:
             shared: Whether it uses what another thread uses at the same time.
         """
         began = self.world.now
+        self.world.begin_call()
         try:
             return function()
         except S3Error as error:
@@ -297,6 +298,8 @@ class Play:
             self.find("results", f"{what} has {len(found)} samples")
             return
         for key, sample in zip(wanted, found, strict=True):
+            if self.world.is_silent:
+                return  # a reader that is read here would only wait
             self.check_sample(what, spec, key, sample)
 
     def check_sample(self, what: str, spec: DatasetSpec, key: str, sample: Any) -> None:  # noqa: ANN401  # a transform's

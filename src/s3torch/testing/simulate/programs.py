@@ -53,6 +53,9 @@ KINDS = (
     *("interrupts", "signals", "collections", "silence"),
 )
 
+# A tenth of the defaults: what waits does so in turns of the loop, and these take time in earnest.
+_TIMEOUTS = {"connect_timeout": 1.0, "first_byte_timeout": 3.0, "stall_timeout": 2.0}
+
 _SIZES = (0, 1, 90, 300, 300, 4_000, 4_000, 20_000, 20_000, 70_000, 200_000)
 _READERS = ("sequential", "sequential", "range", "buffered", "adaptive", "adaptive")
 _TRANSFORMS = (
@@ -119,7 +122,7 @@ class Program:
     @property
     def config(self) -> S3ClientConfig:
         """The configuration of its clients."""
-        return S3ClientConfig(unsigned=True, **self.options)
+        return S3ClientConfig(unsigned=True, **{**_TIMEOUTS, **self.options})
 
     @property
     def has_faults(self) -> bool:

@@ -93,7 +93,7 @@ def run(program: Program, *, counts: bool = False) -> Result:
             for number, step in enumerate(program.steps):
                 result.names.append(sorted(name for name in play.things if " " not in name))
                 _run_step(play, number, step, result)
-                if play.findings:
+                if play.findings or world.is_silent:
                     break
             _finish(play)
         except StuckError as error:
