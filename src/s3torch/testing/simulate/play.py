@@ -129,13 +129,15 @@ class Play:
     Args:
         program: What runs.
         world: Where it runs.
+        ignored: Invariants that are known not to hold.
 
     Attributes:
         findings: What was found so far.
     """
 
-    def __init__(self, program: Program, world: World) -> None:
+    def __init__(self, program: Program, world: World, ignored: frozenset[str] = frozenset()) -> None:
         self.program = program
+        self._ignored = ignored
         self.world = world
         self.bucket: BucketModel = world.server.bucket
         self.client = seam.client_of(program.config)
@@ -212,7 +214,8 @@ class Play:
 
     def find(self, invariant: str, detail: str) -> None:
         """Take down that an invariant does not hold."""
-        self.findings.append(Finding(invariant, detail))
+        if invariant not in self._ignored:
+            self.findings.append(Finding(invariant, detail))
 
     def memory(self, size: int) -> bytearray:
         """Return memory for a call."""

@@ -207,6 +207,9 @@ class _Writer:
                 steps.append(CloseClient(dataset))
         return steps
 
+    def batch_maybe_ahead(self, dataset: int) -> Step:
+        return Batch(dataset, self.places(), self.places() if self.chance.random() < 0.3 else ())
+
     def iteration(self) -> list[Step]:
         chance = self.chance
         names = [self.name("i") for _ in range(chance.choice((1, 1, 2)))]
@@ -312,26 +315,19 @@ class _Writer:
         if shared == "dataset":
             dataset = self.dataset("map", transform=chance.choice(("read", "pieces", "name", "nested read")))
             for _ in range(chance.randint(2, 4)):
-                threads.append(
-                    tuple(
-                        Batch(dataset, self.places(), self.places() if chance.random() < 0.3 else ())
-                        for _ in range(chance.randint(1, 3))
-                    )
-                )
+                count = chance.randint(1, 3)
+                threads += [tuple(self.batch_maybe_ahead(dataset) for _ in range(count))]
         elif shared == "reader":
             name = self.name("r")
             steps.append(Open(name, self.key(), chance.choice(_READERS), chance.random() < 0.5))
-            for _ in range(2):
-                threads.append(tuple(self.reader_call(name) for _ in range(chance.randint(1, 3))))
+            threads += [tuple(self.reader_call(name) for _ in range(chance.randint(1, 3))) for _ in range(2)]
         elif shared == "iterator":
             name = self.name("i")
             steps.append(Iterate(name, self.dataset("iterable", transform="read")))
-            for _ in range(2):
-                threads.append((Next(name, chance.choice((1, 3, 100))),))
+            threads += [(Next(name, chance.choice((1, 3, 100))),) for _ in range(2)]
         else:
             self.datasets += [DatasetSpec("map"), DatasetSpec("iterable")]
-            for _ in range(chance.randint(2, 3)):
-                threads.append(tuple(self.some(1)))
+            threads += [tuple(self.some(1)) for _ in range(chance.randint(2, 3))]
         return [*steps, Together(tuple(threads), chance.choice((30, 150, 600, 10**6)))]
 
 

@@ -10,8 +10,9 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from s3torch.testing.simulate import seam
@@ -27,7 +28,7 @@ from s3torch.testing.simulate.coincidences import (
 )
 from s3torch.testing.simulate.invariants import AFTER_A_TURN, AFTER_ALL, AT_ONCE, Finding
 from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
-from s3torch.testing.simulate.play import Play
+from s3torch.testing.simulate.play import Play, ReaderState
 from s3torch.testing.simulate.programs import Program, draft, kind_of
 from s3torch.testing.simulate.scheduler import StuckError
 from s3torch.testing.simulate.server import Server
@@ -35,7 +36,6 @@ from s3torch.testing.simulate.steps import (
     Batch,
     Head,
     ListPages,
-    ReaderState,
     ReadRange,
     Step,
     Together,
@@ -67,11 +67,12 @@ class Result:
     names: list[list[str]] = field(default_factory=list)
 
 
-def run(program: Program, *, counts: bool = False) -> Result:
+def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ()) -> Result:
     """Run a program and check all invariants.
 
     Args:
         program: What runs.
+        ignore: Names of invariants that are known not to hold.
         counts: Whether to count the places where something may happen in the middle.
     """
     bucket = BucketModel()
@@ -83,7 +84,7 @@ def run(program: Program, *, counts: bool = False) -> Result:
     world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls)
     result = Result(log=world.log)
     with seam.connected(world), _collector_off(), _quiet() as in_finalisers:
-        play = Play(program, world)
+        play = Play(program, world, frozenset(ignore))
         is_traced = counts or any(each.at for each in program.coincidences)
         is_traced |= any(isinstance(step, Together) for step in program.steps)
         play.tracer = Tracer() if is_traced else None
@@ -129,7 +130,7 @@ def _run_step(play: Play, number: int, step: Step, result: Result) -> None:
         tracer.due = {}
         for each in mine:
             if each.at:
-                tracer.due.setdefault(each.at, []).append(lambda each=each: each.happen(play))
+                tracer.due.setdefault(each.at, []).append(partial(each.happen, play))
         tracer.start()
     try:
         step.run(play)
@@ -165,7 +166,7 @@ def _finish(play: Play) -> None:
     play.datasets.clear()
     play.world.heal()
     for client in play.clients:
-        play.attempt("a call afterwards", [_PROBE], lambda client=client: client.head_object(seam.BUCKET, _PROBE))
+        play.attempt("a call afterwards", [_PROBE], partial(client.head_object, seam.BUCKET, _PROBE))
     play.check_memory("after another call")
     for invariant in AFTER_A_TURN if not play.findings else ():
         invariant(play)
@@ -210,19 +211,20 @@ def _quiet() -> Iterator[list[str]]:
         log.setLevel(level)
 
 
-def program_of(seed: int, only: str | None = None) -> tuple[Program, Result | None]:
+def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result | None]:
     """Return the program of a seed, with what happens in the middle; and what was found on the way, if anything was.
 
     Args:
         seed: Any.
         only: One of KINDS, or None to let the seed choose.
+        ignore: As for ``run``.
     """
     program = draft(seed, only)
     kind = kind_of(seed, only)
     if kind not in ("interrupts", "signals", "collections", "silence"):
         return program, None
     if kind != "silence":
-        result = run(program)  # fills caches, so that the next two runs pass the same places
+        result = run(program, ignore=ignore)  # fills caches, so that the next two runs pass the same places
         if result.findings:
             return program, result
     counted = run(program, counts=True)
@@ -269,10 +271,10 @@ def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
     return tuple(chance.choice(choices) for _ in range(chance.choice((1, 1, 2))))
 
 
-def simulate(seed: int, only: str | None = None) -> tuple[Program, list[Finding]]:
+def simulate(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, list[Finding]]:
     """Run the program of a seed; returns it, and what was found."""
-    program, early = program_of(seed, only)
-    return program, (early or run(program)).findings
+    program, early = program_of(seed, only, ignore=ignore)
+    return program, (early or run(program, ignore=ignore)).findings
 
 
 def check(program: Program) -> None:
@@ -285,13 +287,14 @@ def check(program: Program) -> None:
     assert not findings, "\n".join(f"{each.invariant}: {each.detail}" for each in findings)
 
 
-def shrunk(program: Program, findings: list[Finding], *, tries: int = 200) -> Program:
+def shrunk(program: Program, findings: list[Finding], *, tries: int = 200, ignore: Collection[str] = ()) -> Program:
     """Return a smaller program that breaks one of the same invariants.
 
     Args:
         program: One that breaks an invariant.
         findings: What was found.
         tries: How many programs to run at most.
+        ignore: As for ``run``.
     """
     names = {each.invariant for each in findings}
     left = tries
@@ -302,7 +305,7 @@ def shrunk(program: Program, findings: list[Finding], *, tries: int = 200) -> Pr
             left -= 1
             if left < 0:
                 break
-            if names & {each.invariant for each in run(candidate).findings}:
+            if names & {each.invariant for each in run(candidate, ignore=ignore).findings}:
                 program, is_smaller = candidate, True
                 break
     return program
@@ -336,9 +339,7 @@ def _smaller(program: Program) -> Iterator[Program]:
         yield dataclasses.replace(program, objects=program.objects[: len(program.objects) // 2])
     for place, size in enumerate(program.objects):
         if size is not None and size > 300:
-            yield dataclasses.replace(
-                program, objects=(*program.objects[:place], 300, *program.objects[place + 1 :])
-            )
+            yield dataclasses.replace(program, objects=(*program.objects[:place], 300, *program.objects[place + 1 :]))
 
 
 def _smaller_step(step: Step) -> Iterator[Any]:
@@ -349,5 +350,3 @@ def _smaller_step(step: Step) -> Iterator[Any]:
         changed: Any = step
         yield dataclasses.replace(changed, **{name: items[: len(items) // 2]})
         yield dataclasses.replace(changed, **{name: items[len(items) // 2 :]})
-
-

@@ -109,9 +109,9 @@ class Scheduler:
         finally:
             sys.settrace(None)
             task.is_done = True
-            self._pass_on(self._choose(last=task))
+            self._pass_on(self._choose())
 
-    def _choose(self, last: _Task | None = None) -> _Task:
+    def _choose(self) -> _Task:
         """Return the task that runs next; lets time pass if all of them wait."""
         world = self._world
         while True:
@@ -119,11 +119,7 @@ class Scheduler:
             alive = [task for task in self._tasks if not task.is_done]
             if not alive:
                 return self._tasks[0]
-            able = [
-                task
-                for task in alive
-                if task.is_ready is None or world.now >= task.deadline or task.is_ready()
-            ]
+            able = [task for task in alive if task.is_ready is None or world.now >= task.deadline or task.is_ready()]
             if able:
                 return self._chance.choice(able)
             world.step(min(task.deadline for task in alive))

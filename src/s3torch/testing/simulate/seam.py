@@ -54,7 +54,7 @@ def connected(world: World) -> Iterator[None]:
 
         # The one seam: what an engine gets for a network.
         swap("s3torch.client", "Network", lambda _tls: world.network())
-        # Nobody is asked for addresses, which would take botocore a while; requests are not signed, so by nobody's clock.
+        # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
         # Sets of flights are walked in the same order each time.
         swap("s3torch._transfer.engine", "_Flight.__hash__", _hash_of_flight)

@@ -204,7 +204,9 @@ class Server:
         upload = self.uploads.get(request.query["uploadId"])
         if upload is None:
             return failure(404, "NoSuchUpload")
-        named = [(int(number), unescape(etag.decode(), {"&quot;": '"'})) for number, etag in _PART.findall(request.body)]
+        named = [
+            (int(number), unescape(etag.decode(), {"&quot;": '"'})) for number, etag in _PART.findall(request.body)
+        ]
         parts = [upload.parts.get(number) for number, _ in named]
         if not parts or any(part is None or part.etag != etag for part, (_, etag) in zip(parts, named, strict=True)):
             return failure(400, "InvalidPart")

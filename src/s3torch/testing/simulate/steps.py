@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.utils.data._utils.worker as torch_worker
@@ -258,6 +259,7 @@ class _ReaderStep(Step):
     def memory(self, play: Play) -> bytearray | None:
         """Return memory that the call is to fill, or None."""
         del play
+        return None
 
     def call(self, state: ReaderState, memory: bytearray | None) -> object:
         """Make the call."""
@@ -281,8 +283,6 @@ class _ReaderStep(Step):
             return
         versions = play.bucket.versions(state.key) if state.versions is None else state.versions
         fitting = [content for content in versions if self.due(content, before) == found]
-        if not fitting and state.versions is not None:  # it may have gone on with what it was told before
-            fitting = []
         if not fitting:
             play.find("results", f"{what} at {before} of {state.key} returned {len(found)} wrong bytes")
             return
@@ -421,7 +421,10 @@ class ReadRanges(Step):
         """Read the ranges."""
         if not self.into:
             found = play.attempt(
-                repr(self), [self.key], lambda: play.client.read_ranges(BUCKET, self.key, self.ranges), may=self._may(play)
+                repr(self),
+                [self.key],
+                lambda: play.client.read_ranges(BUCKET, self.key, self.ranges),
+                may=self._may(play),
             )
         else:
             memory = [play.memory(stop - start) for start, stop in self.ranges]
@@ -646,8 +649,8 @@ class Together(Step):
                 tracer.start()
             _run_all(play, steps)
 
-        bodies = [lambda steps=self.threads[0]: _run_all(play, steps)]
-        bodies += [lambda steps=steps: other(steps) for steps in self.threads[1:]]
+        bodies: list[Callable[[], None]] = [partial(_run_all, play, self.threads[0])]
+        bodies += [partial(other, steps) for steps in self.threads[1:]]
         if tracer is not None:
             tracer.tick = scheduler.tick
         try:
@@ -692,7 +695,9 @@ class Workers(Step):
                 id=worker, num_workers=self.workers, seed=0, dataset=copy
             )
             try:
-                keys = play.attempt(repr(self), due, lambda copy=copy, worker=worker: self._keys(copy, worker, spec.kind))
+                keys = play.attempt(
+                    repr(self), due, partial(self._keys, copy, worker, spec.kind)
+                )
             finally:
                 torch_worker._worker_info = None
             if keys is FAILED:

@@ -29,7 +29,8 @@ FAULTS = ("reset", "lost", "cut", "truncated", "stalled", "late", "slow down", "
 
 # A loop that turns so often without any time passing turns for ever; one that waits so long waits for ever.
 _MOST_IDLE_SELECTS = 5_000
-_LONGEST = 1_500.0
+_LONGEST = 100.0
+_LONGEST_WITH_FAULTS = 500.0
 _RECORD = 16 * 1024
 
 
@@ -52,6 +53,10 @@ class World:
         on_select: Called whenever somebody does; to interrupt it.
         scheduler: Says which thread runs; None while there is one only.
         is_kind: Whether faults are over.
+        is_silent: Whether the server answers nothing more.
+        requests: Requests that the server has received.
+        log: Those requests, with their times and faults.
+        open_connections: Those that the client has not closed.
     """
 
     def __init__(
@@ -64,7 +69,6 @@ class World:
         self.now = 1000.0
         self.selects = 0
         self.on_select: Callable[[], None] = lambda: None
-        self.on_request: Callable[[int], None] = lambda number: None
         self.scheduler: Scheduler | None = None
         self.is_kind = False
         self.is_silent = False
@@ -78,7 +82,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._idle_selects = 0
-        self._latest = self.now + _LONGEST
+        self._latest = self.now + (_LONGEST_WITH_FAULTS if self.faults else _LONGEST)
 
     def clock(self) -> float:
         """Return the virtual time."""
@@ -103,7 +107,7 @@ class World:
 
     def begin_call(self) -> None:
         """Take down that a call begins, which may take its time."""
-        self._latest = self.now + _LONGEST
+        self._latest = self.now + (_LONGEST_WITH_FAULTS if self.faults else _LONGEST)
 
     def count_select(self, *, has_waited: bool) -> None:
         """Notice a loop that turns without end."""
@@ -316,7 +320,6 @@ class SimulatedConnection:
         world = self._world
         world.requests += 1
         number = world.requests
-        world.on_request(number)
         request = parse_request(head, body)
         fault = "" if world.is_kind else world.faults.get(number, "")
         world.log.append(f"{world.now:.4f} {request.name} {request.key} {request.fields.get('range', '')} {fault}")
