@@ -155,7 +155,7 @@ class SimulatedNetwork:
             while world.now < deadline and not self._ready():
                 world.step(deadline)
         ready = self._ready()
-        world.count_select(has_waited=world.now > began or bool(ready))
+        world.count_select(has_waited=world.now > began)
         return ready
 
     def close(self) -> None:
