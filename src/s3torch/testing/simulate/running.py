@@ -223,11 +223,9 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
     kind = kind_of(seed, only)
     if kind not in ("interrupts", "signals", "collections", "silence"):
         return program, None
-    if kind != "silence":
-        result = run(program, ignore=ignore)  # fills caches, so that the next two runs pass the same places
-        if result.findings:
-            return program, result
-    counted = run(program, counts=True)
+    counted = run(program, counts=True, ignore=ignore)
+    if counted.findings and kind != "silence":
+        return program, counted
     chance = random.Random(f"{seed} in the middle")
     placed = [_placed(chance, program, counted, kind) for _ in range(chance.choice((1, 1, 2)))]
     return dataclasses.replace(program, coincidences=tuple(each for each in placed if each is not None)), None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from s3torch import S3Client, S3ClientConfig
@@ -26,6 +27,8 @@ _KNOBS: tuple[tuple[str, str, object], ...] = (
     ("s3torch.config", "_MIN_PART_SIZE", 16 * KiB),
     ("s3torch.config", "MiB", KiB),
 )
+
+_caches: dict[str, list[Callable[[], None]]] = {}
 
 
 def client_of(config: S3ClientConfig) -> S3Client:
@@ -65,9 +68,21 @@ def connected(world: World) -> Iterator[None]:
         if defaults and "clock" in defaults:
             stack.callback(defaults.__setitem__, "clock", defaults["clock"])
             defaults["clock"] = world.clock
+        _clear_caches()
         stack.callback(random.setstate, random.getstate())
         random.seed(world.chance.random())
         yield
+
+
+def _clear_caches() -> None:
+    """Empty what functions of s3torch remember, so that a program passes the same places whatever ran before it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("s3torch.") and not name.startswith("s3torch.testing"):
+            if name not in _caches:
+                values = list(vars(module).values())
+                _caches[name] = [each.cache_clear for each in values if hasattr(each, "cache_clear")]
+            for clear in _caches[name]:
+                clear()
 
 
 def _endpoint(_session: object, bucket: str, _region: str) -> object:
