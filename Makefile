@@ -1,14 +1,16 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
 # PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
-# docs, soak, soak-faults, bench and compare; MINUTES=60 says for how long to soak.
+# docs, simulate, soak, soak-faults, bench and compare; MINUTES=60 says for how long to simulate or soak.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check audit test fuzz docs soak soak-faults demo bench compare build-check clean
+.PHONY: help venv fmt check audit test fuzz simulate docs soak soak-faults demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
-MINUTES ?= 10
+MINUTES ?=
+SEEDS ?=
+START ?= 0
 
 VENV := .venv
 BENCH_VENV := .venv-bench
@@ -61,11 +63,14 @@ test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or ARGS="--seconds 600 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+simulate: $(VENV)/$(READY)  ## run random programs in which several things happen at once: MINUTES=1, or SEEDS=10000 START=0
+	$(BIN)/python -m tests.simulate --start $(START) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)
 
 soak: $(VENV)/$(READY)  ## train from a real server that is killed, reset and given other keys, for MINUTES=10
-	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 soak-faults: $(VENV)/$(READY)  ## read 100,000 objects under random faults
 	$(BIN)/python -m tests.soak.faults $(ARGS)

@@ -1,0 +1,350 @@
+"""Runs programs, finds places for what happens in the middle of them, and makes failing ones small."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from s3torch.testing.simulate import seam
+from s3torch.testing.simulate.coincidences import (
+    Coincidence,
+    Collect,
+    Forget,
+    Interrupt,
+    Lose,
+    Replace,
+    Signal,
+    Tracer,
+)
+from s3torch.testing.simulate.invariants import AFTER_A_TURN, AFTER_ALL, AT_ONCE, Finding
+from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
+from s3torch.testing.simulate.play import Play, ReaderState
+from s3torch.testing.simulate.programs import Program, draft, kind_of
+from s3torch.testing.simulate.scheduler import StuckError
+from s3torch.testing.simulate.server import Server
+from s3torch.testing.simulate.steps import (
+    Batch,
+    Head,
+    ListPages,
+    ReadRange,
+    Step,
+    Together,
+    Write,
+)
+from s3torch.testing.simulate.world import World
+
+__all__ = ["Result", "check", "program_of", "run", "shrunk", "simulate"]
+
+_PROBE = "z"
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Attributes:
+        findings: Which invariants did not hold; empty if all did.
+        places: For each step, how many places it passed where signals are looked for; 0 if nobody counted.
+        selects: For each step, how often it waited for the network.
+        log: The requests that the server saw, with their times.
+        names: The readers, writers and iterators that were there at the beginning of each step.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    selects: list[int] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+
+
+def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ()) -> Result:
+    """Run a program and check all invariants.
+
+    Args:
+        program: What runs.
+        ignore: Names of invariants that are known not to hold.
+        counts: Whether to count the places where something may happen in the middle.
+    """
+    bucket = BucketModel()
+    for key, size in zip(program.keys, program.objects, strict=True):
+        if size is not None:
+            bucket.put(key, Stored.of(bytes_of(key, 0, size)))
+    bucket.put(_PROBE, Stored.of(b"z"))
+    bucket.begin()
+    world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls)
+    result = Result(log=world.log)
+    with seam.connected(world), _collector_off(), _quiet() as in_finalisers:
+        play = Play(program, world, frozenset(ignore))
+        is_traced = counts or any(each.at for each in program.coincidences)
+        is_traced |= any(isinstance(step, Together) for step in program.steps)
+        play.tracer = Tracer() if is_traced else None
+        result.findings = play.findings
+        threads = threading.active_count()
+        try:
+            for number, step in enumerate(program.steps):
+                result.names.append(sorted(name for name in play.things if " " not in name))
+                _run_step(play, number, step, result)
+                if play.findings or world.is_silent:
+                    break
+            _finish(play)
+        except StuckError as error:
+            play.find("time", str(error))
+        except Exception as error:  # noqa: BLE001  # every one of them is what is looked for
+            play.find("documented errors", f"{type(error).__name__}: {error}")
+        for what in in_finalisers:
+            play.find("documented errors", what)
+        if threading.active_count() > threads:
+            play.find("threads", "threads are left")
+        play.clients.clear()
+        del play.client
+        gc.collect()  # a client and its buckets refer to each other
+        for invariant in AFTER_ALL if not play.findings else ():
+            invariant(play)
+    return result
+
+
+def _run_step(play: Play, number: int, step: Step, result: Result) -> None:
+    world, tracer = play.world, play.tracer
+    mine = [each for each in play.program.coincidences if each.step == number]
+    first = world.selects
+    by_select = {first + each.select: each for each in mine if each.select}
+
+    def on_select() -> None:
+        coincidence = by_select.pop(world.selects, None)
+        if coincidence is not None:
+            coincidence.happen(play)
+
+    world.on_select = on_select if by_select else lambda: None
+    if tracer is not None:
+        tracer.count, tracer.is_on = 0, True
+        tracer.due = {}
+        for each in mine:
+            if each.at:
+                tracer.due.setdefault(each.at, []).append(partial(each.happen, play))
+        tracer.start()
+    try:
+        step.run(play)
+    except KeyboardInterrupt:  # where no call of ours was the outermost, such as in a finaliser
+        if not play.has_interrupted:
+            raise
+    finally:
+        if tracer is not None:
+            tracer.stop()
+            tracer.is_on = False
+        world.on_select = lambda: None
+    play.interrupted_at = None
+    result.places.append(tracer.count if tracer is not None else 0)
+    result.selects.append(world.selects - first)
+    play.check_memory(f"after step {number}")
+
+
+def _finish(play: Play) -> None:
+    """End all that the program left open, and check what must hold then."""
+    play.tracer = None
+    play.kept.clear()
+    for name in list(play.things):
+        thing = play.things.pop(name)
+        if isinstance(thing, ReaderState):
+            thing.reader.close()
+        elif hasattr(thing, "abort"):
+            thing.abort()
+        del thing
+    for invariant in AT_ONCE if not play.findings else ():
+        if invariant.__name__ != "nothing_in_flight" or not play.is_lax:
+            invariant(play)
+    gc.collect()
+    play.datasets.clear()
+    play.world.heal()
+    for client in play.clients:
+        play.attempt("a call afterwards", [_PROBE], partial(client.head_object, seam.BUCKET, _PROBE))
+    play.check_memory("after another call")
+    for invariant in AFTER_A_TURN if not play.findings else ():
+        invariant(play)
+
+
+@contextlib.contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep the collector from coming by chance, and from walking what was there before."""
+    was_on, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        if not was_frozen:
+            gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep warnings and the log from the terminal; collect what finalisers raise."""
+    raised: list[str] = []
+
+    def note(unraisable: Any) -> None:  # noqa: ANN401  # a class that sys does not name
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt):
+            raised.append(f"a finaliser raised {type(error).__name__}: {error}")
+
+    log = logging.getLogger("s3torch")
+    level, hook = log.level, sys.unraisablehook
+    log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = note
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield raised
+    finally:
+        sys.unraisablehook = hook
+        log.setLevel(level)
+
+
+def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result | None]:
+    """Return the program of a seed, with what happens in the middle; and what was found on the way, if anything was.
+
+    Args:
+        seed: Any.
+        only: One of KINDS, or None to let the seed choose.
+        ignore: As for ``run``.
+    """
+    program = draft(seed, only)
+    kind = kind_of(seed, only)
+    if kind not in ("interrupts", "signals", "collections", "silence"):
+        return program, None
+    counted = run(program, counts=True, ignore=ignore)
+    if counted.findings and kind != "silence":
+        return program, counted
+    chance = random.Random(f"{seed} in the middle")
+    placed = [_placed(chance, program, counted, kind) for _ in range(chance.choice((1, 1, 2)))]
+    return dataclasses.replace(program, coincidences=tuple(each for each in placed if each is not None)), None
+
+
+def _placed(chance: random.Random, program: Program, counted: Result, kind: str) -> Coincidence | None:
+    """Return something that happens in the middle of one of the steps."""
+    by_select = chance.random() < (0.8 if kind == "silence" else 0.2)
+    counts = counted.selects if by_select else counted.places
+    if not any(counts):
+        return None
+    step = chance.choices(range(len(counts)), counts)[0]
+    moment = chance.randint(1, counts[step])
+    where: dict[str, int] = {"step": step, "select" if by_select else "at": moment}
+    if kind in ("interrupts", "silence"):
+        return Interrupt(**where)
+    if kind == "signals":
+        if chance.random() < 0.15:
+            return Replace(**where, key=chance.choice(program.keys), size=chance.choice((None, 300, 20_000)))
+        return Signal(**where, steps=_handler(chance, program))
+    names = counted.names[step]
+    choices: list[Coincidence] = [Collect(**where), Collect(**where), Forget(**where)]
+    choices += [Lose(**where, name=name) for name in names if name not in program.steps[step].names]
+    return chance.choice(choices)
+
+
+def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
+    """Return what a signal handler does."""
+    key = chance.choice(program.keys)
+    choices: list[Step] = [
+        ReadRange(key, 0, chance.choice((10, 50_000)), into=True),
+        Write("w/handler", (chance.choice((100, 40_000)),)),
+        ListPages("k/", 5),
+        Head(key),
+    ]
+    choices += [
+        Batch(number, tuple(chance.randrange(len(program.objects)) for _ in range(4)))
+        for number, spec in enumerate(program.datasets)
+        if spec.kind == "map" and "nested" not in spec.transform
+    ]
+    return tuple(chance.choice(choices) for _ in range(chance.choice((1, 1, 2))))
+
+
+def simulate(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, list[Finding]]:
+    """Run the program of a seed; returns it, and what was found."""
+    program, early = program_of(seed, only, ignore=ignore)
+    return program, (early or run(program, ignore=ignore)).findings
+
+
+def check(program: Program) -> None:
+    """Run a program and raise if anything is found; for a program that was printed.
+
+    Raises:
+        AssertionError: An invariant does not hold.
+    """
+    findings = run(program).findings
+    assert not findings, "\n".join(f"{each.invariant}: {each.detail}" for each in findings)
+
+
+def shrunk(program: Program, findings: list[Finding], *, tries: int = 200, ignore: Collection[str] = ()) -> Program:
+    """Return a smaller program that breaks one of the same invariants.
+
+    Args:
+        program: One that breaks an invariant.
+        findings: What was found.
+        tries: How many programs to run at most.
+        ignore: As for ``run``.
+    """
+    names = {each.invariant for each in findings}
+    left = tries
+    is_smaller = True
+    while is_smaller and left > 0:
+        is_smaller = False
+        for candidate in _smaller(program):
+            left -= 1
+            if left < 0:
+                break
+            if names & {each.invariant for each in run(candidate, ignore=ignore).findings}:
+                program, is_smaller = candidate, True
+                break
+    return program
+
+
+def _smaller(program: Program) -> Iterator[Program]:
+    """Yield programs that lack something of this one."""
+    for place in reversed(range(len(program.steps))):
+        moved = [
+            dataclasses.replace(each, step=each.step - (each.step > place))
+            for each in program.coincidences
+            if each.step != place
+        ]
+        steps = program.steps[:place] + program.steps[place + 1 :]
+        if steps:
+            yield dataclasses.replace(program, steps=steps, coincidences=tuple(moved))
+    for name in ("coincidences", "faults"):
+        items = getattr(program, name)
+        for place in range(len(items)):
+            yield dataclasses.replace(program, **{name: items[:place] + items[place + 1 :]})
+    for option in program.options:
+        yield dataclasses.replace(
+            program, options={name: value for name, value in program.options.items() if name != option}
+        )
+    if program.is_tls:
+        yield dataclasses.replace(program, is_tls=False)
+    for place, step in enumerate(program.steps):
+        for smaller in _smaller_step(step):
+            yield dataclasses.replace(program, steps=(*program.steps[:place], smaller, *program.steps[place + 1 :]))
+    if len(program.objects) > 2:
+        yield dataclasses.replace(program, objects=program.objects[: len(program.objects) // 2])
+    for place, size in enumerate(program.objects):
+        if size is not None and size > 300:
+            yield dataclasses.replace(program, objects=(*program.objects[:place], 300, *program.objects[place + 1 :]))
+
+
+def _smaller_step(step: Step) -> Iterator[Any]:
+    for name in ("threads", "batches", "places", "upcoming", "sizes", "ranges"):
+        items = getattr(step, name, None)
+        if not isinstance(items, tuple) or len(items) < 2:
+            continue
+        changed: Any = step
+        yield dataclasses.replace(changed, **{name: items[: len(items) // 2]})
+        yield dataclasses.replace(changed, **{name: items[len(items) // 2 :]})

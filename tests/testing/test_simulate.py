@@ -1,0 +1,187 @@
+"""Tests of the simulation: it goes the same way each time, runs what is right, and finds what is broken."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+import pytest
+
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.http1 import Destination
+from s3torch.testing import simulate as package
+from s3torch.testing.simulate import (
+    KINDS,
+    Batch,
+    DatasetSpec,
+    Finding,
+    Interrupt,
+    Iterate,
+    ListPages,
+    Next,
+    Open,
+    Program,
+    Read,
+    ReadInto,
+    ReadRange,
+    ReadRanges,
+    Signal,
+    Together,
+    Write,
+    check,
+    program_of,
+    run,
+    shrunk,
+    simulate,
+)
+from tests.simulate.__main__ import main
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+# Nothing here needs more than one thing at a time.
+SOUND = Program(
+    seed=1,
+    objects=(300, 0, 20_000, 70_000),
+    datasets=(DatasetSpec("map"), DatasetSpec("iterable", reader="adaptive")),
+    steps=(
+        Batch(0, (0, 1, 2, 3)),
+        Iterate("i", 1),
+        Next("i", 100),
+        Open("r", "k/003", "range"),
+        Read("r", 1000),
+        ReadInto("r", 30_000),
+        ReadRange("k/002", 5, 70, into=True),
+        ListPages("k/", 2),
+        Write("w/1", (30_000, 30_000)),
+        Write("w/2", (10,)),
+    ),
+    options={"part_size": 16 * 1024},
+)
+
+
+def test_what_is_right_passes():
+    """A program that does one thing after the other breaks nothing, and its requests reach the server."""
+    result = run(SOUND)
+    assert result.findings == []
+    assert len(result.log) > 10
+    check(SOUND)
+
+
+@each_kind
+def test_a_seed_goes_the_same_way_each_time(kind: str):
+    """A seed gives the same program, the same requests at the same virtual times, and the same findings."""
+    for seed in range(3):
+        (first, _), (second, _) = program_of(seed, kind), program_of(seed, kind)
+        assert first == second
+        assert repr(first) == repr(second)
+        one, other = run(first), run(second)
+        assert one.log == other.log
+        assert one.findings == other.findings
+
+
+def test_places_are_counted_the_same_each_time():
+    """What happens at the n-th place happens there each time."""
+    counts = [run(SOUND, counts=True).places for _ in range(3)]
+    assert counts[1] == counts[2]
+    assert all(counts[1])
+
+
+@each_kind
+def test_a_program_is_printed_as_python(kind: str):
+    """What is printed is a program that Python reads again."""
+    program, _ = program_of(7, kind)
+    names = {name: getattr(package, name) for name in package.__all__}
+    ast.parse(repr(program), mode="eval")
+    assert eval(repr(program), names) == program
+
+
+def test_an_interrupt_comes_where_it_is_asked_for():
+    """The interrupt is raised in the step, which goes no further; the next one goes on."""
+    places = run(SOUND, counts=True).places[6]
+    first, last = (
+        run(Program(**{**vars(SOUND), "coincidences": (Interrupt(step=6, at=at),)})) for at in (1, places)
+    )
+    whole = run(SOUND)
+    assert len(first.log) < len(whole.log)
+    assert len(last.log) <= len(whole.log)
+
+
+def test_a_signal_handler_is_called_in_the_middle():
+    """Its requests are among those of the step that it interrupts."""
+    handler = Signal(step=0, select=2, steps=(ReadRange("k/000", 0, 10),))
+    result = run(Program(seed=1, objects=(300, 70_000), steps=(ReadRange("k/001", 0, None),), coincidences=(handler,)))
+    assert any("k/000" in line for line in result.log)
+
+
+def test_threads_take_turns():
+    """Threads that share only the client get what they ask for, in an order that the seed decides."""
+    steps = tuple(ReadRange(f"k/{number:03}", 0, None) for number in range(3))
+    logs = []
+    for seed in range(5):
+        result = run(Program(seed=seed, objects=(300, 300, 300), steps=(Together((steps, steps, steps), 20),)))
+        assert {each.invariant for each in result.findings} <= {"statistics"}
+        logs.append([line.split()[2] for line in result.log])
+    assert len({tuple(log) for log in logs}) > 1
+
+
+def _first_finding(kind: str, seeds: int, ignore: tuple[str, ...] = ()) -> tuple[Program, list[Finding]]:
+    """Return the first program of a kind that breaks something."""
+    for seed in range(seeds):
+        program, findings = simulate(seed, kind, ignore=ignore)
+        if findings:
+            return program, findings
+    raise AssertionError(f"nothing was found in {seeds} programs")
+
+
+def _lossy(advance: Callable[[Destination, int], None]) -> Callable[[Destination, int], None]:
+    def advance_wrongly(self: Destination, count: int) -> None:
+        self.room(self.filled + 1)[:1] = b"?"
+        advance(self, count)
+
+    return advance_wrongly
+
+
+def test_a_wrong_byte_is_found(monkeypatch: pytest.MonkeyPatch):
+    """One flipped bit of a body is found, and the program is made small."""
+    monkeypatch.setattr(Destination, "advance", _lossy(Destination.advance))
+    steps = tuple(step for step in SOUND.steps if isinstance(step, (Open, Read, ReadInto, ReadRange)))
+    program = Program(**{**vars(SOUND), "steps": steps, "options": {"checksums": "off"}})
+    findings = run(program).findings
+    assert {each.invariant for each in findings} == {"results"}
+    small = shrunk(program, findings)
+    assert len(small.steps) == 1
+    with pytest.raises(AssertionError, match="results"):
+        check(small)
+
+
+def test_an_engine_that_does_not_cancel_is_found(monkeypatch: pytest.MonkeyPatch):
+    """Transfers that go on after their call has failed are found within a few programs."""
+    monkeypatch.setattr(Engine, "cancel", lambda self, exchanges: None)
+    program, findings = _first_finding("deadline", 60, ("errors", "statistics", "documented errors"))
+    assert {each.invariant for each in findings} & {"in flight", "memory", "results", "time", "uploads", "connections"}
+    assert program.steps
+
+
+def test_a_loop_that_never_ends_is_found(monkeypatch: pytest.MonkeyPatch):
+    """A loop that turns for ever without any time passing ends, and is found."""
+    monkeypatch.setattr(Engine, "_start_queued", lambda self: None)
+    assert {each.invariant for each in run(SOUND).findings} >= {"time"}
+
+
+def test_the_gaps_of_joined_ranges():
+    """What one request brings of several ranges is compared with what was asked for."""
+    result = run(Program(seed=1, objects=(300,), steps=(ReadRanges("k/000", ((0, 10), (290, 300)), into=True),)))
+    assert result.findings == []
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """It tells what it found as a program, and by its exit status."""
+    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, []))
+    assert main(["--seeds", "3"]) == 0
+    assert "3 programs" in capsys.readouterr().out
+    broken = [Finding("results", "wrong")]
+    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, broken))
+    assert main(["--seeds", "3", "--whole", "--findings", "1"]) == 1
+    told = capsys.readouterr().out
+    assert "results: wrong" in told
+    assert "check(Program(" in told
