@@ -98,9 +98,7 @@ def test_a_program_is_printed_as_python(kind: str):
 def test_an_interrupt_comes_where_it_is_asked_for():
     """The interrupt is raised in the step, which goes no further; the next one goes on."""
     places = run(SOUND, counts=True).places[6]
-    first, last = (
-        run(Program(**{**vars(SOUND), "coincidences": (Interrupt(step=6, at=at),)})) for at in (1, places)
-    )
+    first, last = (run(Program(**{**vars(SOUND), "coincidences": (Interrupt(step=6, at=at),)})) for at in (1, places))
     whole = run(SOUND)
     assert len(first.log) < len(whole.log)
     assert len(last.log) <= len(whole.log)

@@ -70,6 +70,9 @@ class LookAhead:
     def __len__(self) -> int:
         return len(self._begun)
 
+    def __iter__(self) -> Iterator[Begun]:
+        return iter(self._begun)
+
     @property
     def places(self) -> list[int]:
         """The places of the objects that were begun and not handed out yet, in order."""

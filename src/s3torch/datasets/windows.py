@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Windows(threading.local):
     def __init__(self) -> None:
         self._kept: list[_Kept] = []
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def __iter__(self) -> Iterator[_Kept]:
+        return iter(self._kept)
 
     def claim(self, plan: Sequence[int], call: object) -> LookAhead | None:
         """Return the window that has begun the first of these objects, if there is one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from s3torch import S3Client
@@ -13,8 +12,7 @@ __all__ = ["ahead", "budget_held", "client_of_dataset", "engines", "in_flight", 
 
 def engines(client: S3Client) -> list[Any]:
     """Return the engines of a client in this process that somebody still refers to."""
-    state = client._states.get(os.getpid())
-    return [] if state is None else list(state.engines)
+    return client._access.engines
 
 
 def in_flight(client: S3Client) -> int:
@@ -24,13 +22,12 @@ def in_flight(client: S3Client) -> int:
 
 def memory_in_flight(client: S3Client) -> int:
     """Return the bytes of memory that a client's engines count as in flight."""
-    return sum(getattr(engine, "_memory_in_flight", 0) for engine in engines(client))
+    return sum(engine._loop._memory_in_flight for engine in engines(client))
 
 
 def records(client: S3Client) -> int:
     """Return how many records of statistics a client keeps beyond those of its engines."""
-    state = client._states.get(os.getpid())
-    return 0 if state is None else len(state.stats) - len(state.engines)
+    return client._access._process().ledger.records - len(engines(client))
 
 
 def budget_held() -> int:
@@ -40,10 +37,8 @@ def budget_held() -> int:
 
 def ahead(dataset: Any) -> tuple[int, int]:  # noqa: ANN401  # either dataset
     """Return the bytes that a dataset's look-ahead counts, and those of what it has begun."""
-    window = getattr(dataset, "_ahead", None)
-    if window is None:
-        return 0, 0
-    return window._bytes, sum(started.footprint for started in window._started)
+    windows = [kept.window for kept in getattr(dataset, "_windows", None) or ()]
+    return sum(window._bytes for window in windows), sum(each.footprint for window in windows for each in window)
 
 
 def client_of_dataset(dataset: Any) -> S3Client:  # noqa: ANN401  # either dataset

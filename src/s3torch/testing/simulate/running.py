@@ -26,7 +26,13 @@ from s3torch.testing.simulate.coincidences import (
     Signal,
     Tracer,
 )
-from s3torch.testing.simulate.invariants import AFTER_A_TURN, AFTER_ALL, AT_ONCE, Finding
+from s3torch.testing.simulate.invariants import (
+    AFTER_A_TURN,
+    AFTER_ALL,
+    AT_ONCE,
+    Finding,
+    look_ahead_is_given_back,
+)
 from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
 from s3torch.testing.simulate.play import Play, ReaderState
 from s3torch.testing.simulate.programs import Program, draft, kind_of
@@ -159,11 +165,12 @@ def _finish(play: Play) -> None:
         elif hasattr(thing, "abort"):
             thing.abort()
         del thing
+    look_ahead_is_given_back(play)
+    play.datasets.clear()
     for invariant in AT_ONCE if not play.findings else ():
         if invariant.__name__ != "nothing_in_flight" or not play.is_lax:
             invariant(play)
     gc.collect()
-    play.datasets.clear()
     play.world.heal()
     for client in play.clients:
         play.attempt("a call afterwards", [_PROBE], partial(client.head_object, seam.BUCKET, _PROBE))

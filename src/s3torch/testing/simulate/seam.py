@@ -11,6 +11,7 @@ from typing import Any
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws.endpoint import endpoint_of_bucket_url
+from s3torch._transfer.facts import Facts
 from s3torch.testing.simulate.world import World
 
 __all__ = ["BUCKET", "client_of", "connected"]
@@ -56,11 +57,14 @@ def connected(world: World) -> Iterator[None]:
                 setattr(place, name, value)
 
         # The one seam: what an engine gets for a network.
-        swap("s3torch.client", "Network", lambda _tls: world.network())
+        swap("s3torch._access.access", "Network", lambda _tls, **_arguments: world.network())
+        # What other worlds have taught of the server, and the clock of what finalisers have left.
+        swap("s3torch._access.access", "PROCESS_FACTS", Facts())
+        swap("s3torch._access.leftovers", "clock", world.clock)
         # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
         # Sets of flights are walked in the same order each time.
-        swap("s3torch._transfer.engine", "_Flight.__hash__", _hash_of_flight)
+        swap("s3torch._transfer.flight", "Flight.__hash__", _hash_of_flight)
         for module, name, value in _KNOBS:
             swap(module, name, value)
         bucket: Any = importlib.import_module("s3torch._aws.bucket").Bucket

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import context
 from typing import TYPE_CHECKING, Any
 
 import torch.utils.data._utils.worker as torch_worker
@@ -687,7 +688,13 @@ class Workers(Step):
         """Run them."""
         dataset, spec = play.datasets[self.dataset], play.program.datasets[self.dataset]
         due = play.program.keys_of(self.dataset, play.bucket.keys)
-        copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(self.workers)]  # noqa: S301  # our own
+        copies = []
+        for _ in range(self.workers):
+            context.set_spawning_popen(self)  # type: ignore[arg-type]  # as multiprocessing does while it pickles for a process that it starts
+            try:
+                copies.append(pickle.loads(pickle.dumps(dataset)))  # noqa: S301  # our own
+            finally:
+                context.set_spawning_popen(None)
         play.clients += [copy.client for copy in copies]
         found: list[str] = []
         for worker, copy in enumerate(copies):
@@ -695,9 +702,7 @@ class Workers(Step):
                 id=worker, num_workers=self.workers, seed=0, dataset=copy
             )
             try:
-                keys = play.attempt(
-                    repr(self), due, partial(self._keys, copy, worker, spec.kind)
-                )
+                keys = play.attempt(repr(self), due, partial(self._keys, copy, worker, spec.kind))
             finally:
                 torch_worker._worker_info = None
             if keys is FAILED:

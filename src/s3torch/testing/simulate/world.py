@@ -266,6 +266,9 @@ class SimulatedConnection:
                 upload.is_told = True
         return count
 
+    def note_timeout(self) -> None:
+        """Nothing is to be remembered: there is one address."""
+
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether select is to report room for sending."""
         self._wants_writing = wanted
