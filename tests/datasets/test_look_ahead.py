@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -38,14 +38,25 @@ def numbered(readers: list[Reader], start: int = 0) -> Iterator[tuple[int, Reade
     return ((index, readers[index]) for index in range(start, len(readers)))
 
 
-def window(max_objects: int, max_bytes: int, nudge: Callable[[float], None] = lambda _interval: None) -> LookAhead:
-    """A window whose objects are their own readers."""
-    return LookAhead(max_objects, max_bytes, lambda reader: reader, nudge)
+class Source:
+    """Stands for a dataset: objects are their own readers."""
+
+    def __init__(self) -> None:
+        self.nudges: list[float] = []
+
+    def _open(self, item: Reader) -> Reader:
+        return item
+
+    def _nudge(self, interval: float) -> None:
+        self.nudges.append(interval)
+
+
+SOURCE = Source()
 
 
 def consume(ahead: LookAhead, items: Iterator[tuple[int, Reader]]) -> Iterator[Reader]:
     """Take all objects as a dataset does."""
-    while (begun := ahead.take(items)) is not None:
+    while (begun := ahead.take(items, SOURCE)) is not None:
         yield begun.reader
         ahead.settle(begun)
 
@@ -55,7 +66,7 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
     """Readers come in order, and what is begun and not consumed stays within both bounds, or is a single object."""
     readers = [Reader(footprint) for footprint in footprints]
     handed_out = []
-    for reader in consume(window(max_objects, max_bytes), numbered(readers)):
+    for reader in consume(LookAhead(max_objects, max_bytes), numbered(readers)):
         assert reader.begun
         handed_out.append(reader)
         held = [other for other in readers if other.begun and other not in handed_out[:-1]]
@@ -67,13 +78,13 @@ def test_bounds(footprints: list[int], max_objects: int, max_bytes: int):
 
 def test_bytes_are_given_back():
     """After all was consumed, or cancelled, as much fits as in the beginning."""
-    ahead = window(8, 100)
+    ahead = LookAhead(8, 100)
     for end in (lambda: None, ahead.cancel):
         readers = [Reader(60) for _ in range(3)]
         assert len(list(consume(ahead, numbered(readers)))) == 3
         end()
         readers = [Reader(50) for _ in range(3)]
-        ahead.take(numbered(readers))
+        ahead.take(numbered(readers), SOURCE)
         assert [reader.begun for reader in readers] == [True, True, False]
         ahead.cancel()
 
@@ -81,45 +92,42 @@ def test_bytes_are_given_back():
 def test_window_is_full():
     """As many objects as fit are begun before the first one is handed out."""
     readers = [Reader() for _ in range(10)]
-    window(4, 100).take(numbered(readers))
+    LookAhead(4, 100).take(numbered(readers), SOURCE)
     assert [reader.begun for reader in readers] == [True] * 4 + [False] * 6
 
 
 def test_transfers_are_moved():
-    """Transfers are moved a little after each start, and when the consumer of a batch will be busy with it."""
-    nudges: list[float] = []
-    ahead = window(4, 100, nudges.append)
-    ahead.take(numbered([Reader() for _ in range(6)]))
-    ahead.send()
-    assert len(nudges) == 2
-    assert nudges[0] > 0
-    assert nudges[1] == 0
+    """Transfers are moved a little after each start."""
+    source = Source()
+    LookAhead(4, 100).take(numbered([Reader() for _ in range(6)]), source)
+    assert len(source.nudges) == 1
+    assert source.nudges[0] > 0
 
 
 def test_what_is_begun_is_kept_for_the_next_call():
     """Readers that were begun and not taken stay begun, and are taken first."""
     readers = [Reader() for _ in range(6)]
-    ahead = window(4, 100)
+    ahead = LookAhead(4, 100)
     items = numbered(readers)
-    assert [ahead.take(items).reader for _ in range(2)] == readers[:2]
+    assert [ahead.take(items, SOURCE).reader for _ in range(2)] == readers[:2]
     assert ahead.places == [2, 3, 4]
     more = numbered(readers, 5)
-    assert [ahead.take(more).reader for _ in range(4)] == readers[2:]
+    assert [ahead.take(more, SOURCE).reader for _ in range(4)] == readers[2:]
     assert ahead.places == []
-    assert ahead.take(more) is None
+    assert ahead.take(more, SOURCE) is None
 
 
 def test_a_reader_without_room_is_not_lost():
     """A reader that was taken in and does not fit yet comes in its turn."""
     readers = [Reader(60), Reader(60), Reader(60)]
-    assert list(consume(window(4, 100), numbered(readers))) == readers
+    assert list(consume(LookAhead(4, 100), numbered(readers))) == readers
 
 
 def test_cancelling():
     """What is cancelled is closed, but for the reader that was handed out."""
     readers = [Reader() for _ in range(5)]
-    ahead = window(3, 100)
-    ahead.take(numbered(readers))
+    ahead = LookAhead(3, 100)
+    ahead.take(numbered(readers), SOURCE)
     ahead.cancel()
     assert [reader.closed for reader in readers] == [False, True, True, False, False]
     assert ahead.places == []
@@ -132,12 +140,12 @@ def test_an_error_behind_good_objects():
         yield from numbered([Reader(), Reader()])
         raise IndexError("bad")
 
-    ahead, bad = window(8, 100), items()
-    assert ahead.take(bad).place == 0
-    assert ahead.take(bad).place == 1
+    ahead, bad = LookAhead(8, 100), items()
+    assert ahead.take(bad, SOURCE).place == 0
+    assert ahead.take(bad, SOURCE).place == 1
     with pytest.raises(IndexError, match="bad"):
-        ahead.take(bad)
-    assert ahead.take(bad) is None
+        ahead.take(bad, SOURCE)
+    assert ahead.take(bad, SOURCE) is None
 
 
 def test_expected_sizes():
@@ -161,6 +169,6 @@ def test_expected_sizes():
 def test_readers_are_told_what_to_expect():
     """Each reader is told how large its object probably is."""
     readers = [Reader(100 * KiB) for _ in range(40)]
-    list(consume(window(4, 8192 * KiB), numbered(readers)))
+    list(consume(LookAhead(4, 8192 * KiB), numbered(readers)))
     assert readers[0].expected == 2048 * KiB
     assert readers[-1].expected == 125 * KiB

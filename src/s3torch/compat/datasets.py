@@ -18,7 +18,7 @@ from s3torch.compat.readers import (
 from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GivenObjects, ObjectsUnder, S3Dataset, identity
-from s3torch.datasets.look_ahead import Begun, LookAhead
+from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
 from s3torch.uri import parse_s3_uri
 
@@ -60,9 +60,9 @@ class S3BucketIterable:
 class _NoLookAhead(LookAhead):
     """Readers of a program's own, opened when it is their turn."""
 
-    def take(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+    def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         found = next(items, None)
-        return None if found is None else Begun(*found, self._open_reader(found[1]), 0)
+        return None if found is None else Begun(*found, source._open(found[1]), 0)
 
     def settle(self, begun: Begun) -> None:
         """Do nothing: nothing is counted."""
@@ -107,11 +107,7 @@ class _Dataset(S3Dataset[Any]):
         )
 
     def _new_look_ahead(self) -> LookAhead:
-        return (
-            super()._new_look_ahead()
-            if is_own(self._reader_constructor)
-            else _NoLookAhead(1, 1, self._open, self._nudge)
-        )
+        return super()._new_look_ahead() if is_own(self._reader_constructor) else _NoLookAhead(1, 1)
 
     def _list_objects(self) -> ObjectTable:
         return worded(super()._list_objects)()

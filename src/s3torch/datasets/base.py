@@ -107,7 +107,7 @@ class S3Dataset(Generic[T_co]):
 
     def _new_look_ahead(self) -> LookAhead:
         config = self.client.s3client_config
-        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight, self._open, self._nudge)
+        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
 
     def _nudge(self, interval: float) -> None:
         self.client._access.engine().nudge(interval)

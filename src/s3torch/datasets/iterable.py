@@ -208,7 +208,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
-        return Samples(shard(objects, position), self._new_look_ahead(), self._sample)
+        return Samples(shard(objects, position), self._new_look_ahead(), self)
 
     def _objects_of_iteration(self) -> Iterable[S3BucketKeyData]:
         """Return the objects, of which workers that share them have one listing for each iteration."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.readers import S3Reader
 
-__all__ = ["Begun", "ExpectedSize", "LookAhead"]
+__all__ = ["Begun", "ExpectedSize", "LookAhead", "Source"]
 
 
 # Transfers are moved between samples this often at most, in seconds: to move a few at once costs less. Not tuned.
@@ -36,6 +36,16 @@ class Begun(NamedTuple):
     footprint: int
 
 
+class Source(Protocol):
+    """Where readers come from: a dataset."""
+
+    def _open(self, item: S3BucketKeyData) -> S3Reader:
+        """Return a reader of an object."""
+
+    def _nudge(self, interval: float) -> None:
+        """Move transfers without waiting, unless that was done within so many seconds."""
+
+
 class LookAhead:
     """A window of readers whose objects are being fetched while the consumer is busy with the one before them.
 
@@ -46,21 +56,11 @@ class LookAhead:
     Args:
         max_objects: How many objects are in the window at most, the one that is being consumed included.
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
-        open_reader: Returns the reader of an object.
-        nudge: Moves transfers without waiting, unless that was done within the seconds that it is given.
     """
 
-    def __init__(
-        self,
-        max_objects: int,
-        max_bytes: int,
-        open_reader: Callable[[S3BucketKeyData], S3Reader],
-        nudge: Callable[[float], None],
-    ) -> None:
+    def __init__(self, max_objects: int, max_bytes: int) -> None:
         self._max_objects = max_objects
         self._max_bytes = max_bytes
-        self._open_reader = open_reader
-        self._nudge = nudge
         self._begun: deque[Begun] = deque()
         self._next: Begun | None = None  # has no room yet
         self._error: Exception | None = None
@@ -78,7 +78,7 @@ class LookAhead:
         """The places of the objects that were begun and not handed out yet, in order."""
         return [begun.place for begun in self._begun]
 
-    def take(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+    def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         """Hand out the next object, having begun as many of those behind it as fit.
 
         An error of ``items`` is raised only when all that came before it was handed out: an object that is good is not
@@ -86,15 +86,15 @@ class LookAhead:
 
         Args:
             items: Each with its place; taken in as there is room.
+            source: The dataset. It is not kept: a dataset keeps windows, and that would be a cycle.
 
         Returns:
             The object; None if there is none any more.
         """
-        self._fill(items)
+        self._fill(items, source)
         if not self._begun:
             if self._error is not None:
-                error, self._error = self._error, None
-                raise error
+                raise self._taken_error()
             return None
         return self._begun.popleft()  # and keep no reference: what it holds is free once it is consumed
 
@@ -111,10 +111,6 @@ class LookAhead:
             except ConcurrentUseError:
                 pass  # the consumer has given it to another thread, which ends it with its next error
 
-    def send(self) -> None:
-        """Send what was begun: the consumer will be busy for a while."""
-        self._nudge(0.0)
-
     def cancel(self) -> None:
         """Cancel all that was begun."""
         while self._begun:
@@ -123,9 +119,16 @@ class LookAhead:
         self._next = self._error = None
         self._bytes = 0
 
-    def _fill(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> None:
+    def _taken_error(self) -> Exception:
+        """Return the error, and keep it no longer. A frame that raised one of its own variables would be a cycle."""
+        error, self._error = self._error, None
+        if error is None:
+            raise AssertionError("no error to take")
+        return error
+
+    def _fill(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> None:
         while len(self._begun) < self._max_objects:
-            begun = self._next or self._take_in(items)
+            begun = self._next or self._take_in(items, source)
             if begun is None:
                 break
             if self._begun and self._bytes + begun.footprint > self._max_bytes:
@@ -135,9 +138,9 @@ class LookAhead:
             self._begun.append(begun)  # first: what is in there is cancelled
             self._bytes += begun.footprint
             begun.reader.prefetch(send=False)
-        self._nudge(_NUDGE_INTERVAL)
+        source._nudge(_NUDGE_INTERVAL)
 
-    def _take_in(self, items: Iterator[tuple[int, S3BucketKeyData]]) -> Begun | None:
+    def _take_in(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         if self._error is not None:
             return None
         try:
@@ -147,7 +150,7 @@ class LookAhead:
         except Exception as error:  # noqa: BLE001  # of a listing or a table, whatever it is: raised by ``take``
             self._error = error
             return None
-        reader = self._open_reader(item)
+        reader = source._open(item)
         reader.expect(self._sizes.expected)
         return Begun(place, item, reader, reader.footprint)
 

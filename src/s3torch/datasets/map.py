@@ -232,13 +232,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         begun = None
         try:
             for index in plan[:count]:
-                begun = window.take(items)
+                begun = window.take(items, self)
                 if begun is None or begun.place != index:
                     raise AssertionError(f"object {index} is due and {begun} was begun")
                 samples.append(self._sample(begun.item, begun.reader))
                 window.settle(begun)
                 begun = None  # and with it what its reader holds
-            window.send()
+            if len(window):
+                self._nudge(0.0)  # whoever asked for so many will be busy with them
             self._windows.give_back(window, call)
         except BaseException:
             window.discard(begun)

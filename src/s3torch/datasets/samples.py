@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch._exclusive import exclusive
-from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.look_ahead import LookAhead, Source
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Samples"]
+__all__ = ["SampleSource", "Samples"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class _Items:
@@ -70,6 +71,13 @@ class _Items:
         raise copy.copy(self._failure)
 
 
+class SampleSource(Source, Protocol[T_co]):
+    """A dataset."""
+
+    def _sample(self, item: S3BucketKeyData, reader: S3Reader) -> T_co:
+        """Return what the transform makes of an object."""
+
+
 class Samples(Iterator[T], Generic[T]):
     """Yields samples, and owns the transfers of the objects ahead.
 
@@ -79,18 +87,18 @@ class Samples(Iterator[T], Generic[T]):
     Args:
         listing: The objects.
         window: Of this iteration alone.
-        sample: Makes a sample.
+        source: The dataset: opens readers, and makes samples of them.
     """
 
     def __init__(
         self,
         listing: Iterator[S3BucketKeyData],
         window: LookAhead,
-        sample: Callable[[S3BucketKeyData, S3Reader], T],
+        source: SampleSource[T],
     ) -> None:
         self._items = _Items(listing)
         self._window = window
-        self._sample = sample
+        self._source = source
         self._users: dict[int, object] = {}
 
     def __del__(self) -> None:
@@ -110,10 +118,10 @@ class Samples(Iterator[T], Generic[T]):
         """
         begun = None
         try:
-            begun = self._window.take(iter(self._items))
+            begun = self._window.take(self._items, self._source)
             if begun is None:
                 raise StopIteration
-            sample = self._sample(begun.item, begun.reader)
+            sample = self._source._sample(begun.item, begun.reader)
             self._window.settle(begun)
         except BaseException as error:
             self._window.discard(begun)

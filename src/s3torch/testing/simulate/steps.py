@@ -699,7 +699,7 @@ class Workers(Step):
         found: list[str] = []
         for worker, copy in enumerate(copies):
             torch_worker._worker_info = torch_worker.WorkerInfo(
-                id=worker, num_workers=self.workers, seed=0, dataset=copy
+                id=worker, num_workers=self.workers, seed=1000 + worker, dataset=copy
             )
             try:
                 keys = play.attempt(repr(self), due, partial(self._keys, copy, worker, spec.kind))
