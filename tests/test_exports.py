@@ -177,9 +177,9 @@ def test_sockets_are_in_one_place():
 
 
 def test_tls_is_in_two_places():
-    """Only connection.py speaks TLS, with the context that session.py makes."""
+    """Only connection.py speaks TLS, with the context that tls.py makes."""
     importers = {name for name in _importers("ssl") if not name.startswith(_BESIDE)}
-    assert importers == {"s3torch._transfer.connection", "s3torch._aws.session"}
+    assert importers == {"s3torch._transfer.connection", "s3torch._aws.tls"}
 
 
 def test_there_are_no_threads():
@@ -204,10 +204,10 @@ def test_torch_is_for_datasets_and_checkpoints():
     assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
 
 
-def test_botocore_is_in_one_place():
-    """Only session.py sees botocore, and the server for tests, which has a bucket made by it."""
+def test_botocore_is_in_two_places():
+    """Only session.py and configuration.py see botocore, and the server for tests, which has a bucket made by it."""
     importers = {name for name in _importers("botocore") if not name.startswith("s3torch.bench")}
-    assert importers <= {"s3torch._aws.session", "s3torch.testing.local"}
+    assert importers <= {"s3torch._aws.session", "s3torch._aws.configuration", "s3torch.testing.local"}
 
 
 def test_the_benchmarks_are_imported_by_the_command_only():
