@@ -524,10 +524,14 @@ class S3Client:
     def _session(self) -> AwsSession:
         return self._process().session
 
+    def _new_network(self, state: _ProcessState) -> Network:
+        """Return what an engine opens connections by; a client of tests has another."""
+        return Network(state.session.tls)
+
     def _new_engine(self, state: _ProcessState) -> Engine:
         config = self.s3client_config
         engine = Engine(
-            Network(state.session.tls),
+            self._new_network(state),
             RetryPolicy(max_attempts=config.max_attempts),
             Limits(
                 connections=config.connections,
