@@ -467,12 +467,6 @@ def test_clients_put_in_place(client: MockS3Client):
     assert [len(reader.read()) for reader in items] == [1000] * 5
 
 
-def test_errors_of_a_programs_own():
-    """A program's tests raise its exception with any text or none."""
-    assert [str(errors.S3Error(*given)) for given in ([], ["text"])] == ["", "text"]
-    assert errors.S3Error("text").args == ("text",)
-
-
 def test_listings_of_functions(client: MockS3Client):
     """What lists a prefix can be iterated over again."""
     listed = S3BucketIterable(client, "bucket", "p/")
