@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch.distributed
-from torch.utils.data import IterableDataset, get_worker_info
+import torch.utils.data
+from torch.utils.data import IterableDataset
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
@@ -166,7 +167,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))
-        worker = get_worker_info()
+        worker = torch.utils.data.get_worker_info()  # by this name tests of programs patch it
         if worker is None:
             return Position(rank, world_size)
         return Position(rank, world_size, worker.id, worker.num_workers)
