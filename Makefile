@@ -103,6 +103,11 @@ problems = [
         (f"s3torch was imported from {home}", home.parent == installed),
         ("py.typed is missing", (home / "py.typed").is_file()),
         (f"the wheel brings {sorted(modules)}, not s3torch alone", modules == {"s3torch"}),
+        *(
+            (f"the {place} of {name} is missing", (home / "compat" / "packages" / place.format(name)).is_file())
+            for name in ("s3torchconnector", "s3torchconnectorclient")
+            for place in ("{}/py.typed", "{}-1.5.0.dist-info/METADATA")
+        ),
         ("LICENSE or NOTICE is missing", {"LICENSE", "NOTICE"} <= files),
         (f"metadata says {distribution.version}", distribution.version == s3torch.__version__),
         *((f"s3torch.{name} is missing", hasattr(s3torch, name)) for name in s3torch.__all__),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,6 +22,7 @@ from s3torch.errors import (
     ConfigError,
     ConnectionFailedError,
     CredentialsError,
+    ObjectChangedError,
     ObjectNotFoundError,
 )
 
@@ -96,6 +98,20 @@ def test_head(client, bucket, key, put):
     assert found.etag.startswith('"')
     assert abs(found.last_modified - listed.last_modified) <= 1
     assert listed == ObjectInfo(key, found.etag, 1000, listed.last_modified, "STANDARD")
+
+
+def test_facts_of_a_programs_own(client, bucket, key, put):
+    """Any object with a size and an ETag says what is known of an object, and pins its version."""
+    put(key, CONTENT)
+    head = client.head_object(bucket, key)
+    facts = SimpleNamespace(size=np.int64(head.size), etag=head.etag)
+    assert client.get_object(bucket, key, object_info=facts).read() == CONTENT
+    put(key, CONTENT[:-1] + b"x")
+    with pytest.raises(ObjectChangedError):
+        client.get_object(bucket, key, object_info=facts).read()
+    assert client.get_object(bucket, key, object_info=SimpleNamespace(size=head.size, etag=None)).read(1) == CONTENT[:1]
+    with pytest.raises(ArgumentError, match="size of object_info is negative: -1"):
+        client.get_object(bucket, key, object_info=SimpleNamespace(size=-1, etag=head.etag))
 
 
 @pytest.mark.parametrize("size", [10, 9 * MiB])
@@ -531,6 +547,15 @@ def test_no_endpoint(endpoint):
         (lambda client: client.get_object("tests", None), "key"),
         (lambda client: client.get_object("tests", b"key"), "key"),
         (lambda client: client.get_object("tests", "key", object_info=5), "object_info"),
+        (lambda client: client.get_object("tests", "key", object_info=SimpleNamespace(size=5)), "object_info"),
+        (
+            lambda client: client.get_object("tests", "key", object_info=SimpleNamespace(size="5", etag="")),
+            "object_info",
+        ),
+        (
+            lambda client: client.get_object("tests", "key", object_info=SimpleNamespace(size=5, etag=b"")),
+            "object_info",
+        ),
         (lambda client: client.get_object("tests", "key", reader_config="sequential"), "reader_config"),
         (lambda client: client.get_object("tests", "key", version_id=5), "version_id"),
         (lambda client: client.head_object("tests", 5), "key"),

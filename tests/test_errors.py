@@ -112,10 +112,36 @@ def test_fields(kind: type[S3Error]):
 
 
 @each_class
-def test_fields_are_not_positional(kind: type[S3Error]):
-    """Only the sentence is positional: a second argument is refused."""
-    with pytest.raises(TypeError):
-        kind("It broke.", "b")
+@pytest.mark.parametrize(
+    "given", [(), ("It broke.",), ("It broke.", 1), (2, "It broke.", "b"), ("a", "b", "c", "d", "e")]
+)
+def test_fields_are_not_positional(kind: type[S3Error], given: tuple[object, ...]):
+    """What is given by position is no field but in ``args``, as of any exception, and is said and pickled like that."""
+    error = kind(*given)
+    assert error.args == given
+    assert set(vars(error).values()) == {None}
+    assert str(error) == str(Exception(*given))
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), back.args, vars(back)) == (kind, given, vars(error))
+
+
+class DerivedError(S3Error):
+    """An error of a program's own, without a constructor."""
+
+
+class MissingError(ObjectNotFoundError):
+    """The same, of a class that is an OSError, too."""
+
+
+@pytest.mark.parametrize("kind", [DerivedError, MissingError])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_errors_of_programs(kind: type[S3Error], protocol: int):
+    """A class that derives from ours takes arguments and fields as ours do, and pickles with what was added to it."""
+    error = kind("It broke.", 1, bucket="b", status=404)
+    error.added = "later"  # type: ignore[attr-defined]
+    back = pickle.loads(pickle.dumps(error, protocol))
+    assert (type(back), back.args, vars(back)) == (kind, ("It broke.", 1), vars(error))
+    assert str(back) == "('It broke.', 1) (status 404)"
 
 
 @each_class

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import sys
 from collections import Counter
 
 import pytest
 
-from tests.soak import hedging, throughput
+from tests.soak import hedging, new_clients, throughput
 from tests.soak.apart import OBJECTS, SIZE, apart, dataset_of
 from tests.soak.chart import draw
 from tests.soak.record import Plan, Record, is_flat, verdict
@@ -56,6 +57,13 @@ def test_measurements(botocore_loader):
         dataset.client.close()
     assert hedging.percentile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert hedging.percentile([float(number) for number in range(1, 101)], 0.99) == 99.0
+
+
+def test_new_clients():
+    """What measures new clients makes as many as it is told to."""
+    assert re.fullmatch(
+        r"memory   first +[\d.]+ ms, then +[\d.]+ ms \([\d.]+ ms at most\)", new_clients.measure("memory", 3)
+    )
 
 
 def good() -> Record:

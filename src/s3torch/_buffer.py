@@ -1,4 +1,4 @@
-"""Arguments that callers hand in: memory as plain bytes, whole numbers, text."""
+"""Arguments that callers hand in: memory as plain bytes, whole numbers, text, what is known of an object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from s3torch.errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["as_index", "check_range", "check_text", "readable_bytes", "writable_bytes"]
+    from s3torch._aws.listing import KnownObject
+
+__all__ = ["as_index", "check_range", "check_text", "readable_bytes", "size_and_etag", "writable_bytes"]
 
 
 def writable_bytes(buffer: Buffer) -> memoryview:
@@ -75,6 +77,28 @@ def as_index(name: str, value: SupportsIndex) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ArgumentTypeError(f"{name} must be an integer, got {value!r}.") from error
+
+
+def size_and_etag(known: KnownObject) -> tuple[int, str | None]:
+    """Return size and ETag of an object; None for an ETag that is not known.
+
+    Raises:
+        ArgumentTypeError: There is no whole number ``size``, or no text ``etag``.
+        ArgumentError: The size is negative.
+    """
+    try:
+        size, etag = known.size, known.etag
+    except AttributeError as error:
+        raise ArgumentTypeError(
+            "object_info must be of a listing or of head_object, or have a size and an etag as these do, "
+            f"got {known!r}."
+        ) from error
+    size = as_index("size of object_info", size)
+    if etag is not None and not isinstance(etag, str):
+        raise ArgumentTypeError(f"etag of object_info must be a str, got {etag!r}.")
+    if size < 0:
+        raise ArgumentError(f"size of object_info is negative: {size}.")
+    return size, etag or None
 
 
 def check_range(start: SupportsIndex, stop: SupportsIndex | None) -> tuple[int, int | None]:

@@ -10,7 +10,7 @@ from s3torch import _buffer
 from s3torch._access import Access
 from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import check_endpoint_url
-from s3torch._aws.listing import ObjectInfo, RestoreStatus
+from s3torch._aws.listing import KnownObject, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import DeleteObject, HeadObject
 from s3torch._objects.listing import ListObjectStream
@@ -116,7 +116,7 @@ class S3Client:
         bucket: str,
         key: str,
         *,
-        object_info: ObjectInfo | HeadObjectResult | None = None,
+        object_info: KnownObject | None = None,
         reader_config: S3ReaderConfig | None = None,
         version_id: str | None = None,
     ) -> S3Reader:
@@ -125,14 +125,14 @@ class S3Client:
         Args:
             bucket: Of the object.
             key: Of the object.
-            object_info: From a listing or ``head_object``: saves asking for the size, and pins the version by its
-                ETag.
+            object_info: From a listing or ``head_object``, or another object with ``size`` and ``etag``: saves asking
+                for the size, and pins the version by its ETag.
             reader_config: Which reader; None is ``S3ReaderConfig.sequential()``.
             version_id: The version to read; None is the newest.
 
         Raises:
-            ArgumentTypeError: ``reader_config`` is no S3ReaderConfig.
-            ArgumentError: The bucket is empty.
+            ArgumentTypeError: ``reader_config`` is no S3ReaderConfig, or ``object_info`` has no size or no ETag.
+            ArgumentError: The bucket is empty, or the size negative.
         """
         return open_reader(self._remote_object(bucket, key, object_info, version_id), reader_config)
 
@@ -140,16 +140,14 @@ class S3Client:
         self,
         bucket: str,
         key: str,
-        object_info: ObjectInfo | HeadObjectResult | None = None,
+        object_info: KnownObject | None = None,
         version_id: str | None = None,
     ) -> RemoteObject:
         """Return what a reader of an object reads; see ``get_object``."""
         _check_object(bucket, key)
         if version_id is not None:
             _buffer.check_text(version_id=version_id)
-        if object_info is not None and not isinstance(object_info, (ObjectInfo, HeadObjectResult)):
-            raise ArgumentTypeError(f"object_info must be of a listing or of head_object, got {object_info!r}.")
-        size, etag = (None, None) if object_info is None else (object_info.size, object_info.etag or None)
+        size, etag = (None, None) if object_info is None else _buffer.size_and_etag(object_info)
         return RemoteObject(self._access, bucket, key, size=size, etag=etag, version_id=version_id)
 
     @overload

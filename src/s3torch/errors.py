@@ -32,8 +32,8 @@ Each class is named by what the caller can do about it::
         ├── ServerError                       a 5xx status
         └── ThrottledError                    503 SlowDown, 429: send fewer requests
 
-An error is built from a sentence plus fields. Only the sentence is positional, so that torch can rebuild an error that
-a DataLoader worker raised (it calls ``type(error)(message)``), and pickling keeps the fields.
+An error is built from a sentence plus fields. No field is positional, so that torch can rebuild an error that a
+DataLoader worker raised (it calls ``type(error)(message)``), and pickling keeps the fields.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class S3Error(Exception):
     """The root of everything that s3torch raises.
 
     Args:
-        message: One or two sentences: what happened, to what, and what to do.
+        args: One or two sentences: what happened, to what, and what to do. Like any exception, it takes none and
+            more as well.
         bucket: The bucket of the request, where there was one.
         key: The object's key, where there was one.
         status: The HTTP status, where an answer came.
@@ -88,8 +89,7 @@ class S3Error(Exception):
 
     def __init__(
         self,
-        message: str = "",
-        *,
+        *args: object,
         bucket: str | None = None,
         key: str | None = None,
         status: int | None = None,
@@ -99,7 +99,7 @@ class S3Error(Exception):
         attempts: int | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        Exception.__init__(self, *args)  # OSError, which some derive from, would take a second for a strerror
         self.bucket = bucket
         self.key = key
         self.status = status
@@ -110,7 +110,7 @@ class S3Error(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        sentence = str(self.args[0])
+        sentence = Exception.__str__(self)
         facts = [
             f"{name} {value}"
             for name, value in (

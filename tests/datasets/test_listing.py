@@ -220,7 +220,7 @@ def test_a_server_of_two_orders():
 def test_who_is_known_to_sort(bucket: str, endpoint: str, is_known: bool):
     """Amazon S3 is, unless a program of the bucket's owner answers; other servers are not, whatever they are called."""
     client = S3Client("eu-west-1", endpoint=endpoint, s3client_config=S3ClientConfig(unsigned=True))
-    assert _is_known_to_sort(client.bucket(bucket)) is is_known
+    assert _is_known_to_sort(client._access.bucket(bucket)) is is_known
 
 
 def test_directory_buckets_are_listed_in_turn():

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
 
 from s3torch.errors import ProtocolError
 
-__all__ = ["KeyPage", "ListObjectsResult", "ObjectInfo", "RestoreStatus", "list_parameters", "parse_keys", "parse_page"]
+__all__ = [
+    "KeyPage",
+    "KnownObject",
+    "ListObjectsResult",
+    "ObjectInfo",
+    "RestoreStatus",
+    "list_parameters",
+    "parse_keys",
+    "parse_page",
+]
 
 
 class RestoreStatus(NamedTuple):
@@ -47,6 +56,18 @@ class ObjectInfo(NamedTuple):
     last_modified: int
     storage_class: str | None = None
     restore_status: RestoreStatus | None = None
+
+
+class KnownObject(Protocol):
+    """What is known of an object before it is read: of a listing, of ``head_object``, or of a program's own."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def etag(self) -> str | None:
+        """Its ETag, with the quotes; empty or None if it is not known."""
 
 
 class ListObjectsResult(NamedTuple):

@@ -1,6 +1,7 @@
 """What botocore does for us: credentials, region, addresses, and copies.
 
-botocore is imported when it is first needed: it takes a quarter of a second. A session belongs to one process; a
+botocore is imported when it is first needed: it takes a quarter of a second. What it knows without credentials is
+shared by all clients (see ``configuration``); a session adds what is a client's own. It belongs to one process; a
 forked child makes its own, since a lock inside botocore may have been held at the fork. ``NO_FORK`` serves as the
 session's lock, too.
 """
@@ -10,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
+from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
+from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
@@ -31,13 +32,11 @@ from s3torch.errors import (
 )
 
 if TYPE_CHECKING:
-    from botocore.session import Session
+    import ssl
 
     from s3torch.config import S3ClientConfig
 
 __all__ = ["AwsSession"]
-
-BotocoreClient = Any  # made at run time, from a description of the service
 
 # What OpenSSL calls it; botocore keeps only the text.
 _CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
@@ -92,7 +91,6 @@ class AwsSession:
         self._config = config
         self._region = region
         self._endpoint = endpoint
-        self._session: Session | None = None
         self._source: Any = None  # a botocore credentials object, which refreshes itself
         self._credentials = Credentials("", "")
         self._cold_clients: dict[str, BotocoreClient] = {}
@@ -126,7 +124,6 @@ class AwsSession:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with NO_FORK:
             self._source = None
-            self._session = None
             self._cold_clients.clear()
 
     def close(self) -> None:
@@ -139,7 +136,7 @@ class AwsSession:
     def region(self) -> str:
         """Return the region to begin with: given, AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
         found = self._region or os.environ.get("AWS_REGION")
-        return found or self._botocore().get_config_variable("region") or _FALLBACK_REGION
+        return found or self._variable("region") or _FALLBACK_REGION
 
     def endpoint(self, bucket: str, region: str) -> Endpoint:
         """Return where a bucket answers.
@@ -151,10 +148,7 @@ class AwsSession:
         from botocore.exceptions import BotoCoreError
 
         with NO_FORK:
-            client = self._placeholder_client(region, "auto")
-            style = self._addressing_style(client.meta.endpoint_url)
-            if style != "auto":
-                client = self._placeholder_client(region, style)
+            client = self._placeholder(region, self._addressing_style(region))
             try:
                 # The host of a presigned URL is the documented way to learn it; nothing is sent.
                 url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
@@ -172,7 +166,7 @@ class AwsSession:
         """
         with NO_FORK:
             if self._tls is None:
-                self._tls = self._new_tls()
+                self._tls = tls_context(self._verify())
             return self._tls
 
     def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
@@ -231,7 +225,7 @@ class AwsSession:
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
-            self._source = self._botocore().get_credentials()
+            self._source = configuration_of(self._config.profile).find_credentials(self.region())
         if self._source is None:
             raise CredentialsError(
                 "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
@@ -239,48 +233,27 @@ class AwsSession:
             )
         return self._source
 
-    def _botocore(self) -> Session:
-        from botocore.exceptions import ProfileNotFound
-        from botocore.session import Session
-
+    def _variable(self, name: str) -> Any:  # noqa: ANN401  # of a type that the variable has
         with NO_FORK:
-            if self._session is None:
-                session = Session(profile=self._config.profile)
-                try:
-                    session.get_scoped_config()
-                except ProfileNotFound as error:
-                    raise ConfigError(
-                        f"There is no profile {self._config.profile or session.profile!r} in the AWS configuration "
-                        "files. Check S3ClientConfig(profile=...), AWS_PROFILE and AWS_CONFIG_FILE."
-                    ) from error
-                self._session = session
-            return self._session
+            return configuration_of(self._config.profile).variable(name)
 
-    def _placeholder_client(self, region: str, style: str) -> BotocoreClient:
-        keys = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}
-        return self._new_client(region, style, "s3v4", keys)
+    def _placeholder(self, region: str, style: str) -> BotocoreClient:
+        with self._explained(region):
+            return configuration_of(self._config.profile).placeholder(region, self._endpoint, style)
 
     def _cold_client(self, region: str) -> BotocoreClient:
         client = self._cold_clients.get(region)
         if client is None:
-            from botocore import UNSIGNED
-
-            style = self._addressing_style(self._placeholder_client(region, "auto").meta.endpoint_url)
-            signature = UNSIGNED if self._config.unsigned else "s3v4"
-            client = self._new_client(region, style, signature, {"verify": self._verify()})
-            client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
-            client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
-            self._cold_clients[region] = client
+            client = self._cold_clients[region] = self._new_client(region)
         return client
 
-    def _new_client(
-        self, region: str, style: str, signature: object, parameters: Mapping[str, object]
-    ) -> BotocoreClient:
+    def _new_client(self, region: str) -> BotocoreClient:
+        from botocore import UNSIGNED
         from botocore.config import Config
 
         options: dict[str, Any] = {
-            "signature_version": signature,
-            "s3": {"addressing_style": style},
+            "signature_version": UNSIGNED if self._config.unsigned else "s3v4",
+            "s3": {"addressing_style": self._addressing_style(region)},
             "connect_timeout": self._config.connect_timeout,
             "read_timeout": self._config.first_byte_timeout,
             "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
@@ -288,18 +261,36 @@ class AwsSession:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
-        create: Any = self._botocore().create_client  # its stubs have no clients by name
+        source = None if self._config.unsigned else self._source or self._find_credentials()
+        with self._explained(region):
+            client = configuration_of(self._config.profile).new_client(
+                source,
+                region_name=region,
+                endpoint_url=self._endpoint,
+                verify=self._verify(),
+                config=Config(**options),
+            )
+        client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
+        client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
+        return client
+
+    @contextlib.contextmanager
+    def _explained(self, region: str) -> Iterator[None]:
+        """Say what is wrong when botocore can make no client inside the block."""
         try:
-            return create("s3", region_name=region, endpoint_url=self._endpoint, config=Config(**options), **parameters)
+            yield
         except (_botocore_errors(), ValueError) as error:
+            if isinstance(error, S3Error):  # that there is no such profile is explained already
+                raise
             endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             raise ConfigError(
                 f"No client can be made for region {region!r} and endpoint {endpoint!r}: {error}. Check region=, "
                 "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
             ) from error
 
-    def _addressing_style(self, endpoint_url: str) -> str:
+    def _addressing_style(self, region: str) -> str:
         """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""
+        endpoint_url = self._endpoint or self._placeholder(region, "auto").meta.endpoint_url
         check_endpoint_url(endpoint_url)
         if self._config.force_path_style or needs_path_style(endpoint_url):
             return "path"
@@ -310,24 +301,7 @@ class AwsSession:
         verify = self._config.verify
         if verify is not True:
             return verify if verify is False else os.fspath(verify)
-        return os.environ.get("AWS_CA_BUNDLE") or self._botocore().get_config_variable("ca_bundle") or True
-
-    def _new_tls(self) -> ssl.SSLContext:
-        verify = self._verify()
-        try:
-            context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"The certificate authorities in {verify!r} cannot be read: {error}. "
-                "Check S3ClientConfig(verify=...) and AWS_CA_BUNDLE."
-            ) from error
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if verify is False:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif verify is True and not context.cert_store_stats()["x509_ca"]:
-            context.load_verify_locations(_bundled_authorities())
-        return context
+        return os.environ.get("AWS_CA_BUNDLE") or self._variable("ca_bundle") or True
 
 
 def _botocore_errors() -> type[Exception]:
@@ -335,13 +309,6 @@ def _botocore_errors() -> type[Exception]:
     from botocore.exceptions import BotoCoreError
 
     return BotoCoreError
-
-
-def _bundled_authorities() -> str:
-    """Return botocore's list of authorities, for systems that come without one."""
-    import botocore
-
-    return str(Path(botocore.__file__).with_name("cacert.pem"))
 
 
 def _refuse_head_bucket(**_: object) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from s3torch import client, config, writer
-from s3torch._aws.listing import ListObjectsResult, ObjectInfo
+from s3torch._aws.listing import KnownObject, ListObjectsResult
 from s3torch._aws.user_agent import user_agent as user_agent_of
 from s3torch.client import HeadObjectResult
 from s3torch.compat.config import S3ClientConfig
@@ -122,7 +122,7 @@ class S3Client(client.S3Client):
         bucket: str,
         key: str,
         *,
-        object_info: ObjectInfo | HeadObjectResult | None = None,
+        object_info: KnownObject | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         reader_config: S3ReaderConfig | None = None,
         reader_type: ReaderType | None = None,
@@ -132,18 +132,18 @@ class S3Client(client.S3Client):
         Args:
             bucket: Of the object.
             key: Of the object.
-            object_info: From a listing or ``head_object``.
+            object_info: From a listing or ``head_object``, or another object with ``size`` and ``etag``.
             reader_constructor: Makes the reader; None is sequential.
             reader_config: An older way to choose the reader.
             reader_type: The oldest way.
         """
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
-        get_object_info: Callable[[], ObjectInfo | HeadObjectResult]
+        get_stream = ObjectStreams(self._remote_object(bucket, key, object_info))
+        get_object_info: Callable[[], KnownObject]
         if object_info is None or not object_info.etag:  # the tables of datasets keep only the size
             get_object_info = partial(self.head_object, bucket, key)
         else:
             get_object_info = partial(_identity, object_info)
-        get_stream = ObjectStreams(self._remote_object(bucket, key, object_info))
         return constructor(bucket=bucket, key=key, get_object_info=get_object_info, get_stream=get_stream)
 
     def list_objects(
@@ -168,7 +168,7 @@ class S3Client(client.S3Client):
     def _get_object_stream(
         self, bucket: str, key: str, start: int | None = None, end: int | None = None
     ) -> GetObjectStream:
-        return GetObjectStream(self._remote_object(bucket, key), start, end)
+        return ObjectStreams(self._remote_object(bucket, key))(start, end)
 
 
 def is_of_the_other(state: dict[str, Any]) -> bool:
@@ -176,5 +176,5 @@ def is_of_the_other(state: dict[str, Any]) -> bool:
     return {"_region", "_endpoint", "_s3client_config"} <= state.keys()
 
 
-def _identity(object_info: ObjectInfo | HeadObjectResult) -> ObjectInfo | HeadObjectResult:
+def _identity(object_info: KnownObject) -> KnownObject:
     return object_info

@@ -2,7 +2,8 @@
 
 They are real packages in a folder of ours, and installing them is one entry of ``sys.path``. multiprocessing hands
 ``sys.path`` to the processes that it starts, so that workers of each start method, and pickles by module name, find the
-same packages without a hook. Nothing is patched, and nothing is imported before the program does so.
+same packages without a hook. Nothing is patched, and nothing is imported before the program does so. Beside them lies
+their metadata, for programs that ask which version they have; nobody finds it who does not find the packages.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.machinery import PathFinder
@@ -144,8 +144,8 @@ def _is_ours(module: ModuleType) -> bool:
 
 def real_version() -> str | None:
     """Return the version of the real s3torchconnector; None if it is not installed."""
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(NAMES[0])
+    for found in metadata.distributions(name=NAMES[0], path=elsewhere()):
+        return found.version
     is_found = any(PathFinder.find_spec(name, elsewhere()) is not None for name in NAMES)
     return "of unknown version" if is_found else None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from s3torch import client
+from s3torch._access import Access
+from s3torch._aws.answers import Subject
+from s3torch._transfer.connection import Network
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.config import S3ClientConfig
 from s3torch.compat.native import MountpointS3Client
@@ -13,33 +16,72 @@ from s3torch.compat.native import MountpointS3Client
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from s3torch.config import S3ClientConfig as CoreConfig
+    from s3torch.testing.memory import MemoryObjects
+
 __all__ = ["MockMountpointS3Client", "MockS3Client"]
 
 _DEFAULTS = S3ClientConfig()
 
 
-class _Bucket:
-    """A client of a server in this process, which has one bucket and ends with the client."""
+# Nothing is sent there, and nothing answers there.
+_ENDPOINT = "http://in-memory.invalid"
 
-    def _start(self, bucket: str) -> str:
-        """Start the server, and return its endpoint."""
-        from s3torch.testing import FaultyServer  # a server, which a program does not need
 
-        self._server = FaultyServer(bucket=bucket)
-        self._server.__enter__()
-        weakref.finalize(self, self._server.__exit__, None, None, None)
-        return self._server.endpoint
+class _InMemoryAccess(Access):
+    """Has all requests answered by a bucket in memory."""
+
+    def __init__(
+        self,
+        objects: MemoryObjects,
+        config: CoreConfig,
+        region: str | None,
+        endpoint: str | None,
+        user_agent_comments: tuple[str, ...],
+    ) -> None:
+        super().__init__(config, region, endpoint, user_agent_comments)
+        self._objects = objects
+
+    def call(
+        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
+    ) -> dict[str, object]:
+        return self._objects.call(Subject(operation, bucket, key, _ENDPOINT), method, parameters)
+
+    def _new_network(self, state: object) -> Network:
+        from s3torch.testing.memory import MemoryNetwork
+
+        del state
+        return cast("Network", MemoryNetwork(self._objects))  # which does all that an engine asks of one
+
+
+class _InMemory(client.S3Client):
+    """A client whose requests are answered by a bucket in memory.
+
+    A forked process goes on with a copy of the bucket, and so does one that the client is pickled to.
+    """
+
+    _objects: MemoryObjects
 
     def add_object(self, key: str, data: bytes) -> None:
         """Put an object into the bucket."""
-        self._server.objects[key] = data
+        self._objects[key] = data
 
     def remove_object(self, key: str) -> None:
         """Take an object out of the bucket."""
-        self._server.objects.pop(key, None)
+        self._objects.discard(key)
+
+    def _begin_in_memory(self, bucket: str) -> None:
+        from s3torch.testing.memory import MemoryObjects  # which a program does not need
+
+        self._objects = MemoryObjects(bucket)
+
+    def _new_access(self, user_agent_comments: tuple[str, ...]) -> Access:
+        return _InMemoryAccess(
+            self._objects, self.s3client_config, self.given_region, self.endpoint, user_agent_comments
+        )
 
 
-class MockS3Client(_Bucket, S3Client):
+class MockS3Client(_InMemory, S3Client):
     """A client with a bucket in memory.
 
     Args:
@@ -57,10 +99,11 @@ class MockS3Client(_Bucket, S3Client):
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
         config = replace(s3client_config or S3ClientConfig(), unsigned=True, force_path_style=True)
-        super().__init__(region, endpoint=self._start(bucket), user_agent=user_agent, s3client_config=config)
+        self._begin_in_memory(bucket)
+        super().__init__(region, endpoint=_ENDPOINT, user_agent=user_agent, s3client_config=config)
 
 
-class MockMountpointS3Client(_Bucket, MountpointS3Client):
+class MockMountpointS3Client(_InMemory, MountpointS3Client):
     """A native client with a bucket in memory; nothing is signed, and the endpoint is its own.
 
     Args:
@@ -83,13 +126,14 @@ class MockMountpointS3Client(_Bucket, MountpointS3Client):
         max_attempts: int = _DEFAULTS.max_attempts,
     ) -> None:
         del endpoint, unsigned, force_path_style
+        self._begin_in_memory(bucket)
         super().__init__(
             region,
             user_agent_prefix,
             throughput_target_gbps,
             part_size,
             unsigned=True,
-            endpoint=self._start(bucket),
+            endpoint=_ENDPOINT,
             force_path_style=True,
             max_attempts=max_attempts,
         )

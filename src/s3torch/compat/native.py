@@ -60,7 +60,7 @@ class MountpointS3Client(S3Client):
     def get_object(  # type: ignore[override]  # the native client returns a stream
         self, bucket: str, key: str, start: int | None = None, end: int | None = None
     ) -> GetObjectStream:
-        """Return a stream of the bytes ``[start, end)``."""
+        """Return a stream of the bytes ``[start, end)``; what does not exist is an error of this call."""
         return self._get_object_stream(bucket, key, start, end)
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from s3torch._objects.fetch import Fetch, Place
 from s3torch._objects.remote import RemoteObject
-from s3torch.client import HeadObjectResult, S3Client
+from s3torch.client import S3Client
 from s3torch.compat.wording import worded
 from s3torch.errors import ArgumentError, TruncatedBodyError
 
 if TYPE_CHECKING:
-    from s3torch._aws.listing import ObjectInfo
+    from typing_extensions import Self
+
+    from s3torch._aws.listing import KnownObject
 
 __all__ = [
     "GetObjectInfo",
@@ -25,7 +27,7 @@ __all__ = [
     "remote_object",
 ]
 
-GetObjectInfo = Callable[[], "ObjectInfo | HeadObjectResult"]
+GetObjectInfo = Callable[[], "KnownObject"]
 
 
 class GetStreamCallable(Protocol):
@@ -36,7 +38,7 @@ class GetStreamCallable(Protocol):
 
 
 class GetObjectStream:
-    """Iterates over the bytes ``[start, end)`` of an object, in parts.
+    """Iterates over the bytes ``[start, end)`` of an object, in parts. Begun, its first part is there.
 
     Attributes:
         bucket: Of the object.
@@ -49,18 +51,29 @@ class GetObjectStream:
         self._remote = remote
         self._position = start or 0
         self._end = end
+        self._first: bytes | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
-    @worded
     def __next__(self) -> bytes:
-        stop = self._position + self._remote.client_config.part_size
-        part = self._remote.read(self._position, stop if self._end is None else min(stop, self._end))
+        part, self._first = self._first, None
+        if part is None:
+            part = self._read_part()
         if not part:
             raise StopIteration
         self._position += len(part)
         return part
+
+    def begin(self) -> Self:
+        """Read the first part: what is wrong with the object shows now, as with the stream of s3torchconnector."""
+        self._first = self._read_part()
+        return self
+
+    @worded
+    def _read_part(self) -> bytes:
+        stop = self._position + self._remote.client_config.part_size
+        return self._remote.read(self._position, stop if self._end is None else min(stop, self._end))
 
     def tell(self) -> int:
         """Return the position in the object of what comes next, in bytes."""
@@ -78,8 +91,8 @@ class ObjectStreams:
         self.remote = remote
 
     def __call__(self, start: int | None = None, end: int | None = None) -> GetObjectStream:
-        """Return a stream of ``[start, end)``; None is the object's begin or end."""
-        return GetObjectStream(self.remote, start, end)
+        """Return a stream of ``[start, end)``, which has begun; None is the object's begin or end."""
+        return GetObjectStream(self.remote, start, end).begin()
 
 
 class WholeStream:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from s3torch._exclusive import exclusive
 from s3torch.datasets.look_ahead import LookAhead, Source
 from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.errors import S3Error
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -61,14 +62,21 @@ class _Items:
         except StopIteration:
             if self._failure is None:
                 raise
-        except Exception as error:
-            self._failure = copy.copy(error)  # without the frames that it will refer to
+        except BaseException as error:
+            self._failure = _again(error)
             raise
         else:
             self._failure = None
             return item
         # A generator that has failed says that it is at its end. That would be taken for the end of the data.
         raise copy.copy(self._failure)
+
+
+def _again(error: BaseException) -> Exception:
+    """Return what is raised when a listing is asked to go on that has failed, without the frames of its failure."""
+    if isinstance(error, S3Error):
+        return copy.copy(error)
+    return RuntimeError(f"This iteration cannot go on, as it has failed before: {type(error).__name__}: {error}")
 
 
 class SampleSource(Source, Protocol[T_co]):

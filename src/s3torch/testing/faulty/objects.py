@@ -1,8 +1,9 @@
 """One bucket in memory, and how S3 answers requests about it.
 
-Known are GetObject and HeadObject with Range and If-Match, PutObject, multipart uploads, CopyObject, DeleteObject and
-ListObjectsV2. Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object
-a CRC64NVME where an upload brings no checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+Known are GetObject and HeadObject with Range and If-Match, PutObject and multipart uploads with If-None-Match,
+CopyObject, DeleteObject and ListObjectsV2. Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and
+SHA256). As S3 gives each object a CRC64NVME where an upload brings no checksum, this one gives it a CRC32. Source:
+https://docs.aws.amazon.com/AmazonS3/latest/API/.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from s3torch.testing.faulty.wire import Request
 
-__all__ = ["OPERATIONS", "Answer", "Objects", "checksum_fields", "operation_of", "parse_range", "s3_error"]
+__all__ = [
+    "OPERATIONS",
+    "Answer",
+    "Objects",
+    "Upload",
+    "checksum_fields",
+    "operation_of",
+    "parse_range",
+    "s3_error",
+]
 
 OPERATIONS = frozenset(
     {
@@ -113,9 +125,16 @@ def checksum_fields(content: bytes, algorithm: str = "crc32") -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _Upload:
-    """A multipart upload: its parts by number, and what it was begun with."""
+class Upload:
+    """A multipart upload.
 
+    Args:
+        key: Of the object.
+        parts: By number.
+        checksum_type: That it was begun with; empty if with none.
+    """
+
+    key: str
     parts: dict[int, bytes] = field(default_factory=dict)
     checksum_type: str = ""
 
@@ -132,13 +151,21 @@ class Objects(MutableMapping[str, bytes]):
         self.bucket = bucket
         self._stored: dict[str, tuple[bytes, str]] = {}  # content and ETag
         self._checksums: dict[str, dict[str, str]] = {}  # header fields; of those that an upload brought
-        self._uploads: dict[str, _Upload] = {}
+        self._uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
-        self._lock = threading.RLock()
+        self._lock = self._new_lock()
         self.update(contents or {})
 
     def __repr__(self) -> str:
         return f"<Objects of {self.bucket!r}: {len(self._stored)} objects, {len(self._uploads)} uploads>"
+
+    def __getstate__(self) -> dict[str, object]:
+        with self._lock:
+            return {name: copy(value) for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = self._new_lock()
 
     def __getitem__(self, key: str) -> bytes:
         return self._stored[key][0]
@@ -166,6 +193,11 @@ class Objects(MutableMapping[str, bytes]):
         """The ids of multipart uploads that were neither completed nor aborted."""
         return list(self._uploads)
 
+    def open_uploads(self) -> dict[str, Upload]:
+        """Returns copies of the uploads that were neither completed nor aborted, by id, as they were begun."""
+        with self._lock:
+            return {name: replace(upload, parts=dict(upload.parts)) for name, upload in self._uploads.items()}
+
     def checksums_of(self, key: str) -> dict[str, str]:
         """Returns the header fields of the checksum that an object is stored with; a test may change them."""
         return self._checksums[key]
@@ -183,6 +215,8 @@ class Objects(MutableMapping[str, bytes]):
         with self._lock:
             if operation in {"PutObject", "UploadPart"} and not _is_intact(request):
                 return _error(400, "BadDigest")
+            if operation in {"PutObject", "CompleteMultipartUpload"} and self._is_refused(request, key):
+                return _error(412, "PreconditionFailed")
             if operation == "ListObjectsV2":
                 return self._page(query)
             if operation in {"GetObject", "HeadObject"}:
@@ -201,6 +235,13 @@ class Objects(MutableMapping[str, bytes]):
             if operation == "CreateMultipartUpload":
                 return self._begin(key, request.headers.get("x-amz-checksum-type", ""))
             return self._go_on(operation, request, key, query)
+
+    def _is_refused(self, request: Request, key: str) -> bool:
+        return request.headers.get("if-none-match") == "*" and key in self._stored
+
+    def _new_lock(self) -> AbstractContextManager[object]:
+        """Returns what a thread holds while it is at work here."""
+        return threading.RLock()
 
     def _read(self, request: Request, key: str) -> Answer:
         if key not in self._stored:
@@ -233,7 +274,7 @@ class Objects(MutableMapping[str, bytes]):
     def _begin(self, key: str, checksum_type: str) -> Answer:
         self._uploads_begun += 1
         upload_id = f"upload-{self._uploads_begun}"
-        self._uploads[upload_id] = _Upload(checksum_type=checksum_type)
+        self._uploads[upload_id] = Upload(key, checksum_type=checksum_type)
         answer = _document(
             f"<InitiateMultipartUploadResult><Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key>"
             f"<UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"

@@ -7,12 +7,12 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import responses
 from urllib.parse import urlsplit
 
-__all__ = ["Request", "Wire"]
+__all__ = ["Request", "Wire", "encode_response", "parse_head"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,38 @@ class Request:
     def path(self) -> str:
         """The target without its query."""
         return urlsplit(self.target).path
+
+
+def parse_head(lines: Sequence[str]) -> tuple[str, str, dict[str, str]]:
+    """Returns method, target and header fields of a request, given the lines of its head."""
+    method, target, _ = lines[0].split(" ")
+    pairs = [line.partition(":") for line in lines[1:]]
+    return method, target, {name.lower(): value.strip() for name, _, value in pairs}
+
+
+def encode_response(
+    method: str, status: int, headers: Mapping[str, str | None] | None, body: bytes, reason: str | None = None
+) -> tuple[bytes, bytes]:
+    """Returns head and body of a response as they are sent; see `Wire.respond`.
+
+    Args:
+        method: Of the request.
+        status: The status code.
+        headers: The header fields.
+        body: The body.
+        reason: The reason phrase; None means the usual one.
+    """
+    if reason is None:
+        reason = responses.get(status, "")
+    fields = dict(headers or {})
+    names = {name.lower() for name in fields}
+    if not names & {"content-length", "transfer-encoding"} and status not in {204, 304}:
+        fields["Content-Length"] = str(len(body))
+    lines = [f"HTTP/1.1 {status} {reason}"]
+    lines += [f"{name}: {value}" for name, value in fields.items() if value is not None]
+    head = "".join(f"{line}\r\n" for line in [*lines, ""])
+    has_body = method != "HEAD" and status not in {204, 304}
+    return head.encode("latin-1"), body if has_body else b""
 
 
 class Wire:
@@ -77,17 +109,7 @@ class Wire:
         reason: str | None = None,
     ) -> tuple[bytes, bytes]:
         """Returns head and body of what `respond` sends."""
-        if reason is None:
-            reason = responses.get(status, "")
-        fields = dict(headers or {})
-        names = {name.lower() for name in fields}
-        if not names & {"content-length", "transfer-encoding"} and status not in {204, 304}:
-            fields["Content-Length"] = str(len(body))
-        lines = [f"HTTP/1.1 {status} {reason}"]
-        lines += [f"{name}: {value}" for name, value in fields.items() if value is not None]
-        head = "".join(f"{line}\r\n" for line in [*lines, ""])
-        has_body = self._method != "HEAD" and status not in {204, 304}
-        return head.encode("latin-1"), body if has_body else b""
+        return encode_response(self._method, status, headers, body, reason)
 
     def send(self, octets: bytes) -> None:
         """Sends bytes as they are."""
@@ -140,9 +162,7 @@ class Wire:
         if not lines or not line:
             return None
         arrived = time.monotonic()
-        method, target, _ = lines[0].split(" ")
-        pairs = [line.partition(":") for line in lines[1:]]
-        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        method, target, headers = parse_head(lines)
         if headers.get("expect", "").lower() == "100-continue":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if headers.get("transfer-encoding", "").lower() == "chunked":

@@ -1,5 +1,7 @@
 """The iterable dataset."""
 
+import torch  # tests of programs patch what they find by this name
+
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.config import S3ClientConfig
 from s3torch.compat.datasets import S3IterableDataset, get_objects_from_prefix, get_objects_from_uris
@@ -19,4 +21,5 @@ __all__ = [
     "get_objects_from_prefix",
     "get_objects_from_uris",
     "identity",
+    "torch",
 ]

@@ -1,0 +1,77 @@
+"""The contexts of TLS connections: one for all clients of a process that trust the same authorities.
+
+To read the authorities of a system takes some ten milliseconds. A context that is in use never changes; it belongs to
+one process, since locks inside OpenSSL do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections import OrderedDict
+from pathlib import Path
+
+from s3torch._aws.configuration import bundled_authorities
+from s3torch._forks import NO_FORK
+from s3torch.errors import ConfigError
+
+__all__ = ["tls_context"]
+
+# Files of authorities that are in use in turn. Not tuned.
+_MOST_CONTEXTS = 8
+
+_contexts: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
+
+
+def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # it is a bool or the name of a file
+    """Return the context of connections: TLS 1.2 or newer, and verifying.
+
+    Args:
+        verify: Whether to verify, by the authorities of the system; or the PEM file of the authorities.
+
+    Raises:
+        ConfigError: The file of authorities cannot be read.
+    """
+    with NO_FORK:
+        key = (os.getpid(), verify, *map(_mark_of, _files(verify)))
+        context = _contexts.pop(key, None) or _new_context(verify)
+        _contexts[key] = context
+        while len(_contexts) > _MOST_CONTEXTS:
+            _contexts.popitem(last=False)
+        return context
+
+
+def _new_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # as above
+    try:
+        context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"The certificate authorities in {verify!r} cannot be read: {error}. "
+            "Check S3ClientConfig(verify=...) and AWS_CA_BUNDLE."
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif verify is True and not context.cert_store_stats()["x509_ca"]:
+        context.load_verify_locations(bundled_authorities())
+    return context
+
+
+def _files(verify: bool | str) -> list[str]:  # noqa: FBT001  # as above
+    """Return where the authorities are read from."""
+    if isinstance(verify, str):
+        return [verify]
+    places = ssl.get_default_verify_paths()
+    names = (places.openssl_cafile_env, places.openssl_capath_env)
+    named = [os.environ.get(name, "") for name in names]
+    return [*named, places.openssl_cafile, places.openssl_capath] if verify else []
+
+
+def _mark_of(path: str) -> tuple[object, ...]:
+    """Return what changes when a file or folder is changed or replaced."""
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return (path,)
+    return path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import ssl
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from s3torch import S3Client, S3ClientConfig
+from s3torch._aws import tls
+from s3torch._aws.tls import tls_context
+from s3torch.errors import ConfigError
+from s3torch.testing.faulty.authority import Authority
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of earlier tests."""
+    monkeypatch.setattr(tls, "_contexts", type(tls._contexts)())
+
+
+def test_clients_share_a_context(monkeypatch: pytest.MonkeyPatch):
+    """Two clients that trust the same authorities share a context; one that trusts nobody has another."""
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    first, second = (S3Client("us-east-1")._session().tls() for _ in range(2))
+    careless = S3Client("us-east-1", s3client_config=S3ClientConfig(verify=False))._session().tls()
+    assert first is second
+    assert first.verify_mode is ssl.CERT_REQUIRED
+    assert first.check_hostname
+    assert careless.verify_mode is ssl.CERT_NONE
+    assert tls_context(True) is first
+
+
+def test_replaced_files_are_read_anew(tmp_path: Path):
+    """A file of authorities that was replaced is read by the next client."""
+    path = Authority(tmp_path).path
+    before = tls_context(str(path))
+    assert tls_context(str(path)) is before
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert tls_context(str(path)) is not before
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tls_context(str(path))
+
+
+def test_other_authorities_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """SSL_CERT_FILE names other authorities."""
+    before = tls_context(True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(Authority(tmp_path).path))
+    assert tls_context(True).cert_store_stats() != before.cert_store_stats()
+
+
+def test_contexts_belong_to_a_process():
+    """A forked child uses no context of its parent's."""
+    inherited = tls_context(True)
+    here, there = get_context("fork").Pipe()
+
+    def compare() -> None:
+        there.send(tls_context(True) is inherited)
+
+    child = get_context("fork").Process(target=compare)
+    child.start()
+    assert here.recv() is False
+    child.join()
+
+
+def test_what_is_kept_is_bounded(tmp_path: Path):
+    """Files that come and go are not kept for ever."""
+    content = Authority(tmp_path).path.read_bytes()
+    for number in range(12):
+        path = tmp_path / f"{number}.pem"
+        path.write_bytes(content)
+        tls_context(str(path))
+    assert len(tls._contexts) == tls._MOST_CONTEXTS
