@@ -174,7 +174,7 @@ def test_as_many_requests_as_there_are_connections(connections: int):
     """The client's limit of connections holds for listings, and the table is the same."""
     listing = Listing([f"k/{number:05}" for number in range(3000)])
     with ScriptedServer(listing) as server:
-        client = _client(server, max_connections=connections)
+        client = _client(server, max_connections=connections, hedging=False)
         table = list_table(client, "b", "k/", page_size=50)
         assert [item.key for item in table] == listing.keys
         assert table[7].object_info.size == 7
