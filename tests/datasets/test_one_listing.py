@@ -390,6 +390,25 @@ def test_nowhere_to_meet(monkeypatch, tmp_path):
         listing.agree("t", _raise)
 
 
+def test_a_dataset_that_needs_no_place_travels_without_one(monkeypatch, tmp_path):
+    """Where there is no directory for temporary files only a listing that must be shared fails, not pickling."""
+    monkeypatch.setattr(tempfile, "gettempdir", _no_directory)
+    monkeypatch.chdir(tmp_path)
+    dataset = S3MapDataset.from_objects(["s3://b/k"], transform=name)
+    process = multiprocessing.get_context("spawn").Process(target=len, args=(dataset,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert dataset._one_listing.is_shared
+    tmp_path.rmdir()
+    with pytest.raises(ObjectTableError, match="cannot share its listing"):
+        dataset._one_listing.agree("t", ObjectTable)
+
+
+def _no_directory() -> str:
+    raise FileNotFoundError("No usable temporary directory found")
+
+
 def _raise() -> ObjectTable:
     raise FileNotFoundError("mine")
 

@@ -128,7 +128,10 @@ class OneListing:
 
 
 def _place_of(name: str) -> Path:
-    return Path(tempfile.gettempdir(), name)
+    try:
+        return Path(tempfile.gettempdir(), name)
+    except FileNotFoundError:  # there is none that can be written to: who needs one will say so
+        return Path(os.curdir, name)
 
 
 def _remove(name: str, owner: int, forks: int, handed_on: list[str]) -> None:
