@@ -190,11 +190,12 @@ def _locked(directory: Path) -> Iterator[bool]:
     if holder in list(_open.values()):
         yield False
         return
-    with _explained(), NO_FORK:  # so that a child knows of each descriptor that it has inherited
-        directory.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _open[descriptor] = holder
+    descriptor = -1
     try:
+        with _explained(), NO_FORK:  # so that a child knows of each descriptor that it has inherited
+            directory.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _open[descriptor] = holder
         with _explained():
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield True
