@@ -182,15 +182,16 @@ def test_two_iterations_in_one_epoch(bucket, endpoint):
     assert sorted(loader) == sorted(bucket.keys(1) + bucket.keys(2))
 
 
-def test_two_loaders_at_once(bucket, endpoint):
-    """Two DataLoaders over one dataset have a listing each."""
+@pytest.mark.parametrize("seeds", [(1, 2), (7, 7)])
+def test_two_loaders_at_once(endpoint, seeds):
+    """Two DataLoaders over one dataset, also if they are seeded alike, get each object once."""
     dataset = _iterable(endpoint)
     context = multiprocessing.get_context("fork")
-    pairs = list(zip(_stream(dataset, context), _stream(dataset, context), strict=False))
-    found = [sorted(names) for names in zip(*pairs, strict=True)]
+    loaders = [_stream(dataset, context, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    found = [list(filter(None, names)) for names in zip(*itertools.zip_longest(*loaders), strict=True)]
     for names in found:
-        assert names == sorted(set(names))
-        assert len(names) >= len(KEYS)
+        assert sorted(names) == sorted(set(names))
+        assert set(names) >= set(KEYS)
 
 
 def test_who_shares_nothing_lists_as_objects_are_read(bucket, endpoint, shared):
@@ -389,6 +390,25 @@ def test_nowhere_to_meet(monkeypatch, tmp_path):
         listing.agree("t", _raise)
 
 
+def test_a_dataset_that_needs_no_place_travels_without_one(monkeypatch, tmp_path):
+    """Where there is no directory for temporary files only a listing that must be shared fails, not pickling."""
+    monkeypatch.setattr(tempfile, "gettempdir", _no_directory)
+    monkeypatch.chdir(tmp_path)
+    dataset = S3MapDataset.from_objects(["s3://b/k"], transform=name)
+    process = multiprocessing.get_context("spawn").Process(target=len, args=(dataset,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert dataset._one_listing.is_shared
+    tmp_path.rmdir()
+    with pytest.raises(ObjectTableError, match="cannot share its listing"):
+        dataset._one_listing.agree("t", ObjectTable)
+
+
+def _no_directory() -> str:
+    raise FileNotFoundError("No usable temporary directory found")
+
+
 def _raise() -> ObjectTable:
     raise FileNotFoundError("mine")
 
@@ -453,18 +473,26 @@ def test_files_go_with_the_process(tmp_path):
 
 
 def test_a_table_is_removed_by_the_last_who_takes_it(tmp_path):
-    """That is when all have noted that they took it, and all of them are alive."""
+    """That is when all workers of each DataLoader that asked for it have noted that they took it, and are alive."""
     table = tmp_path / "t.table"
+    other = tmp_path / "o.table"
+    other.touch()
     table.touch()
-    _note_taker(table, 1, 2)
-    assert table.exists()
-    _note_taker(table, 0, 2)
-    assert list(tmp_path.iterdir()) == []
-    process = multiprocessing.get_context("fork").Process(target=_note_taker, args=(table, 0, 2))
+    _note_taker(other, 3, 0, 2)
+    for group, taker in [(1, 1), (2, 0), (1, 0)]:
+        _note_taker(table, group, taker, 2)
+        assert table.exists()
+    _note_taker(table, 2, 1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.3~0", "o.table"]
+    process = multiprocessing.get_context("fork").Process(target=_note_taker, args=(other, 3, 1, 2))
     process.start()
     process.join()
+    assert not other.exists()
+    process = multiprocessing.get_context("fork").Process(target=_note_taker, args=(table, 1, 0, 2))
     table.touch()
-    _note_taker(table, 1, 2)
+    process.start()
+    process.join()
+    _note_taker(table, 1, 1, 2)
     assert table.exists()
 
 

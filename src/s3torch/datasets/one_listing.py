@@ -25,6 +25,7 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
@@ -51,21 +52,27 @@ class OneListing:
 
     Args:
         directory: Of a dataset in another process; None chooses a new name.
+        number: Of this copy, among those that were pickled.
     """
 
-    def __init__(self, directory: str | None = None) -> None:
+    def __init__(self, directory: str | None = None, number: int = 0) -> None:
         self._name = f"s3torch-{secrets.token_hex(16)}"
         self._directory = None if directory is None else Path(directory)
         self._handed_on = [directory] if directory else []
         self._forks = count_forks()
+        self._number = number
+        self._copies = 0
         if directory is None:
             weakref.finalize(self, _remove, self._name, os.getpid(), self._forks, self._handed_on)
 
     def __repr__(self) -> str:
         return f"<OneListing {'shared' if self.is_shared else 'of one process'}>"
 
-    def __reduce__(self) -> tuple[type[OneListing], tuple[str, ...]]:
-        return OneListing, (str(self._place()),) if self.hand_on() else ()
+    def __reduce__(self) -> tuple[type[OneListing], tuple[()] | tuple[str, int]]:
+        if not self.hand_on():
+            return OneListing, ()
+        self._copies += 1
+        return OneListing, (str(self._place()), self._copies)
 
     @property
     def is_shared(self) -> bool:
@@ -108,8 +115,10 @@ class OneListing:
                 with _explained():
                     table.save(path)
             if takers:
+                # Workers start one after the other: what they have in common tells two DataLoaders apart.
+                group = count_forks() - self._forks + self._number - taker
                 with _explained():
-                    _note_taker(path, taker, takers)
+                    _note_taker(path, group, taker, takers)
             return table
 
     def _place(self) -> Path:
@@ -119,7 +128,10 @@ class OneListing:
 
 
 def _place_of(name: str) -> Path:
-    return Path(tempfile.gettempdir(), name)
+    try:
+        return Path(tempfile.gettempdir(), name)
+    except FileNotFoundError:  # there is none that can be written to: who needs one will say so
+        return Path(os.curdir, name)
 
 
 def _remove(name: str, owner: int, forks: int, handed_on: list[str]) -> None:
@@ -134,16 +146,17 @@ def _load(path: Path) -> ObjectTable | None:
         return ObjectTable.load(path) if path.exists() else None
 
 
-def _note_taker(path: Path, taker: int, takers: int) -> None:
+def _note_taker(path: Path, group: int, taker: int, takers: int) -> None:
     """Note that a worker has its table; the last worker removes the table.
 
-    Each worker leaves its process id. A DataLoader that ended before all of them had come leaves a table behind, and
-    the next one may ask for the same name, if it is seeded alike. So the table stays unless all that took it are alive:
-    then none of them is of an earlier DataLoader, whose workers have ended.
+    Each worker leaves its process id. DataLoaders that are seeded alike ask for the same name: two at the same time, or
+    the next one after one that ended before all of its workers had come. So the table stays unless each of those that
+    noted anything has all of its workers there, and they are alive: then nobody is still to come.
     """
-    notes = [path.with_suffix(f".{number}") for number in range(takers)]
-    notes[taker].write_text(str(os.getpid()))
-    if all(note.exists() and _is_alive(int(note.read_text())) for note in notes):
+    path.with_suffix(f".{group}~{taker}").write_text(str(os.getpid()))
+    notes = [note for note in path.parent.glob(f"{path.stem}.*") if note != path]
+    groups = Counter(note.suffix.partition("~")[0] for note in notes)
+    if all(count == takers for count in groups.values()) and all(_is_alive(int(note.read_text())) for note in notes):
         for each in (path, *notes):
             each.unlink()
 
@@ -177,11 +190,12 @@ def _locked(directory: Path) -> Iterator[bool]:
     if holder in list(_open.values()):
         yield False
         return
-    with _explained(), NO_FORK:  # so that a child knows of each descriptor that it has inherited
-        directory.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _open[descriptor] = holder
+    descriptor = -1
     try:
+        with _explained(), NO_FORK:  # so that a child knows of each descriptor that it has inherited
+            directory.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _open[descriptor] = holder
         with _explained():
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield True
