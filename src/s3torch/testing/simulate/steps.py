@@ -695,9 +695,7 @@ class Workers(Step):
                 id=worker, num_workers=self.workers, seed=0, dataset=copy
             )
             try:
-                keys = play.attempt(
-                    repr(self), due, partial(self._keys, copy, worker, spec.kind)
-                )
+                keys = play.attempt(repr(self), due, partial(self._keys, copy, worker, spec.kind))
             finally:
                 torch_worker._worker_info = None
             if keys is FAILED:
