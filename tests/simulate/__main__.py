@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 
-from s3torch.testing.simulate import KINDS, NAMES, Finding, Program, shrunk, simulate
+from s3torch.testing.simulate import KINDS, NAMES, Finding, Program, run, shrunk, simulate
 
 __all__ = ["main"]
 
@@ -22,6 +22,7 @@ _MOST_FINDINGS = 20
 def told(seed: int, program: Program, findings: list[Finding]) -> str:
     """Return how a finding is printed."""
     lines = [f"seed {seed} breaks:", *(f"  {each.invariant}: {each.detail}" for each in findings[:5])]
+    lines += [f"  it happened at {place}" for place in run(program).met]
     return "\n".join([*lines, "", "from s3torch.testing.simulate import *", "", f"check({program!r})", ""])
 
 

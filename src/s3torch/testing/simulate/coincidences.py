@@ -159,6 +159,8 @@ class Tracer:
         is_on: Whether it counts now.
         due: What is to be called at which count.
         tick: Called for each place of any thread.
+        trail: The code of each place, if that is to be remembered.
+        met: Where something happened, as file, line and function.
     """
 
     def __init__(self) -> None:
@@ -166,6 +168,8 @@ class Tracer:
         self.is_on = False
         self.due: dict[int, list[Callable[[], None]]] = {}
         self.tick: Callable[[], None] | None = None
+        self.trail: list[CodeType] | None = None
+        self.met: list[str] = []
         self._main = threading.get_ident()
 
     def start(self) -> None:
@@ -192,7 +196,11 @@ class Tracer:
     def _local_of_main(self, frame: FrameType, event: str, _argument: Any) -> Any:  # noqa: ANN401  # as settrace has it
         if event == "opcode" and self.is_on and frame.f_lasti in _known_places[frame.f_code]:
             self.count += 1
+            if self.trail is not None:
+                self.trail.append(frame.f_code)
             if self.count in self.due:
+                code = frame.f_code
+                self.met.append(f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}")
                 for action in self.due.pop(self.count):
                     action()
             if self.tick is not None:

@@ -108,7 +108,7 @@ def budget_is_given_back(play: Play) -> None:
 def no_uploads(play: Play) -> None:
     """Check that no upload is open that the client knows of."""
     may_fail = play.program.has_faults  # its abort may have failed, which a warning says
-    known = [upload.key for upload in play.world.server.uploads.values() if upload.is_told]
+    known = [upload.key for upload in play.world.server.uploads.values() if upload.is_known]
     if known and not may_fail:
         play.find("uploads", f"uploads of {known} are open, and their writers have ended")
 

@@ -152,7 +152,7 @@ class _Writer:
         self.chance = chance
         self.kind = kind
         self.count = chance.choice((3, 6, 12, 24))
-        missing = chance.choice((0.0, 0.0, 0.15))
+        missing = chance.choice((0.0, 0.15, 0.3) if kind == "collections" else (0.0, 0.0, 0.15))
         self.objects: list[int | None] = [
             None if chance.random() < missing else chance.choice(_SIZES) for _ in range(self.count)
         ]
@@ -268,6 +268,23 @@ class _Writer:
         chance.shuffle(ranges)
         return [ReadRanges(key, tuple(ranges), into)]
 
+    def lost_thing(self) -> list[Step]:
+        """Return steps that leave something under way, and to the garbage collector."""
+        chance = self.chance
+        shape = chance.choice(("writer", "reader", "iterator"))
+        if shape == "writer":
+            name = self.name("w")
+            return [
+                OpenWriter(name, self.name("w/")),
+                *[WriteTo(name, 60_000)] * chance.randint(1, 3),
+                LoseInCycle(name),
+            ]
+        if shape == "reader":
+            name = self.name("r")
+            return [Open(name, self.key()), Prefetch(name), LoseInCycle(name)]
+        name = self.name("i")
+        return [Iterate(name, self.old_dataset("iterable")), Next(name, 1), LoseInCycle(name)]
+
     def write_sizes(self) -> tuple[int, ...]:
         chance = self.chance
         return tuple(chance.choice((1, 500, 9_000, 30_000, 60_000)) for _ in range(chance.randint(1, 4)))
@@ -373,6 +390,8 @@ def draft(seed: int, only: str | None = None) -> Program:
         steps = [*writer.some(1), Churn(chance.randint(3, 8), writer.key())]
     elif kind == "threads":
         steps = [*writer.together(), *(writer.some(1) if chance.random() < 0.5 else [])]
+    elif kind == "collections" and chance.random() < 0.5:
+        steps = [*writer.lost_thing(), *writer.some(1)]
     elif kind == "silence":
         steps = writer.writing() if chance.random() < 0.7 else writer.some(1)
     else:

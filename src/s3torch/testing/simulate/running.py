@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType
 from typing import Any
 
 from s3torch.testing.simulate import seam
@@ -52,6 +53,7 @@ from s3torch.testing.simulate.world import World
 __all__ = ["Result", "check", "program_of", "run", "shrunk", "simulate"]
 
 _PROBE = "z"
+_SHARE_OF_RARE_CODE = 0.6
 
 
 @dataclass
@@ -60,17 +62,19 @@ class Result:
 
     Attributes:
         findings: Which invariants did not hold; empty if all did.
-        places: For each step, how many places it passed where signals are looked for; 0 if nobody counted.
+        places: For each step, the code of each place that it passed where signals are looked for, if somebody counted.
         selects: For each step, how often it waited for the network.
         log: The requests that the server saw, with their times.
+        met: Where in s3torch something happened in the middle of a step.
         names: The readers, writers and iterators that were there at the beginning of each step.
     """
 
     findings: list[Finding] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    places: list[list[CodeType]] = field(default_factory=list)
     selects: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
+    met: list[str] = field(default_factory=list)
 
 
 def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ()) -> Result:
@@ -93,13 +97,15 @@ def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ())
         play = Play(program, world, frozenset(ignore))
         is_traced = counts or any(each.at for each in program.coincidences)
         is_traced |= any(isinstance(step, Together) for step in program.steps)
-        play.tracer = Tracer() if is_traced else None
+        if is_traced:
+            play.tracer = Tracer()
+            result.met = play.tracer.met
         result.findings = play.findings
         threads = threading.active_count()
         try:
             for number, step in enumerate(program.steps):
                 result.names.append(sorted(name for name in play.things if " " not in name))
-                _run_step(play, number, step, result)
+                _run_step(play, number, step, result, counts=counts)
                 if play.findings or world.is_silent:
                     break
             _finish(play)
@@ -119,7 +125,7 @@ def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ())
     return result
 
 
-def _run_step(play: Play, number: int, step: Step, result: Result) -> None:
+def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: bool) -> None:
     world, tracer = play.world, play.tracer
     mine = [each for each in play.program.coincidences if each.step == number]
     first = world.selects
@@ -133,7 +139,7 @@ def _run_step(play: Play, number: int, step: Step, result: Result) -> None:
     world.on_select = on_select if by_select else lambda: None
     if tracer is not None:
         tracer.count, tracer.is_on = 0, True
-        tracer.due = {}
+        tracer.due, tracer.trail = {}, [] if counts else None
         for each in mine:
             if each.at:
                 tracer.due.setdefault(each.at, []).append(partial(each.happen, play))
@@ -149,7 +155,7 @@ def _run_step(play: Play, number: int, step: Step, result: Result) -> None:
             tracer.is_on = False
         world.on_select = lambda: None
     play.interrupted_at = None
-    result.places.append(tracer.count if tracer is not None else 0)
+    result.places.append(tracer.trail or [] if tracer is not None else [])
     result.selects.append(world.selects - first)
     play.check_memory(f"after step {number}")
 
@@ -241,11 +247,15 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
 def _placed(chance: random.Random, program: Program, counted: Result, kind: str) -> Coincidence | None:
     """Return something that happens in the middle of one of the steps."""
     by_select = chance.random() < (0.8 if kind == "silence" else 0.2)
-    counts = counted.selects if by_select else counted.places
+    counts = counted.selects if by_select else list(map(len, counted.places))
     if not any(counts):
         return None
     step = chance.choices(range(len(counts)), counts)[0]
     moment = chance.randint(1, counts[step])
+    if not by_select and chance.random() < _SHARE_OF_RARE_CODE:
+        trail = counted.places[step]
+        code = chance.choice(list(dict.fromkeys(trail)))  # code that seldom runs is met as often as any other
+        moment = chance.choice([at for at, each in enumerate(trail, 1) if each is code])
     where: dict[str, int] = {"step": step, "select" if by_select else "at": moment}
     if kind in ("interrupts", "silence"):
         return Interrupt(**where)

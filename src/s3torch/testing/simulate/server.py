@@ -54,13 +54,11 @@ class Answer:
         status: Of HTTP.
         fields: Header fields beside the length.
         body: Its bytes.
-        upload_id: Of the upload that it tells of for the first time.
     """
 
     status: int
     fields: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    upload_id: str | None = None
 
     def encode(self, method: str, *, closes: bool = False) -> bytes:
         """Return it as bytes."""
@@ -83,12 +81,12 @@ class Upload:
     """A multipart upload that is neither completed nor aborted.
 
     Attributes:
-        is_told: Whether the client has received all of the answer that names it.
+        is_known: Whether the client has named it: it has read the answer to its creation.
     """
 
     key: str
     parts: dict[int, Stored] = field(default_factory=dict)
-    is_told: bool = False
+    is_known: bool = False
 
 
 def parse_request(head: bytes, body: bytes) -> Request:
@@ -186,6 +184,7 @@ class Server:
             upload = self.uploads.get(request.query["uploadId"])
             if upload is None:
                 return failure(404, "NoSuchUpload")
+            upload.is_known = True
             upload.parts[int(request.query["partNumber"])] = stored
         else:
             self.bucket.put(request.key, stored)
@@ -198,7 +197,7 @@ class Server:
         asked = ("x-amz-checksum-algorithm", "x-amz-checksum-type")
         fields = {name: request.fields[name] for name in asked if name in request.fields}
         document = f"<InitiateMultipartUploadResult><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"
-        return Answer(200, fields, document.encode(), upload_id)
+        return Answer(200, fields, document.encode())
 
     def _complete(self, request: Request) -> Answer:
         upload = self.uploads.get(request.query["uploadId"])

@@ -188,9 +188,7 @@ class SimulatedConnection:
         self._accepted = self._has_ended = self._was_reset = False
         self._arrived = bytearray()  # at the server
         self._on_its_way = bytearray()  # to the client
-        self._handed_out = 0
         self._is_between_requests = True
-        self._told: list[tuple[int, str]] = []
         self._step = world.chance.choice((1 << 20, 1 << 20, 16 * 1024, 3_000))
         world.open_connections.add(self)
         self._at(world.chance.uniform(0.0002, 0.002), SimulatedConnection._accept)
@@ -258,12 +256,7 @@ class SimulatedConnection:
         count = min(len(room), len(source), self._step)
         room[:count] = source[:count]
         del source[:count]
-        self._handed_out += count
         self._world.bytes_received += count
-        while self._told and self._told[0][0] <= self._handed_out:
-            upload = self._world.server.uploads.get(self._told.pop(0)[1])
-            if upload is not None:
-                upload.is_told = True
         return count
 
     def note_timeout(self) -> None:
@@ -343,8 +336,6 @@ class SimulatedConnection:
         if fault == "lost":
             self._at(latency, SimulatedConnection._break)
             return
-        if answer.upload_id is not None:
-            self._told.append((self._handed_out + len(self._on_its_way) + len(data), answer.upload_id))
         if fault in ("cut", "truncated", "stalled"):
             data = data[: max(1, len(data) * 2 // 3)]
         end = self._deliver(data, 1.0 if fault == "late" else latency)
