@@ -578,6 +578,19 @@ def test_errors_are_part_of_no_cycle(client: S3Client):
         gc.enable()
 
 
+def test_a_client_that_is_dropped(server: FaultyServer):
+    """A client is part of no cycle: when the last reference to it goes its connections are closed."""
+    gc.disable()
+    try:
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+        client.read_range("bucket", "00000", 0, 5)
+        engine = weakref.ref(client._access.engine())
+        del client
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
 def test_threads_that_come_and_go(client: S3Client):
     """What threads have counted is one sum when they are gone."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.http1 import Destination
+from s3torch._transfer.loop import Loop
 from s3torch.testing import simulate as package
 from s3torch.testing.simulate import (
     KINDS,
@@ -162,7 +163,7 @@ def test_an_engine_that_does_not_cancel_is_found(monkeypatch: pytest.MonkeyPatch
 
 def test_a_loop_that_never_ends_is_found(monkeypatch: pytest.MonkeyPatch):
     """A loop that turns for ever without any time passing ends, and is found."""
-    monkeypatch.setattr(Engine, "_start_queued", lambda self: None)
+    monkeypatch.setattr(Loop, "_start_queued", lambda self: None)
     assert {each.invariant for each in run(SOUND).findings} >= {"time"}
 
 

@@ -40,11 +40,28 @@ class _ThreadEngines(threading.local):
         self.engines: list[Engine] = []
 
 
+class _Sessions:
+    """The session with botocore, one for each process.
+
+    Buckets refer to it, not to the access that they belong to: that would be a cycle, and leave the connections of a
+    client that is dropped to the garbage collector.
+    """
+
+    def __init__(self, config: S3ClientConfig, region: str | None, endpoint: str | None) -> None:
+        self._arguments = config, region, endpoint
+        self._made: dict[int, AwsSession] = {}
+
+    def __call__(self) -> AwsSession:
+        pid = os.getpid()
+        made = self._made.get(pid)
+        return made if made is not None else self._made.setdefault(pid, AwsSession(*self._arguments))
+
+
 class _ProcessState:
     """What belongs to one process, and must not be used in another: connections and locks."""
 
-    def __init__(self, access: Access) -> None:
-        self.session = AwsSession(access.config, access.given_region, access.endpoint)
+    def __init__(self, session: AwsSession) -> None:
+        self.session = session
         self.threads = _ThreadEngines()
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.ledger = Ledger()
@@ -77,11 +94,13 @@ class Access:
         self.given_region = region
         self.endpoint = endpoint
         self.user_agent = user_agent(tuple(user_agent_comments))
+        self._sessions = _Sessions(config, region, endpoint)
         self._buckets: dict[str, Bucket] = {}
         self._states: dict[int, _ProcessState] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_states": {}, "_buckets": {}}
+        sessions = _Sessions(self.config, self.given_region, self.endpoint)
+        return {**self.__dict__, "_sessions": sessions, "_states": {}, "_buckets": {}}
 
     @property
     def region(self) -> str:
@@ -131,7 +150,7 @@ class Access:
         if bucket is None:
             made = Bucket(
                 name,
-                self._session,
+                self._sessions,
                 self.user_agent,
                 requester_pays=self.config.requester_pays,
                 has_checksums=self.config.checksums != "off",
@@ -157,11 +176,11 @@ class Access:
         subject = Subject(operation, bucket, key, str(where.endpoint.origin))
         corrections = where.corrections
         try:
-            return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
+            return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
         except (RegionError, CredentialsError) as error:
             if not where.correct(error, {}, corrections):
                 raise
-        return self._session().call(subject, where.region, method, Bucket=bucket, **parameters)
+        return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
 
     def close(self) -> None:
         """Close the calling thread's connections, and those of botocore. What is not done goes on over new ones."""
@@ -175,15 +194,12 @@ class Access:
         pid = os.getpid()
         state = self._states.get(pid)
         if state is None:
-            state = self._states.setdefault(pid, _ProcessState(self))  # atomic: threads may race here
+            state = self._states.setdefault(pid, _ProcessState(self._sessions()))  # atomic: threads may race here
             for inherited in set(self._states) - {pid}:  # a copy: others may be dropping, too
                 dropped = self._states.pop(inherited, None)
                 for engine in dropped.engines if dropped is not None else ():
                     engine.abandon()
         return state
-
-    def _session(self) -> AwsSession:
-        return self._process().session
 
     def _new_network(self, state: _ProcessState) -> Network:
         """Return what opens the connections of a new engine."""
