@@ -179,8 +179,14 @@ class S3Writer(S3File):
 
     def _take(self, data: Buffer, take: Callable[[PartBuffer, memoryview], None]) -> int:
         """Give bytes to the parts, as much at a time as fits; returns how many those were."""
-        self._check_open()
-        view = _buffer.readable_bytes(data)
+        try:
+            self._check_open()
+            view = _buffer.readable_bytes(data)
+        except Exception:  # which are of the call alone: the writer can go on
+            raise
+        except BaseException:
+            self._abandon()
+            raise
         begin = 0
         with self._abandoned_on_error():
             while begin < len(view):
@@ -230,7 +236,8 @@ class S3Writer(S3File):
         if upload is not None and self._is_to_stay:
             upload.cancel()
         elif upload is not None:
-            upload.abort(leftovers.WITHIN)
+            leftovers.leave(upload.abort)  # a second Ctrl-C leaves it to the next call, and to the interpreter's end
+            leftovers.send()
 
     def _leave(self) -> None:
         """Abort by whoever sends something next: the caller may be the garbage collector."""

@@ -393,7 +393,7 @@ class _Stopped(BaseException):
     [
         (ObjectNotFoundError("gone", key="k"), ObjectNotFoundError, "gone"),
         (ValueError("mine"), RuntimeError, "cannot go on, as it has failed before: ValueError: mine"),
-        (_Stopped("now"), RuntimeError, "cannot go on, as it has failed before: _Stopped: now"),
+        (_Stopped("now"), RuntimeError, "cannot go on: it was interrupted while it was listing"),
     ],
 )
 def test_after_an_error_there_is_no_end(uri, bucket, stored, raised, again, message):

@@ -41,7 +41,11 @@ def send() -> None:
             act = LEFT.popleft()
         except IndexError:  # another thread has taken it
             return
-        act(max(0.0, ends_at - clock()))
+        try:
+            act(max(0.0, ends_at - clock()))
+        except BaseException:
+            LEFT.append(act)
+            raise
 
 
 atexit.register(send)

@@ -92,7 +92,8 @@ class Engine:
         )
 
     def __del__(self) -> None:
-        self.abandon()
+        if hasattr(self, "_loop"):  # not after an interrupted constructor
+            self.abandon()
 
     @property
     def pending(self) -> int:
@@ -152,6 +153,10 @@ class Engine:
             if exchange.error is not None:
                 _raise_first_error(exchanges)
             while not exchange.is_done:
+                if (
+                    exchange not in self._loop.exchanges and not exchange.is_done
+                ):  # again: a signal handler may have turned
+                    raise AssertionError("waiting for an exchange that was never submitted")
                 self.turn(deadline)
                 if self._loop.failures != failures:
                     failures = self._loop.failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed
@@ -15,7 +16,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
 from s3torch.datasets.samples import Samples
-from s3torch.datasets.sharding import Position, shard
+from s3torch.datasets.sharding import Position
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
@@ -205,27 +206,27 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
                 further sample raises it again.
         """
         position = self._position()
-        objects = self._objects_of_iteration()
+        listing = self._objects_of_iteration()
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
-        return Samples(shard(objects, position), self._new_look_ahead(), self)
+        return Samples(listing, position, self._new_look_ahead(), self)
 
-    def _objects_of_iteration(self) -> Iterable[S3BucketKeyData]:
-        """Return the objects, of which workers that share them have one listing for each iteration."""
+    def _objects_of_iteration(self) -> Callable[[], Iterable[S3BucketKeyData]]:
+        """Return what lists the objects. Workers that share them have one listing for each iteration.
+
+        It is called when the first object is asked for: a DataLoader takes errors of ``iter()`` for the end.
+        """
         worker = torch.utils.data.get_worker_info()
         is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
         if worker is None or worker.num_workers == 1 or not is_shared:
-            return self._given_objects()
+            objects = self._given_objects()
+            return lambda: objects
         self._iterations += 1
         # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
         # those that begin anew by themselves, count.
         name = f"{worker.seed - worker.id}-{self._position().rank}-{self._iterations}"
-        return self._agreed(name, worker.id, worker.num_workers)
-
-    def _agreed(self, name: str, worker: int, num_workers: int) -> Iterator[S3BucketKeyData]:
-        """List when the first object is asked for; a DataLoader takes errors of ``iter()`` for the end."""
-        yield from self._one_listing.agree(name, self._list_objects, worker, num_workers)
+        return partial(self._one_listing.agree, name, self._list_objects, worker.id, worker.num_workers)
 
     def _position(self) -> Position:
         rank, world_size = _rank_and_world_size((self._rank, self._world_size))

@@ -68,15 +68,19 @@ class LookAhead:
         self._sizes = ExpectedSize(max_bytes // max_objects)
 
     def __len__(self) -> int:
-        return len(self._begun)
+        return len(self._begun) + (self._next is not None)
 
     def __iter__(self) -> Iterator[Begun]:
         return iter(self._begun)
 
     @property
     def places(self) -> list[int]:
-        """The places of the objects that were begun and not handed out yet, in order."""
-        return [begun.place for begun in self._begun]
+        """The places of the objects that were taken in and not handed out yet, in order."""
+        return [begun.place for begun in (*self._begun, *filter(None, [self._next]))]
+
+    def go_on(self) -> None:
+        """Begin to take from other items, which follow those that were taken in: an error of the old ones is void."""
+        self._error = None
 
     def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         """Hand out the next object, having begun as many of those behind it as fit.

@@ -227,6 +227,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         window = self._windows.claim(plan, call)
         if window is None:
             window = self._new_look_ahead()
+        window.go_on()
         items = ((index, self._table[index]) for index in plan[len(window) :])
         samples = []
         begun = None

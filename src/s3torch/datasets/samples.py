@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch._exclusive import exclusive
 from s3torch.datasets.look_ahead import LookAhead, Source
-from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import S3Error
 from s3torch.readers import S3Reader
 
@@ -25,23 +26,32 @@ T_co = TypeVar("T_co", covariant=True)
 class _Items:
     """The objects of an iteration, numbered. It can go back to those that were taken in and not delivered.
 
+    Objects of a table are asked for by their numbers, so that an interrupt costs none of them. Whatever else lists
+    them is an iterator, which nobody can ask twice: after an interrupt in it nobody knows what comes next, so that
+    is said instead.
+
     Args:
-        listing: The objects. If it fails once, what comes later is not taken for its end.
+        listing: Returns all objects; called when the first is asked for.
+        position: Whose objects are wanted.
     """
 
-    def __init__(self, listing: Iterator[S3BucketKeyData]) -> None:
+    def __init__(self, listing: Callable[[], Iterable[S3BucketKeyData]], position: Position) -> None:
         self._listing = listing
+        self._position = position
+        self._table: ObjectTable | None = None
+        self._iterator: Iterator[S3BucketKeyData] | None = None
         self._taken: deque[S3BucketKeyData] = deque()
         self._delivered = 0
         self._cursor = 0
+        self._is_asking = False
         self._failure: Exception | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> tuple[int, S3BucketKeyData]:
-        if self._cursor == len(self._taken):
-            self._taken.append(self._next_of_listing())
+        while self._cursor >= len(self._taken):
+            self._take_in()
         item = self._taken[self._cursor]
         self._cursor += 1
         return self._delivered + self._cursor, item
@@ -56,23 +66,51 @@ class _Items:
         """Go back to the first that was not delivered."""
         self._cursor = 0
 
-    def _next_of_listing(self) -> S3BucketKeyData:
+    def _take_in(self) -> None:
+        if self._table is None and self._iterator is None:
+            self._begin()
+        if self._table is not None:
+            index = self._position.first + self._position.step * (self._delivered + len(self._taken))
+            if index >= len(self._table):
+                raise StopIteration
+            self._taken.append(self._table[index])
+        else:
+            self._ask()
+
+    def _begin(self) -> None:
+        objects = self._listing()
+        if isinstance(objects, ObjectTable):
+            self._table = objects
+        else:
+            self._iterator = shard(objects, self._position)
+
+    def _ask(self) -> None:
+        """Take in what the iterator has next."""
+        if self._iterator is None:
+            raise AssertionError("a listing that was not begun")
+        if self._is_asking:
+            raise RuntimeError("This iteration cannot go on: it was interrupted while it was listing. Begin another.")
+        self._is_asking = True
         try:
-            item = next(self._listing)
+            item = next(self._iterator)
         except StopIteration:
+            self._is_asking = False
             if self._failure is None:
                 raise
-        except BaseException as error:
+        except Exception as error:
             self._failure = _again(error)
+            self._is_asking = False
             raise
         else:
             self._failure = None
-            return item
+            self._taken.append(item)
+            self._is_asking = False
+            return
         # A generator that has failed says that it is at its end. That would be taken for the end of the data.
         raise copy.copy(self._failure)
 
 
-def _again(error: BaseException) -> Exception:
+def _again(error: Exception) -> Exception:
     """Return what is raised when a listing is asked to go on that has failed, without the frames of its failure."""
     if isinstance(error, S3Error):
         return copy.copy(error)
@@ -90,21 +128,23 @@ class Samples(Iterator[T], Generic[T]):
     """Yields samples, and owns the transfers of the objects ahead.
 
     After an error nothing is in flight. The next call goes on with the object behind the one that failed; after an
-    interrupt (KeyboardInterrupt) with the same one.
+    interrupt (KeyboardInterrupt) with the same one, or with an error if it met the listing.
 
     Args:
-        listing: The objects.
+        listing: Returns the objects of all ranks and workers; called when the first sample is asked for.
+        position: Whose samples are wanted.
         window: Of this iteration alone.
         source: The dataset: opens readers, and makes samples of them.
     """
 
     def __init__(
         self,
-        listing: Iterator[S3BucketKeyData],
+        listing: Callable[[], Iterable[S3BucketKeyData]],
+        position: Position,
         window: LookAhead,
         source: SampleSource[T],
     ) -> None:
-        self._items = _Items(listing)
+        self._items = _Items(listing, position)
         self._window = window
         self._source = source
         self._users: dict[int, object] = {}

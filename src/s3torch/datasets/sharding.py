@@ -29,6 +29,16 @@ class Position:
     num_workers: int = 1
 
     @property
+    def first(self) -> int:
+        """The first item that is this reader's."""
+        return self.rank + self.world_size * self.worker
+
+    @property
+    def step(self) -> int:
+        """How many items there are from one of this reader's to the next."""
+        return self.world_size * self.num_workers
+
+    @property
     def is_alone(self) -> bool:
         """Whether nobody else reads."""
         return self.world_size == 1 and self.num_workers == 1
@@ -39,5 +49,4 @@ def shard(items: Iterable[T], position: Position) -> Iterator[T]:
 
     Items go to the ranks in turn, and each rank's to its workers in turn, so that ranks differ by one item at most.
     """
-    first = position.rank + position.world_size * position.worker
-    return itertools.islice(items, first, None, position.world_size * position.num_workers)
+    return itertools.islice(items, position.first, None, position.step)

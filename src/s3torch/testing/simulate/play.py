@@ -212,7 +212,8 @@ class Play:
             if keep and isinstance(error, Exception):
                 self.kept.append(error)
         except Exception as error:  # noqa: BLE001  # every one of them is what is looked for
-            if not (shared and type(error) is RuntimeError and "same time" in str(error)):
+            was_interrupted = self.has_interrupted and "interrupted while it was listing" in str(error)
+            if not was_interrupted and not (shared and type(error) is RuntimeError and "same time" in str(error)):
                 self.find("documented errors", f"{what} raised {_named(error)}")
         finally:
             longest = _LONGEST_CALL_WITH_FAULTS if self.program.has_faults else _LONGEST_CALL

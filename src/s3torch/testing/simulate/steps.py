@@ -514,7 +514,8 @@ class WriteTo(Step):
             return
         content = play.next_bytes(writer.key, self.size)
         play.things[f"{self.name} wrote"].append(content)
-        play.attempt(repr(self), [writer.key], lambda: writer.write(content))
+        if play.attempt(repr(self), [writer.key], lambda: writer.write(content)) is FAILED and not writer.closed:
+            writer.abort()  # as leaving ``with`` would: nobody knows whether a write that was interrupted took anything
 
 
 @dataclass(frozen=True)
@@ -603,6 +604,7 @@ class Elsewhere(Step):
 
     def run(self, play: Play) -> None:
         """Run them there."""
+        play.is_lax = True  # what this thread had begun and the other cancels is over with this one's next turn
         thread = threading.Thread(target=_run_all, args=(play, self.steps))
         thread.start()
         thread.join()
