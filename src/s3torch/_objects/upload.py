@@ -222,10 +222,17 @@ class MultipartUpload:
 
     def cancel(self) -> None:
         """Stop sending; the parts that arrived stay with the service. Safe from the garbage collector."""
-        for flying in self._flying:
-            flying.cancel()
-        self._flying.clear()
+        try:
+            self._cancel_flying()
+        except BaseException:
+            self._cancel_flying()  # again: an interrupt came before all were cancelled
+            raise
         self._free.clear()
+
+    def _cancel_flying(self) -> None:
+        while self._flying:
+            self._flying[0].cancel()
+            self._flying.popleft()  # only now: what was interrupted is found here
 
     def abort(self, within: float | None = None) -> None:
         """Stop sending and delete the parts that arrived; an error is logged and not raised.
