@@ -23,14 +23,15 @@ from s3torch.testing import LocalS3
 # Files of tests that take more than 10 s, the longest first: a wrong or missing one costs a little time.
 _LONG = (
     "test_reliability.py",
-    "test_datasets.py",
     "test_command.py",
+    "test_ranks.py",
     "test_process.py",
     "test_soak.py",
     "test_save_and_load.py",
     "test_lightning.py",
     "test_cli.py",
     "test_client_faults.py",
+    "test_datasets.py",
     "test_running.py",
     "test_loading.py",
 )
