@@ -15,7 +15,7 @@ import s3torch
 from s3torch.cli import main
 from s3torch.errors import ConnectionFailedError
 
-_TIMEOUT = 120.0
+_TIMEOUT = 300.0  # seconds after which a command hangs, also on a busy machine
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,7 +33,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.testing import FaultyServer, faults
 from tests.support.server import Request, ScriptedServer, Wire, fail, serve_object
 
-PATIENCE = 60.0  # seconds that a script has
+PATIENCE = 300.0  # seconds that a script has
 THREADS = 16
 FORKS = 50
 MANY_FORKS = int(os.environ.get("S3TORCH_TEST_FORKS", "400"))

@@ -263,7 +263,7 @@ class RawServer:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         socket.create_connection(self._listener.getsockname()).close()
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
 
     def _run(self) -> None:

@@ -22,7 +22,7 @@ from s3torch.testing import FaultyServer, FaultyServerError, faults
 
 CONTENT = bytes(range(256)) * 8
 KEY = "/bucket/key"
-_TIMEOUT = 10.0
+_TIMEOUT = 60.0
 Answered = tuple[int, dict[str, str], bytes]
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
