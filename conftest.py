@@ -20,8 +20,10 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from s3torch import S3Client
 from s3torch.testing import LocalS3
 
-# Files of tests that take more than 10 s, the longest first: a wrong or missing one costs a little time.
-_LONG = (
+_FIRST = (
+    # Sees the memory of its process grow, which it does not where others have left enough of it.
+    "test_measure.py",
+    # Those that take more than 10 s, the longest first: a wrong or missing one costs a little time.
     "test_reliability.py",
     "test_command.py",
     "test_ranks.py",
@@ -36,6 +38,7 @@ _LONG = (
     "test_loading.py",
 )
 _MOST_WORKERS = 8  # each takes half a GB with torch and its servers
+
 # "ci" tries the same examples each time, so that a change is never blamed for another one's bug; "dev" tries new ones.
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("dev", max_examples=50, deadline=None)
@@ -56,9 +59,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Workers begin with the files that take longest, so that none has long to do when the others have ended."""
+    """Workers begin with the files that take longest, so that none has much to do when the others have ended."""
     if hasattr(config, "workerinput"):
-        places = {name: place for place, name in enumerate(_LONG)}
+        places = {name: place for place, name in enumerate(_FIRST)}
         items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
