@@ -17,6 +17,8 @@ BENCH_VENV := .venv-bench
 COMPARE_VENV := .venv-compare
 READY := .ready
 BIN := $(VENV)/bin
+# A worker for each core takes whole files of tests, in the order of conftest.py; a later -n in ARGS decides.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 # $(call install,FOLDER,EXTRA,CONSTRAINTS): the stamp goes first and comes back last, so that an environment
 # whose making failed or was interrupted is made again.
@@ -58,7 +60,7 @@ audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and ma
 	$(BIN)/python -m pytest -q tests/test_dependencies.py
 
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or ARGS="--seconds 600 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
@@ -69,7 +71,8 @@ simulate: $(VENV)/$(READY)  ## run random programs in which several things happe
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)
 
-soak: $(VENV)/$(READY)  ## train from a real server that is killed, reset and given other keys, for MINUTES=10
+soak: $(VENV)/$(READY)  ## the long tests, then train from a real server that is killed, reset and given other keys, for MINUTES=10
+	$(BIN)/python -m pytest $(PARALLEL) -m soak
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 soak-faults: $(VENV)/$(READY)  ## read 100,000 objects under random faults

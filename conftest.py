@@ -1,10 +1,16 @@
-"""What all tests share: how much Hypothesis tries, and how the code blocks of the documentation are run."""
+"""What all tests share: how much Hypothesis tries, who runs which, and how the documentation's code blocks are run.
+
+`make test` gives the tests to one worker for each core (pytest-xdist), whole files at a time: what a file's fixtures
+start is started once, and the code blocks of a document follow each other. A worker has servers of its own. To run all
+in one process, as `--pdb` does by itself: `make test ARGS="-n 0"`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,23 +20,77 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from s3torch import S3Client
 from s3torch.testing import LocalS3
 
+_FIRST = (
+    # Sees the memory of its process grow, which it does not where others have left enough of it.
+    "test_measure.py",
+    # Those that take more than 10 s, the longest first: a wrong or missing one costs a little time.
+    "test_reliability.py",
+    "test_command.py",
+    "test_ranks.py",
+    "test_process.py",
+    "test_soak.py",
+    "test_save_and_load.py",
+    "test_lightning.py",
+    "test_cli.py",
+    "test_client_faults.py",
+    "test_datasets.py",
+    "test_running.py",
+    "test_loading.py",
+)
+_MOST_WORKERS = 8  # each takes half a GB with torch and its servers
+
 # "ci" tries the same examples each time, so that a change is never blamed for another one's bug; "dev" tries new ones.
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many workers as cores, but no more than files are named; 0 is this process, which one can debug and watch."""
+    if config.getoption("trace") or config.getoption("capture") == "no":
+        return 0
+    paths = [Path(each.partition("::")[0]) for each in config.args]
+    files = len(set(paths)) if all(path.is_file() for path in paths) else _MOST_WORKERS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, files, _MOST_WORKERS)
+    return workers if workers > 1 else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers begin with the files that take longest, so that none has much to do when the others have ended."""
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(_FIRST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Python warns of forks beside threads: each worker has one, which waits for what to run and holds no lock."""
+    if hasattr(config, "workerinput"):
+        config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
 @pytest.fixture(scope="session")
-def documented_server() -> Iterator[None]:
-    """The server that the documentation's examples talk to, with what they read in it."""
-    with LocalS3() as server, server.activated():
+def server() -> Iterator[LocalS3]:
+    """A running server with a bucket for tests and one for examples; the environment does not know of it."""
+    with LocalS3() as server:
+        server.create_bucket("tests")
         server.create_bucket("my-bucket")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def documented_server(server: LocalS3) -> Iterator[None]:
+    """The server that the documentation's examples talk to, with what they read in it."""
+    with server.activated():
         client = S3Client()
         objects = {f"images/{number}.png": bytes([number]) * 100 for number in range(4)}
         objects["archive.bin"] = bytes(range(256)) * 5000
         for key, content in objects.items():
             with client.put_object("my-bucket", key) as writer:
                 writer.write(content)
+        client.close()
         path = list(sys.path)
         yield
         sys.path[:] = path  # docs/migrate.md has installed packages that other tests must not find

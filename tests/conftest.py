@@ -1,4 +1,4 @@
-"""The real S3 server that tests talk to: one process, one bucket, and for each test a prefix of its own."""
+"""What tests do with the real S3 server of ``../conftest.py``: one bucket, and for each test a prefix of its own."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ pytest.register_assert_rewrite("tests.readers.conformance")
 MiB = 1024 * 1024
 _BUCKET = "tests"
 _numbers = itertools.count()
+
+
+# Whole runs of the benchmarks that take longest; shorter ones of other cases and tests of their parts stay.
+_LONG_BENCHMARKS = {"test_checkpoints", "test_other_cases[epoch]", "test_other_cases[integrity]"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves what takes long and finds little to ``make soak``."""
+    for item in items:
+        if item.path.name == "test_command.py" and item.name in _LONG_BENCHMARKS:
+            item.add_marker("soak")
 
 
 def pytest_collection_finish() -> None:
@@ -61,14 +73,6 @@ class Traffic:
         return self._client.stats.bytes_received - self._before.bytes_received
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[LocalS3]:
-    """A running server with a bucket; the environment does not know of it."""
-    with LocalS3() as server:
-        server.create_bucket(_BUCKET)
-        yield server
-
-
 @pytest.fixture
 def s3(server) -> Iterator[LocalS3]:
     """The server, which all that reads the AWS_* variables finds while the test runs."""
@@ -99,7 +103,7 @@ def forkserver() -> ForkServerContext:
     That server has the environment in which it is first used; who uses it needs ``s3``.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["s3torch.datasets"])
+    context.set_forkserver_preload(["s3torch.datasets", "s3torch.dcp", "torch.distributed.tensor"])
     return context
 
 

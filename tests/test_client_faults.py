@@ -298,10 +298,10 @@ def test_always_reset(transport: Tls | None):
 def test_stalled_body(transport: Tls | None):
     """A body that stops coming goes on from the byte that it reached, on another connection."""
     handler = first(1, cut(SMALL, 1000, Wire.stall), serve_object(SMALL))
-    with serving(handler, transport, stall_timeout=0.2) as (server, client):
+    with serving(handler, transport, stall_timeout=0.2, max_attempts=20) as (server, client):
         assert client.read_range("bucket", "key", 0, 2000) == SMALL[:2000]
-        assert ranges(server) == ["0-1999", "1000-1999"]
-        assert server.connections == 2
+        assert ranges(server)[:2] == ["0-1999", "1000-1999"]
+        assert server.connections == len(server.requests)  # 2, unless a busy machine lets an answer stop, too
 
 
 def test_stalled_body_is_asked_for_beside():
@@ -312,9 +312,14 @@ def test_stalled_body_is_asked_for_beside():
             client.read_range("bucket", f"learn/{number}", 0, 10)
         server.requests.clear()
         assert client.read_range("bucket", "key", 0, 2000) == SMALL[:2000]
-        assert ranges(server) == ["0-1999", "1000-1999"]
-        assert [request.headers.get("if-match") for request in server.requests] == [None, '"e"']
-        assert (client.stats.hedges, client.stats.retries) == (1, 0)
+        begun, *beside = [request for request in server.requests if request.path.endswith("/key")]
+        assert (begun.headers["range"], begun.headers.get("if-match")) == ("bytes=0-1999", None)
+        # One, unless a busy machine lets it be late, too: then another goes beside both.
+        assert {(each.headers["range"], each.headers.get("if-match")) for each in beside} == {
+            ("bytes=1000-1999", '"e"')
+        }
+        assert client.stats.hedges >= 1
+        assert client.stats.retries == 0
 
 
 def test_always_stalled():
@@ -332,7 +337,12 @@ def test_no_answer():
         with pytest.raises(DeadlineError, match=r"within 0\.2 s") as caught:
             client.read_range("bucket", "key", 0)
         assert (caught.value.attempts, len(server.requests)) == (2, 2)
-        assert client.read_range("bucket", "key", 0) == SMALL
+        for _ in range(20):  # a busy machine may be too late for this timeout
+            with contextlib.suppress(DeadlineError):
+                assert client.read_range("bucket", "key", 0) == SMALL
+                break
+        else:
+            pytest.fail("no read ended")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fills a backlog as Linux counts it")
@@ -1758,13 +1768,13 @@ def test_complete_that_takes_its_time():
 
     def handle(request: Request, wire: Wire) -> None:
         wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(6):
+        for _ in range(20):
             time.sleep(0.1)
             wire.send(b"1\r\n \r\n")
         wire.send(b"20\r\n<CompleteMultipartUploadResult/>\r\n0\r\n\r\n")
 
     uploads = Uploads(Complete=handle)
-    with serving(uploads, max_attempts=1, stall_timeout=0.2, first_byte_timeout=0.3) as (_, client):
+    with serving(uploads, max_attempts=1, stall_timeout=1.2, first_byte_timeout=1.3) as (_, client):
         with client.put_object("bucket", "key") as writer:
             writer.write(TWO_PARTS)
         assert uploads.log[-1] == "Complete"

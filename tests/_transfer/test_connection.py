@@ -27,7 +27,7 @@ from tests.support.server import Request, ScriptedServer, Wire
 
 from .network import ORIGIN, FakeConnection, FakeNetwork, Peer, never, refuse
 
-PATIENCE = 10.0  # seconds that something is waited for that is about to happen
+PATIENCE = 60.0  # seconds that something is waited for that is about to happen
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
-import time
+import signal
+import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
 from s3torch.checkpoint import clean, latest
 
 MiB = 1024 * 1024
-KILLS = 20
+MOST_KILLS = 200
+PATIENCE = 120.0  # seconds that a process has to be killed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
@@ -23,14 +28,28 @@ def _state(number: int) -> dict[str, object]:
     return {"number": number, "weight": torch.full((3 * MiB,), number, dtype=torch.float32)}
 
 
-def _save_for_ever(uri: str, number: int) -> None:
+def _save_until_killed(uri: str, number: int, seconds: float) -> None:
+    """Save until this process has computed for so long, however busy the machine is; the signal ends it there."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     checkpoint = S3Checkpoint(s3client_config=S3ClientConfig(part_size=5 * MiB))
     while True:
         checkpoint.save(_state(number), uri)
         number += 1
 
 
-def test_killed_while_saving(s3, bucket, prefix):
+@pytest.fixture
+def lock_of_bars() -> Iterator[None]:
+    """A lock of this process alone: who is killed while it has tqdm's own leaves all others waiting for it."""
+    shared = tqdm.get_lock()
+    tqdm.set_lock(threading.RLock())
+    yield
+    tqdm.set_lock(shared)
+
+
+@pytest.mark.usefixtures("lock_of_bars")
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_while_saving(s3, bucket, prefix, kills):
     """Whenever a process is killed, a whole checkpoint is there; what it has left behind is found and cleaned up."""
     torch.set_num_threads(1)  # a forked child has not the threads of torch's pool
     uri = f"s3://{bucket}/{prefix}run/state.pt"
@@ -38,12 +57,12 @@ def test_killed_while_saving(s3, bucket, prefix):
     checkpoint.save(_state(0), uri)
     chance = random.Random(5)
     seen, orphans = {0}, 0
-    for kill in range(KILLS):
-        child = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(uri, 1000 * (kill + 1)))
+    for kill in itertools.count():
+        arguments = (uri, 1000 * (kill + 1), chance.uniform(0.05, 0.5))
+        child = multiprocessing.get_context("fork").Process(target=_save_until_killed, args=arguments)
         child.start()
-        time.sleep(chance.uniform(0.05, 0.5))
-        child.kill()
-        child.join()
+        child.join(PATIENCE)
+        assert child.exitcode == -signal.SIGPROF
         state = checkpoint.load(uri)
         assert state["weight"].unique().tolist() == [state["number"]]
         seen.add(state["number"])
@@ -52,5 +71,6 @@ def test_killed_while_saving(s3, bucket, prefix):
         if kill % 5 == 4:
             clean(f"s3://{bucket}/{prefix}run")
             assert S3Client().list_multipart_uploads(bucket, f"{prefix}run/") == []
-    assert len(seen) > 1  # some saves were done
-    assert orphans  # and some were not
+            if kill + 1 >= kills and len(seen) > 1 and orphans:
+                break  # some saves were done, and some were not
+        assert kill < MOST_KILLS

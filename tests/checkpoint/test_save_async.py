@@ -85,7 +85,7 @@ def test_the_interpreter_waits_for_it(s3, uri):
 
     caller = threading.Thread(target=lambda: Watched().save_async({}, uri).result(10), daemon=True)
     caller.start()
-    caller.join(10)
+    caller.join(60)
     assert seen == [False]
 
 
@@ -109,7 +109,7 @@ def test_its_thread_ends(s3, uri):
     S3Checkpoint().save_async({"a": 1}, uri).result(60)
     for thread in threading.enumerate():
         if thread.name.startswith("saving"):
-            thread.join(10)
+            thread.join(60)
     assert threading.active_count() == before
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
 
 import pytest
 
-from tests.compat.connector import OBJECTS, content_of, run_program
+from tests.compat.connector import OBJECTS, content_of
 
 
 @pytest.fixture
@@ -28,28 +26,12 @@ def folder(client, bucket) -> str:
     return f"s3://{bucket}/compat/images/"
 
 
-@pytest.fixture(scope="session")
-def checkpoints(bucket) -> Callable[[int], str]:
-    """Returns the URI under which a job of so many ranks has saved."""
-    return lambda ranks: f"s3://{bucket}/compat/test_[+re.name]!@$%^&*_(src)-{ranks}"
+@pytest.fixture
+def names(client, bucket) -> Callable[[str], list[str]]:
+    """Returns the names of the objects under a URI."""
 
+    def names(uri: str) -> list[str]:
+        key = uri.removeprefix(f"s3://{bucket}/") + "/"
+        return sorted(info.key[len(key) :] for page in client.list_objects(bucket, key) for info in page.object_info)
 
-@pytest.fixture(scope="session")
-def ranks_of(server, folder, checkpoints) -> Callable[[int], list[list[list[str]]]]:
-    """Runs ``programs/ranks.py`` by torchrun, once for each number of ranks; returns what each rank prints.
-
-    One rank loads what three have saved, too.
-    """
-
-    @functools.cache
-    def ranks_of(ranks: int) -> list[list[list[str]]]:
-        to_load = []
-        if ranks == 1:
-            ranks_of(3)
-            to_load = [f"{checkpoints(3)}/hex-4"]
-        with server.activated(), pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-            printed = run_program("ranks", folder, checkpoints(ranks), *to_load, ranks=ranks)
-        return [json.loads(line) for line in printed.splitlines() if line.startswith("[[")]
-
-    return ranks_of
+    return names

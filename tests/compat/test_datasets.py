@@ -170,20 +170,6 @@ def test_workers_of_each_start_method(folder):
         assert unsharded is None or sorted(unsharded) == sorted(everything * 2), method
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_sharding_under_torchrun(ranks_of, ranks: int):
-    """Ranks and their workers share the objects, each is yielded exactly once; a DistributedSampler does so, too."""
-    printed = ranks_of(ranks)
-    everything = [f"{number:03}" for number in range(OBJECTS)]
-    assert len(printed) == ranks
-    shares = [share for share, _ in printed]
-    assert sorted(name for share in shares for name in share) == everything
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    sampled = sorted(name for _, share in printed for name in share)
-    assert len(sampled) == OBJECTS // ranks * ranks
-    assert set(sampled) <= set(everything)
-
-
 # Classes of the program's own
 
 

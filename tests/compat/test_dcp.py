@@ -44,48 +44,9 @@ def path(bucket, prefix) -> str:
 
 
 @pytest.fixture
-def names(client, bucket) -> Callable[[str], list[str]]:
-    """Returns the names of the objects under a URI."""
-
-    def names(uri: str) -> list[str]:
-        key = uri.removeprefix(f"s3://{bucket}/") + "/"
-        return sorted(info.key[len(key) :] for page in client.list_objects(bucket, key) for info in page.object_info)
-
-    return names
-
-
-@pytest.fixture
 def fs() -> S3FileSystem:
     """A file system as programs make it."""
     return S3FileSystem(REGION)
-
-
-# Ranks of torchrun: what they save and load is compared in programs/ranks.py
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("thread_count", [1, 4])
-def test_names_of_ranks(ranks_of, checkpoints, names, ranks: int, thread_count: int):
-    """Ranks save, load by each kind of reader and in the background; files are named as the strategies say."""
-    ranks_of(ranks)
-    begins = {
-        "default": "__{rank}_",
-        "binary": "{binary}/epoch_1/__{rank}_",
-        "hex": "{rank}000/epoch_2/__{rank}_",
-        "own": "rank-{rank}/part_",
-    }
-    for strategy, begin in begins.items():
-        found = names(f"{checkpoints(ranks)}/{strategy}-{thread_count}")
-        binary = ["0000000000", "1000000000", "0100000000"]
-        expected = {begin.format(rank=rank, binary=binary[rank]) for rank in range(ranks)}
-        assert ".metadata" in found
-        files = [name for name in found if name != ".metadata"]
-        assert {name.rpartition("_")[0] + "_" for name in files} == expected
-        assert all(name.endswith(".distcp") for name in files)
-        assert (len(files) == ranks) if thread_count == 1 else (ranks < len(files) <= 4 * ranks)
-
-
-# One process
 
 
 def _save(path: str, value: float, **options: Any) -> None:

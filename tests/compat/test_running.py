@@ -42,7 +42,7 @@ class Ended(NamedTuple):
 def _python(*arguments: str, cwd: Path, path: str = SOURCE) -> Ended:
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
@@ -101,7 +101,7 @@ if __name__ == "__main__":
         queue = context.Queue()
         process = context.Process(target=place, args=(queue,))
         process.start()
-        print(method, *queue.get(timeout=30))
+        print(method, *queue.get(timeout=120))
         process.join()
     sys.stdout.flush()
     subprocess.run([sys.executable, "-c", "import s3torchconnectorclient as it; print(it.__file__)"], check=True)

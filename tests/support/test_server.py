@@ -22,7 +22,7 @@ from .server import (
 )
 
 _CONTENT = bytes(range(10))
-_TIMEOUT = 10.0
+_TIMEOUT = 60.0
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 from s3torch.testing import LocalS3, LocalS3Error
 from s3torch.testing import local as local_module
 
-_DEADLINE = 10.0
+_DEADLINE = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
-"""What each rank of a group of processes does in test_ranks.py: ``python -m tests.checkpoint.dcp.ranks save PATH``."""
+"""What each rank of a group of processes does in test_ranks.py."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -52,8 +51,8 @@ def save(path: str) -> None:
     dcp.async_save(_state(blank=False), storage_writer=S3StorageWriter(None, f"{path}-async", **options)).result()
 
 
-def load(path: str) -> None:
-    """Load into zeros, and compare with what was saved."""
+def load(path: str) -> int:
+    """Load into zeros, and compare with what was saved; returns how many bytes were received."""
     state = _state(blank=True)
     reader = S3StorageReader(None, path)
     dcp.load(state, storage_reader=reader)
@@ -63,24 +62,18 @@ def load(path: str) -> None:
     for name, each in _model(blank=False).state_dict().items():
         assert torch.equal(state["ddp"][name], each), name
     assert state["step"] == 5
-    sys.stdout.write(f"rank {dist.get_rank()} received {reader.fs.client.stats.bytes_received} bytes\n")
+    return reader.fs.client.stats.bytes_received
 
 
-def main() -> None:
-    """Run one rank."""
-    action, path = sys.argv[1:]
-    dist.init_process_group("gloo")
+def be_rank(rank: int, ranks: int, meeting: str, action: str, path: str) -> list[int]:
+    """Be one rank, which saves or loads; returns how many bytes each load has received."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # here, as the forkserver's environment is not the test's
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     try:
-        if action == "save":
-            save(path)
-        else:
-            load(path)
-            load(f"{path}-async")
+        if action == "load":
+            return [load(path), load(f"{path}-async")]
+        save(path)
+        return []
     finally:
         dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # threads that torch keeps of async_save may abort the process while the interpreter ends
-
-
-if __name__ == "__main__":
-    main()

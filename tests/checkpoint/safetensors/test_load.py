@@ -315,7 +315,11 @@ def test_it_is_an_attribute():
     assert s3torch.safetensors.load_file is load_file
 
 
-@pytest.mark.parametrize("fault", [faults.reset_mid_body, faults.truncate, faults.status(503, "SlowDown")], ids=repr)
+@pytest.mark.parametrize(
+    "fault",
+    [faults.reset_mid_body, faults.truncate, faults.status(503, "SlowDown")],
+    ids=["reset", "truncate", "status"],
+)
 @pytest.mark.parametrize("healthy", [0, 1], ids=["header", "tensors"])
 def test_faults(fault, healthy):
     """A fault while the header or the tensors come costs a retry, and no byte is wrong."""
