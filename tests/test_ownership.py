@@ -533,7 +533,7 @@ def test_errors_hold_nothing(server: FaultyServer, fail: Callable[[S3Client], ob
     kept = []
 
     def fail_once() -> None:
-        server.script(*[faults.truncate(100 * KiB)] * 4)
+        server.script(*[faults.truncate(100 * KiB)] * 8)
         try:
             fail(client)
         except S3Error as error:

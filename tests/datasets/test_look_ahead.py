@@ -22,6 +22,7 @@ class Reader:
         self.expected: int | None = None
         self.begun = False
         self.closed = False
+        self.object_info = None  # it stands for its object, too
 
     def expect(self, size: int) -> None:
         self.expected = size

@@ -73,8 +73,9 @@ class RemoteObject(ObjectVersion):
         fetch = self.new_fetch(start, stop, place)
         try:
             return fetch.finish()
-        finally:
+        except BaseException:
             fetch.cancel()
+            raise
 
     def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
         """Return what does the work of ``fetch``, and begins when it is told to."""

@@ -177,7 +177,7 @@ class Engine:
             timeout = self._limits.call_timeout
             limit = "its time" if timeout is None else f"{timeout:g} s, as S3ClientConfig(call_timeout=...) asks"
             raise DeadlineError(f"The call was not done within {limit}.")
-        self._enter(self._turn)
+        self._enter_turn(block=True)
 
     def nudge(self, interval: float = 0.0) -> None:
         """Move what can be moved without waiting, and send what is queued; see ``turn`` for interrupts.
@@ -187,7 +187,7 @@ class Engine:
         """
         if interval and self._network.clock() - self._loop.left_at < interval:
             return
-        self._enter(self._turn_at_once)
+        self._enter_turn(block=False)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
         """Cancel exchanges; the connections of those in flight are closed.
@@ -216,6 +216,26 @@ class Engine:
         self._network.close()
         self._loop.abandon()
 
+    def _enter_turn(self, *, block: bool) -> None:
+        """Turn the loop; see ``_enter``, of which this is a copy for the sake of two calls in each turn."""
+        if self.is_entered:
+            raise AssertionError("an engine is entered in the middle of its turn")
+        try:
+            try:
+                self.is_entered = True
+                if self._is_torn:
+                    self._loop.begin_anew()
+                self._is_torn = True
+                if self._notes:
+                    self._read_notes()
+                    block = False  # a note may be of what is waited for
+                self._loop.turn(block=block)
+                self._is_torn = False
+            finally:
+                self.is_entered = False
+        finally:
+            self.is_entered = False
+
     def _enter(self, act: Callable[[], object]) -> None:
         """Do something that nobody else may come into the middle of."""
         if self.is_entered:
@@ -233,17 +253,8 @@ class Engine:
         finally:
             self.is_entered = False  # again: an interrupt may have come just before the one above
 
-    def _turn(self) -> None:
-        # A note may be of what is waited for: then there is nothing to wait for.
-        self._loop.turn(block=not self._read_notes())
-
-    def _turn_at_once(self) -> None:
-        self._read_notes()
-        self._loop.turn(block=False)
-
-    def _read_notes(self) -> bool:
-        """Do what notes say; returns whether there were any."""
-        has_any = bool(self._notes)
+    def _read_notes(self) -> None:
+        """Do what notes say."""
         while self._notes:
             note = self._notes[0]
             if note is None:
@@ -251,7 +262,6 @@ class Engine:
             else:
                 self._loop.end(note)
             self._notes.popleft()  # only now: a note that was interrupted is read again
-        return has_any
 
 
 def _raise_first_error(exchanges: Sequence[Exchange]) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
-    from s3torch._transfer.connection import Connection
+    from s3torch._transfer.connection import Connection, Origin
     from s3torch._transfer.exchange import Exchange
     from s3torch._transfer.facts import OriginFacts
 
-__all__ = ["Flight", "Limits"]
+__all__ = ["Flight", "Lane", "Limits"]
 
 # Below this rate over a whole stall_timeout, in bytes per second, a transfer counts as stalled.
 _SLOWEST_RATE = 1024
@@ -32,11 +32,30 @@ class Limits:
     hedging: bool = True
 
 
+class Lane:
+    """What an engine has in flight to one origin, and what is known of that.
+
+    Attributes:
+        origin: Where it leads.
+        facts: Of the origin, for all engines of the process.
+        window: How many requests may be in flight there.
+        load: How many are.
+    """
+
+    __slots__ = ("facts", "load", "origin", "window")
+
+    def __init__(self, origin: Origin, facts: OriginFacts, most: int) -> None:
+        self.origin = origin
+        self.facts = facts
+        self.window = facts.window(most)
+        self.load = 0
+
+
 class Flight:
     """One attempt of an exchange on a connection.
 
     Attributes:
-        facts: What is known of the origin.
+        lane: To its origin.
         memory: Bytes of memory that it counts for.
         response: Reads the answer; None before the request is sent, and after the end.
         want: The memory that the answer fills next.
@@ -54,9 +73,9 @@ class Flight:
         "began",
         "connection",
         "exchange",
-        "facts",
         "heard",
         "is_hedged",
+        "lane",
         "mark",
         "memory",
         "moved",
@@ -67,12 +86,10 @@ class Flight:
         "want",
     )
 
-    def __init__(
-        self, exchange: Exchange, connection: Connection, facts: OriginFacts, now: float, clock: float
-    ) -> None:
+    def __init__(self, exchange: Exchange, connection: Connection, lane: Lane, now: float, clock: float) -> None:
         self.exchange = exchange
         self.connection = connection
-        self.facts = facts
+        self.lane = lane
         self.memory = exchange.memory
         self.response: Generator[memoryview, int, S3Error | None] | None = None
         self.want: memoryview | None = None

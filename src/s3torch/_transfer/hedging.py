@@ -37,7 +37,7 @@ class Hedging:
         """
         self.due = now + _INTERVAL
         for flight in flights:
-            known = flight.facts.first_bytes
+            known = flight.lane.facts.first_bytes
             is_waiting = flight.connection.is_open and not flight.outgoing
             if known.late_after is None or not (is_waiting and flight.exchange.is_read):
                 continue

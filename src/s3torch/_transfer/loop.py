@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._transfer.connection import READ
 from s3torch._transfer.exchange import Exchange, without_frames
-from s3torch._transfer.flight import Flight, Limits
+from s3torch._transfer.flight import Flight, Lane, Limits
 from s3torch._transfer.hedging import Hedging
 from s3torch._transfer.pauses import Pauses
 from s3torch._transfer.pool import ConnectionPool
@@ -78,7 +78,8 @@ class Loop:
         self._stats = stats
         self._queue: deque[Exchange] = deque()  # some may be done by now
         self._pauses = Pauses(jitter)
-        self._loads: dict[Origin, int] = {}
+        self._lanes: dict[Origin, Lane] = {}
+        self._recent_lane: Lane | None = None
         self._memory_in_flight = 0
         self._time_away = 0.0
         self._next_sweep = 0.0
@@ -93,7 +94,8 @@ class Loop:
         """Close all connections, and queue what is not done. It may be interrupted, and is called again then."""
         self.pool.close()
         self.flights.clear()
-        self._loads.clear()
+        self._lanes.clear()
+        self._recent_lane = None
         self._memory_in_flight = 0
         self._queue.clear()
         self._pauses.clear()
@@ -137,8 +139,9 @@ class Loop:
             block: Whether to wait until something can.
         """
         self._come_back()
-        for exchange in self._pauses.take_due(self.now):
-            self._queue.appendleft(exchange)
+        if self._pauses.next_due <= self.now:
+            for exchange in self._pauses.take_due(self.now):
+                self._queue.appendleft(exchange)
         patience = self._patience() if block and not self._can_start() else 0.0
         events = self._network.select(patience)
         self._look_at_clock(patience)
@@ -193,10 +196,20 @@ class Loop:
         exchange, most = queue[0], self._limits.connections
         if len(self.flights) >= most:
             return False
-        origin = exchange.origin
-        if self._loads.get(origin, 0) >= int(self._facts.of(origin).window(most).size):
+        lane = self._lane_to(exchange.origin)
+        if lane.load >= int(lane.window.size):
             return False
         return not self.flights or self._memory_in_flight + exchange.memory <= self._limits.bytes_in_flight
+
+    def _lane_to(self, origin: Origin) -> Lane:
+        """Return what is known of an origin, and in flight there; mostly it is the one that was asked for last."""
+        lane = self._recent_lane
+        if lane is None or lane.origin is not origin:
+            lane = self._lanes.get(origin)
+            if lane is None:
+                lane = self._lanes[origin] = Lane(origin, self._facts.of(origin), self._limits.connections)
+            self._recent_lane = lane
+        return lane
 
     def _start_queued(self) -> None:
         while self._can_start():
@@ -219,11 +232,11 @@ class Loop:
                 self._guarded(flight, self._begin)
 
     def _take_off(self, exchange: Exchange, connection: Connection) -> Flight:
-        origin = exchange.origin
-        flight = Flight(exchange, connection, self._facts.of(origin), self.now, self.now + self._time_away)
+        lane = self._lane_to(exchange.origin)
+        flight = Flight(exchange, connection, lane, self.now, self.now + self._time_away)
         connection.flight = flight
         self.flights.add(flight)
-        self._loads[origin] = self._loads.get(origin, 0) + 1
+        lane.load += 1
         if exchange.flight is None:
             self._memory_in_flight += flight.memory
         return flight
@@ -323,7 +336,7 @@ class Loop:
         self._stats.bytes_received += count
         if count and not flight.received:
             if flight.exchange.is_read:
-                flight.facts.first_bytes.note(self.now - flight.mark)
+                flight.lane.facts.first_bytes.note(self.now - flight.mark)
             flight.mark, flight.moved_at_mark = self.now, flight.moved
         if count:
             flight.heard = self.now
@@ -331,31 +344,30 @@ class Loop:
         flight.moved += count
 
     def _complete(self, flight: Flight, error: S3Error | None) -> None:
-        exchange, head, facts = flight.exchange, flight.exchange.head, flight.facts
+        exchange, head, lane = flight.exchange, flight.exchange.head, flight.lane
         if head is None:
             raise AssertionError("an exchange ended without an answer")
         if error is None and flight.outgoing:
             error = ProtocolError("The server answered that it has everything before everything was sent.")
-        facts.is_reached = True
+        lane.facts.is_reached = True
         if exchange.rival is not None:  # the end of a connection may end an answer without another byte
             self._let_win(flight)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
-        window = facts.window(self._limits.connections)
         if error is None:
-            window.note_success()
-            facts.retry_budget.note_success()
+            lane.window.note_success()
+            lane.facts.retry_budget.note_success()
             self._pauses.call_back(exchange.origin, self.now)
             self._finish(exchange, None)
             return
         if isinstance(error, ThrottledError):
-            window.note_throttled(flight.began, self.now + self._time_away)
+            lane.window.note_throttled(flight.began, self.now + self._time_away)
         self._retry_or_fail(exchange, error)
 
     def _break(self, flight: Flight, error: S3Error) -> None:
         exchange = flight.exchange
         was_stale = flight.connection.was_used and not flight.received and isinstance(error, ConnectionFailedError)
         if flight.received:
-            flight.facts.is_reached = True
+            flight.lane.facts.is_reached = True
         self._land(flight, keep=False)
         if exchange.flight is not None:
             return  # its rival goes on
@@ -369,7 +381,7 @@ class Loop:
         """Take the exchange off its connection; a rival of the flight takes its place."""
         connection, exchange = flight.connection, flight.exchange
         self.flights.discard(flight)
-        self._loads[connection.origin] -= 1
+        flight.lane.load -= 1
         if flight is exchange.flight:
             exchange.flight = exchange.rival
         exchange.rival = None
@@ -431,9 +443,9 @@ class Loop:
         """Send a second request for each read whose first byte is late, or whose body has stopped."""
         most = self._limits.connections
         for flight in self._hedging.late(list(self.flights), self.now, self._receive_unreported):
-            room = min(most - len(self.flights), flight.facts.window(most).size - self._loads[flight.exchange.origin])
+            room = min(most - len(self.flights), flight.lane.window.size - flight.lane.load)
             if room >= 1:
-                flight.facts.first_bytes.note_hedge()
+                flight.lane.facts.first_bytes.note_hedge()
                 self._start_rival(flight)
 
     def _receive_unreported(self, flight: Flight) -> bool:

@@ -15,6 +15,7 @@ __all__ = ["Pauses"]
 
 # What waits for a server that could not be reached is sent again within this, in seconds, when it answers something.
 _CALLED_BACK_WITHIN = 1.0
+_NEVER = float("inf")
 
 
 class _Pause(NamedTuple):
@@ -31,9 +32,13 @@ class Pauses:
 
     Args:
         jitter: Returns random numbers in [0, 1).
+
+    Attributes:
+        next_due: When the first one is due, in seconds of the loop's clock.
     """
 
     def __init__(self, jitter: Callable[[], float]) -> None:
+        self.next_due = _NEVER
         self._jitter = jitter
         self._pauses: list[_Pause] = []
         self._order = itertools.count()
@@ -41,11 +46,6 @@ class Pauses:
 
     def __iter__(self) -> Iterator[Exchange]:
         return (pause.exchange for pause in self._pauses)
-
-    @property
-    def next_due(self) -> float:
-        """When the first one is due, in seconds of the loop's clock."""
-        return self._pauses[0].due if self._pauses else float("inf")
 
     def add(self, exchange: Exchange, due: float, *, is_cut_off: bool) -> None:
         """Keep an exchange.
@@ -58,11 +58,13 @@ class Pauses:
         if is_cut_off:
             self._is_down.add(exchange.origin)
         heapq.heappush(self._pauses, _Pause(due, next(self._order), exchange, is_cut_off))
+        self._note_next()
 
     def take_due(self, now: float) -> Iterator[Exchange]:
         """Yield those that are due, and keep them no longer."""
         while self._pauses and self._pauses[0].due <= now:
             yield heapq.heappop(self._pauses).exchange
+        self._note_next()
 
     def call_back(self, origin: Origin, now: float) -> None:
         """Shorten the pauses of what could not reach an origin: it answers again."""
@@ -73,12 +75,18 @@ class Pauses:
                     soon = now + self._jitter() * _CALLED_BACK_WITHIN
                     self._pauses[index] = pause._replace(due=min(pause.due, soon))
             heapq.heapify(self._pauses)
+            self._note_next()
 
     def drop_done(self) -> None:
         """Drop those that are done: they hold memory that their owner wants back."""
         self._pauses = [pause for pause in self._pauses if not pause.exchange.is_done]
         heapq.heapify(self._pauses)
+        self._note_next()
 
     def clear(self) -> None:
         """Drop all."""
         self._pauses.clear()
+        self._note_next()
+
+    def _note_next(self) -> None:
+        self.next_due = self._pauses[0].due if self._pauses else _NEVER

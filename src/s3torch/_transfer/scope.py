@@ -29,7 +29,7 @@ class Scope:
 
     def __del__(self) -> None:
         # The collector may come anywhere, so this turns no loop: see Engine.cancel.
-        if hasattr(self, "_exchanges"):  # not after an interrupted constructor
+        if getattr(self, "_exchanges", None):  # none if it is over, or its constructor was interrupted
             self.cancel()
 
     @property

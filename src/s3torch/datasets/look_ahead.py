@@ -105,7 +105,8 @@ class LookAhead:
     def settle(self, begun: Begun) -> None:
         """Note that the consumer is done with what was handed out last: its memory is free."""
         self._bytes -= begun.footprint
-        self._sizes.note(begun.reader.known_size)
+        if begun.item.object_info is None:
+            self._sizes.note(begun.reader.known_size)
 
     def discard(self, begun: Begun | None) -> None:
         """End the transfer of what was handed out last: its consumer has failed."""
@@ -155,7 +156,8 @@ class LookAhead:
             self._error = error
             return None
         reader = source._open(item)
-        reader.expect(self._sizes.expected)
+        if item.object_info is None:
+            reader.expect(self._sizes.expected)
         return Begun(place, item, reader, reader.footprint)
 
 

@@ -50,32 +50,31 @@ class _Items:
         return self
 
     def __next__(self) -> tuple[int, S3BucketKeyData]:
-        while self._cursor >= len(self._taken):
-            self._take_in()
-        item = self._taken[self._cursor]
+        if self._table is None and self._iterator is None:
+            self._begin()
+        number = self._delivered + self._cursor
+        if self._table is not None:
+            index = self._position.first + self._position.step * number
+            if index >= len(self._table):
+                raise StopIteration
+            item = self._table[index]
+        else:
+            if self._cursor == len(self._taken):
+                self._ask()
+            item = self._taken[self._cursor]
         self._cursor += 1
-        return self._delivered + self._cursor, item
+        return number, item
 
     def deliver(self) -> None:
         """Note that the first of those that were taken in is done with."""
-        self._taken.popleft()
+        if self._table is None:
+            self._taken.popleft()
         self._delivered += 1
         self._cursor -= 1
 
     def rewind(self) -> None:
         """Go back to the first that was not delivered."""
         self._cursor = 0
-
-    def _take_in(self) -> None:
-        if self._table is None and self._iterator is None:
-            self._begin()
-        if self._table is not None:
-            index = self._position.first + self._position.step * (self._delivered + len(self._taken))
-            if index >= len(self._table):
-                raise StopIteration
-            self._taken.append(self._table[index])
-        else:
-            self._ask()
 
     def _begin(self) -> None:
         objects = self._listing()

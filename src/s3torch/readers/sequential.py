@@ -173,11 +173,11 @@ class SequentialS3Reader(S3Reader):
                 self._note_completed(before)
                 return
         except BaseException:
+            fetch.cancel()
             if not self._store.filled:
                 self._store = _Store()  # whoever keeps the error keeps the reader
             raise
-        finally:
-            fetch.cancel()
+        fetch.cancel()
         self._store = _Store()  # the other thread's loop may still write into the old one
 
     def _note_completed(self, before: int) -> None:
