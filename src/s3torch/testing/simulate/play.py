@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from s3torch.testing.simulate.coincidences import Tracer
     from s3torch.testing.simulate.programs import DatasetSpec, Program
 
-__all__ = ["FAILED", "IterationState", "OopsError", "Play", "ReaderState", "reader_config"]
+__all__ = ["FAILED", "IterationState", "OopsError", "Play", "ReaderState", "Transform", "reader_config"]
 
 FAILED = object()
 
