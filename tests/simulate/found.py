@@ -72,7 +72,7 @@ FOUND: dict[str, Program] = {
         seed=7,
         objects=(300,),
         steps=(ReadRange("k/000", 281, 282),),
-        coincidences=(Signal(step=0, at=308, steps=(Write("w/handler", (40_000,)),)),),
+        coincidences=(Signal(step=0, at=285, steps=(Write("w/handler", (40_000,)),)),),
     ),
     "a signal handler reads a batch of the dataset that it interrupts": Program(
         seed=297,
@@ -99,7 +99,7 @@ FOUND: dict[str, Program] = {
         seed=1,
         objects=(300, 300, 300),
         steps=(ReadRange("k/000", 0, 300, into=True), ReadRange("k/001", 0, 300, into=True)),
-        coincidences=(Interrupt(step=0, at=178),),
+        coincidences=(Interrupt(step=0, at=151),),
     ),
     "the client is closed between two batches": Program(
         seed=4,
