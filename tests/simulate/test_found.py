@@ -58,13 +58,13 @@ LOST_WRITER = Program(
 @pytest.mark.parametrize(
     ("program", "coincidence", "stride"),
     [
-        pytest.param(READING, Interrupt(step=0), 1, id="an interrupt of a read"),
-        pytest.param(BATCHES, Interrupt(step=1), 5, id="an interrupt of a batch"),
-        pytest.param(WRITING, Interrupt(step=0), 5, id="an interrupt of an upload"),
-        pytest.param(READING, Signal(step=0, steps=(ReadRange("k/002", 0, 10),)), 3, id="a handler reads in a read"),
-        pytest.param(BATCHES, Signal(step=1, steps=(Batch(0, (0, 2)),)), 7, id="a handler gets a batch in a batch"),
-        pytest.param(WRITING, Signal(step=0, steps=(Write("w/2", (9,)),)), 7, id="a handler writes in an upload"),
-        pytest.param(LOST_WRITER, Collect(step=3), 5, id="the collector finds a writer in a read"),
+        pytest.param(READING, Interrupt(step=0), 3, id="an interrupt of a read"),
+        pytest.param(BATCHES, Interrupt(step=1), 11, id="an interrupt of a batch"),
+        pytest.param(WRITING, Interrupt(step=0), 17, id="an interrupt of an upload"),
+        pytest.param(READING, Signal(step=0, steps=(ReadRange("k/002", 0, 10),)), 7, id="a handler reads in a read"),
+        pytest.param(BATCHES, Signal(step=1, steps=(Batch(0, (0, 2)),)), 13, id="a handler gets a batch in a batch"),
+        pytest.param(WRITING, Signal(step=0, steps=(Write("w/2", (9,)),)), 19, id="a handler writes in an upload"),
+        pytest.param(LOST_WRITER, Collect(step=3), 9, id="the collector finds a writer in a read"),
     ],
 )
 def test_everywhere(program: Program, coincidence: Coincidence, stride: int):
