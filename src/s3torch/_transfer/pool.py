@@ -84,6 +84,9 @@ class ConnectionPool:
 
     def drop_unless_quiet(self, connection: Connection) -> None:
         """Close an idle connection on which its end came, or bytes that would pass for the next answer."""
+        if connection not in self._connections:  # an interrupt came before it was taken in
+            connection.close()
+            return
         try:
             is_quiet = connection.recv_into(connection.inbox.view[:1]) is None
         except S3Error:

@@ -271,7 +271,7 @@ class _Writer:
     def lost_thing(self) -> list[Step]:
         """Return steps that leave something under way, and to the garbage collector."""
         chance = self.chance
-        shape = chance.choice(("writer", "reader", "iterator"))
+        shape = chance.choice(("writer", "writer", "reader", "iterator"))
         if shape == "writer":
             name = self.name("w")
             return [
@@ -360,6 +360,8 @@ def _options(chance: random.Random, kind: str) -> dict[str, Any]:
         options["checksums"] = chance.choice(("off", "strict"))
     if kind in ("faults", "deadline") and chance.random() < 0.5:
         options["max_attempts"] = chance.choice((1, 2, 3))
+    if kind == "collections" and chance.random() < 0.4:  # calls that fail cancel what they began
+        options["call_timeout"] = chance.choice((0.01, 0.02, 0.05))
     if kind == "deadline":
         options["call_timeout"] = chance.choice((0.001, 0.01, 0.05, 0.3, 5.0))
     return options
@@ -391,7 +393,7 @@ def draft(seed: int, only: str | None = None) -> Program:
     elif kind == "threads":
         steps = [*writer.together(), *(writer.some(1) if chance.random() < 0.5 else [])]
     elif kind == "collections" and chance.random() < 0.5:
-        steps = [*writer.lost_thing(), *writer.some(1)]
+        steps = [*writer.lost_thing(), *(writer.ranges() if chance.random() < 0.5 else writer.some(1))]
     elif kind == "silence":
         steps = writer.writing() if chance.random() < 0.7 else writer.some(1)
     else:

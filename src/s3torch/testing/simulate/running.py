@@ -50,7 +50,7 @@ from s3torch.testing.simulate.steps import (
 )
 from s3torch.testing.simulate.world import World
 
-__all__ = ["Result", "check", "program_of", "run", "shrunk", "simulate"]
+__all__ = ["Result", "check", "everywhere", "program_of", "run", "shrunk", "simulate"]
 
 _PROBE = "z"
 _SHARE_OF_RARE_CODE = 0.6
@@ -290,6 +290,19 @@ def simulate(seed: int, only: str | None = None, *, ignore: Collection[str] = ()
     """Run the program of a seed; returns it, and what was found."""
     program, early = program_of(seed, only, ignore=ignore)
     return program, (early or run(program, ignore=ignore)).findings
+
+
+def everywhere(program: Program, coincidence: Coincidence, *, stride: int = 1) -> Iterator[Program]:
+    """Yield the program with something in the middle of a step, once for each place of the step.
+
+    Args:
+        program: Without coincidences.
+        coincidence: What happens in the middle of its step.
+        stride: Take only each n-th place.
+    """
+    places = len(run(program, counts=True).places[coincidence.step])
+    for at in range(1, places + 1, stride):
+        yield dataclasses.replace(program, coincidences=(dataclasses.replace(coincidence, at=at),))
 
 
 def check(program: Program) -> None:

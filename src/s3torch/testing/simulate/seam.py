@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from s3torch import S3Client, S3ClientConfig
@@ -29,7 +29,15 @@ _KNOBS: tuple[tuple[str, str, object], ...] = (
     ("s3torch.config", "MiB", KiB),
 )
 
-_caches: dict[str, list[Callable[[], None]]] = {}
+
+class _Known:
+    """The caches of the modules that are loaded."""
+
+    modules = 0
+    clears: Sequence[Callable[[], None]] = ()
+
+
+_known = _Known()
 
 
 def client_of(config: S3ClientConfig) -> S3Client:
@@ -63,6 +71,8 @@ def connected(world: World) -> Iterator[None]:
         swap("s3torch._access.leftovers", "clock", world.clock)
         # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
+        # To look the versions of packages up takes as long as a small program.
+        swap("s3torch.client", "user_agent", lambda _comments: "s3torch")
         # Sets of flights are walked in the same order each time.
         swap("s3torch._transfer.flight", "Flight.__hash__", _hash_of_flight)
         for module, name, value in _KNOBS:
@@ -80,13 +90,17 @@ def connected(world: World) -> Iterator[None]:
 
 def _clear_caches() -> None:
     """Empty what functions of s3torch remember, so that a program passes the same places whatever ran before it."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("s3torch.") and not name.startswith("s3torch.testing"):
-            if name not in _caches:
-                values = list(vars(module).values())
-                _caches[name] = [each.cache_clear for each in values if hasattr(each, "cache_clear")]
-            for clear in _caches[name]:
-                clear()
+    if _known.modules != len(sys.modules):
+        _known.modules = len(sys.modules)
+        _known.clears = [
+            value.cache_clear
+            for name, module in list(sys.modules.items())
+            if name.startswith("s3torch.") and not name.startswith("s3torch.testing")
+            for value in list(vars(module).values())
+            if hasattr(value, "cache_clear")
+        ]
+    for clear in _known.clears:
+        clear()
 
 
 def _endpoint(_session: object, bucket: str, _region: str) -> object:

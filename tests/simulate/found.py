@@ -1,0 +1,159 @@
+"""Programs that broke an invariant when they were found, made small; each must pass."""
+
+from __future__ import annotations
+
+from s3torch.testing.simulate import (
+    Batch,
+    Churn,
+    CloseClient,
+    Collect,
+    DatasetSpec,
+    Epoch,
+    Forget,
+    Interrupt,
+    Iterate,
+    ListPages,
+    LoseInCycle,
+    Next,
+    Open,
+    OpenWriter,
+    Prefetch,
+    Program,
+    Read,
+    ReadRange,
+    ReadRanges,
+    Seek,
+    Signal,
+    Together,
+    Workers,
+    Write,
+    WriteTo,
+)
+
+__all__ = ["FOUND"]
+
+KiB = 1024
+SMALL_PARTS = {"part_size": 16 * KiB}
+
+FOUND: dict[str, Program] = {
+    "an exception that was kept goes in the middle of the next batch": Program(
+        seed=490,
+        objects=(300, 70_000, 300, 300, 90, 300),
+        datasets=(DatasetSpec("map", "objects", reader="range", special=4),),
+        steps=(Epoch(0, ((2, 6, 1, 4, 0, 10, 3, 8), (7, 10, 4, 6, 5, 9, 9, 0)), ahead=1, keep=True),),
+        options={"call_timeout": 0.05},
+        coincidences=(Forget(step=0, at=9625),),
+    ),
+    "two threads and one dataset": Program(
+        seed=8,
+        objects=(300,),
+        datasets=(DatasetSpec("map", special=11),),
+        steps=(Together(((Batch(0, (11,)),), (Batch(0, (2, 8), (5,)),)), gap=150),),
+    ),
+    "a transform that reads another batch": Program(
+        seed=19,
+        objects=(300, 300),
+        datasets=(DatasetSpec("map", "objects", "nested batch", special=1),),
+        steps=(Batch(0, (0, 1, 0)),),
+    ),
+    "joined ranges that are the whole object": Program(
+        seed=59,
+        objects=(90,),
+        steps=(ReadRanges("k/000", ((0, 39), (47, 49), (45, 45), (56, 90)), into=True),),
+    ),
+    "a signal handler lists while a head is read": Program(
+        seed=18,
+        objects=(0,),
+        steps=(Open("r1", "k/002"), Read("r1", 50)),
+        coincidences=(Signal(step=1, at=509, steps=(ListPages("k/", 5),)),),
+        is_tls=True,
+    ),
+    "a signal handler writes while a request is signed": Program(
+        seed=7,
+        objects=(300,),
+        steps=(ReadRange("k/000", 281, 282),),
+        coincidences=(Signal(step=0, at=285, steps=(Write("w/handler", (40_000,)),)),),
+    ),
+    "a signal handler reads a batch of the dataset that it interrupts": Program(
+        seed=297,
+        objects=(0, 0, 300, 200_000, 0, 300),
+        datasets=(DatasetSpec("map", "objects", reader="range", special=4),),
+        steps=(Epoch(0, ((4, 5, 1, 5, 2, 0, 2, 5, 3, 4, 5, 0, 2, 0, 0, 4),), ahead=2),),
+        coincidences=(Signal(step=0, at=12430, steps=(Write("w/handler", (100,)), Batch(0, (3, 2, 1, 0)))),),
+    ),
+    "the collector finds an open writer while transfers are cancelled": Program(
+        seed=3,
+        objects=(None, 300_000),
+        steps=(
+            OpenWriter("w", "w/1"),
+            WriteTo("w", 60_000),
+            WriteTo("w", 60_000),
+            LoseInCycle("w"),
+            ReadRange("k/001", 0, 300_000, into=True),
+            ReadRange("k/001", 0, 20, into=True),
+        ),
+        options={**SMALL_PARTS, "max_connections": 2, "call_timeout": 0.02},
+        coincidences=(Collect(step=4, at=326),),
+    ),
+    "an interrupt between a submission and the wait": Program(
+        seed=1,
+        objects=(300, 300, 300),
+        steps=(ReadRange("k/000", 0, 300, into=True), ReadRange("k/001", 0, 300, into=True)),
+        coincidences=(Interrupt(step=0, at=151),),
+    ),
+    "the client is closed between two batches": Program(
+        seed=4,
+        objects=(300, 300, 300),
+        datasets=(DatasetSpec("map", "objects"),),
+        steps=(Batch(0, (0, 1), (2,)), CloseClient(0), Batch(0, (2,))),
+    ),
+    "the client is closed after a prefetch": Program(
+        seed=75,
+        objects=(300, 300, 300, 300),
+        steps=(Open("r2", "k/003"), Prefetch("r2"), CloseClient(), Seek("r2", 10)),
+    ),
+    "an error that is dropped": Program(
+        seed=5,
+        objects=(0, 300, None),
+        steps=(Open("r", "k/002"), Read("r", 10)),
+    ),
+    "an iteration that is left": Program(
+        seed=76,
+        objects=(300, 300, 300),
+        datasets=(DatasetSpec("iterable", special=8),),
+        steps=(Iterate("i1", 0), Next("i1", 1)),
+    ),
+    "an interrupt of an upload to a server that is silent": Program(
+        seed=13,
+        objects=(300,),
+        steps=(Write("w/1", (60_000,)),),
+        options=SMALL_PARTS,
+        coincidences=(Interrupt(step=0, select=300),),
+        faults=((3, "silence"),),
+    ),
+    "threads that come and go": Program(seed=0, objects=(300, 300, 90), steps=(Churn(6, "k/001"),)),
+    "a key is added between the listings of two workers, iterable": Program(
+        seed=2,
+        objects=(300, 300, 300),
+        datasets=(DatasetSpec("iterable", is_sharded=True),),
+        steps=(Workers(0, 2, "k/-"),),
+    ),
+    "a key is added between the listings of two workers, map": Program(
+        seed=13,
+        objects=(300, 300, 300),
+        datasets=(DatasetSpec("map"),),
+        steps=(Workers(0, 2, "k/-"),),
+    ),
+    "a transform raises StopIteration, iterable": Program(
+        seed=15,
+        objects=(1, 1, 1),
+        datasets=(DatasetSpec("iterable", "objects", "stop", special=1),),
+        steps=(Iterate("i2", 0), Next("i2", 100)),
+    ),
+    "a transform raises StopIteration, map": Program(
+        seed=10,
+        objects=(300, 300),
+        datasets=(DatasetSpec("map", transform="stop", special=1),),
+        steps=(Batch(0, (0, 1)),),
+    ),
+}
