@@ -225,40 +225,44 @@ class S3Writer(S3File):
         Does nothing if the writer is closed already, and never fails: if the service can't be reached, a warning with
         the upload's id is logged, and the bucket's lifecycle rule for incomplete uploads must clear it.
         """
-        if not self.closed:
-            upload = self._end(_State.ABORTED)
+        if self.closed:
+            return
+        upload = self._upload
+        try:
+            self._end(_State.ABORTED)
             if upload is not None:
                 upload.abort()
+        except BaseException:
+            if upload is not None:
+                leftovers.leave(upload.abort)  # the next call does what was interrupted
+            raise
 
     def _abandon(self) -> None:
         """Abort, in two seconds at most; or leave what arrived, if a later writer is to go on with it."""
-        upload = None if self.closed else self._end(_State.ABORTED)
-        if upload is not None and self._is_to_stay:
-            upload.cancel()
-        elif upload is not None:
-            leftovers.leave(upload.abort)  # a second Ctrl-C leaves it to the next call, and to the interpreter's end
-            leftovers.send()
+        if not self.closed:
+            self._leave()
+            leftovers.send()  # what a second Ctrl-C interrupts here is left to the next call
 
     def _leave(self) -> None:
         """Abort by whoever sends something next: the caller may be the garbage collector."""
-        upload = None if self.closed else self._end(_State.ABORTED)
+        upload = self._upload
+        if upload is not None and not self._is_to_stay:
+            leftovers.leave(upload.abort)  # first: only now the writer may forget it
+        self._end(_State.ABORTED)
         if upload is not None:
             upload.cancel()
-            if not self._is_to_stay:
-                leftovers.leave(upload.abort)
 
     @property
     def _is_to_stay(self) -> bool:
         """Whether what arrived is for a later writer, or another process goes on with this upload."""
         return self._resumes or self._pid != os.getpid()
 
-    def _end(self, state: _State) -> MultipartUpload | None:
-        """Close the file; returns the upload that was under way."""
-        upload, self._upload = self._upload, None
+    def _end(self, state: _State) -> None:
+        """Close the file."""
         self._state = state
         self._ending = state.value
+        self._upload = None
         self._buffer = PartBuffer(0)
-        return upload
 
     @contextlib.contextmanager
     def _abandoned_on_error(self) -> Iterator[None]:
