@@ -126,7 +126,7 @@ class Access:
         if leftovers.LEFT:
             leftovers.send()
         state = self._process()
-        for engine in state.threads.engines:
+        for engine in state.threads.engines:  # mostly it is the first
             if not engine.is_entered:
                 return engine
         return self._new_engine(state)

@@ -110,16 +110,11 @@ class Fetch(Scope):
         super().cancel()
         self._landing = self._memory = self._place = None
 
-    @property
-    def _gets(self) -> Sequence[GetObject]:
-        gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
-        return gets
-
     def _receive(self, deadline: float | None) -> int:
         if self._landing is not None:
             self._await_size(self._landing, deadline)
         self.wait(deadline)
-        return self._version.conclude(self._gets)
+        return self._version.conclude(self._exchanges)
 
     def _is_proven(self, count: int, *, is_last: bool) -> bool:
         """Verify an object that was read whole, if that is required and no request has done so.
@@ -128,7 +123,7 @@ class Fetch(Scope):
             count: How many bytes arrived.
             is_last: Raise, rather than return False, if they are damaged.
         """
-        is_verified = len(self._gets) == 1 and self._gets[0].is_verified
+        is_verified = len(self._exchanges) == 1 and self._exchanges[0].is_verified
         if self._version.is_strict and not self._start and not is_verified and self._memory is not None:
             try:
                 self._version.verify_if_whole(self._memory[:count])
@@ -139,7 +134,7 @@ class Fetch(Scope):
         return True
 
     def _await_size(self, landing: _Landing, deadline: float | None) -> None:
-        first = self._gets[0]
+        first = self._exchanges[0]
         while first.total is None and not first.is_done:
             self._engine.turn(deadline)
         if first.error is not None:
@@ -156,7 +151,7 @@ class Fetch(Scope):
         end = size if self._stop is None else min(self._stop, size)
         part_size = plan.SMALLEST_PART  # most objects of a dataset are smaller, and not worth more thought
         if end - begin > part_size:
-            others = self._engine.pending - sum(not get.is_done for get in self._gets)
+            others = self._engine.pending - sum(not get.is_done for get in self._exchanges)
             part_size = self._version.part_size(end - begin, others)
         for left, right in plan.split(begin, end, part_size):
             self._get(left, right, self._memory[left - self._start : right - self._start])
@@ -199,7 +194,7 @@ class RangeFetch(Scope):
         except BaseException:
             self.cancel()
             raise
-        gets: list[GetObject] = self._exchanges  # type: ignore[assignment]  # nothing else is submitted here
+        gets = self._exchanges
         self._exchanges = []
         self._version.conclude(gets)
         if gets:

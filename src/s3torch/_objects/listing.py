@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from s3torch._aws.listing import ListObjectsResult, list_parameters, parse_page
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._exclusive import exclusive
-from s3torch._transfer.scope import Scope
+from s3torch._transfer.scope import LastingScope
 
 if TYPE_CHECKING:
     from s3torch._access import Access
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ListObjectStream"]
 
 
-class _PageRead(Scope):
+class _PageRead(LastingScope):
     """The request for one page.
 
     Attributes:

@@ -14,7 +14,7 @@ from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.operations import UploadPart
 from s3torch._objects.uploads import abort_multipart_upload, list_multipart_uploads
-from s3torch._transfer.scope import Scope
+from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class PartBuffer:
         self.length += len(data)
 
 
-class _Flying(Scope):
+class _Flying(LastingScope):
     """A part that is under way.
 
     Args:

@@ -34,6 +34,8 @@ class ObjectVersion:
 
     Attributes:
         access: Sends the requests.
+        client_config: The client's configuration.
+        is_strict: Whether what is read whole must be verified.
         size: In bytes; None while unknown.
         etag: None while unknown.
     """
@@ -57,6 +59,8 @@ class ObjectVersion:
         self._checksum: Checksum | None = None
         self.version_id = version_id
         self.access = access
+        self.client_config: S3ClientConfig = access.config
+        self.is_strict = access.config.checksums == "strict"
 
     def learn_size(self) -> int:
         """Return the size in bytes; asks for it (HeadObject) if no answer has told it yet."""
@@ -75,11 +79,6 @@ class ObjectVersion:
         config = self.client_config
         return plan.part_size_for(length, config.part_size, others, config.connections, config.max_bytes_in_flight)
 
-    @property
-    def client_config(self) -> S3ClientConfig:
-        """The client's configuration."""
-        return self.access.config
-
     def get(
         self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange, *, has_gaps: bool = False
     ) -> GetObject:
@@ -96,11 +95,6 @@ class ObjectVersion:
             is_whole=bucket.has_checksums and not start and stop == self.size,
             has_gaps=has_gaps,
         )
-
-    @property
-    def is_strict(self) -> bool:
-        """Whether what is read whole must be verified."""
-        return self.client_config.checksums == "strict"
 
     def verify_if_whole(self, content: memoryview) -> None:
         """Compare the first bytes of the object with its checksum, if they are all of it.

@@ -125,8 +125,10 @@ class Engine:
         Args:
             within: Seconds that it may take at most; None: as long as the configuration allows.
         """
-        limits = [limit for limit in (within, self._limits.call_timeout) if limit is not None]
-        return self._loop.now + min(limits) if limits else None
+        limit = self._limits.call_timeout
+        if within is not None:
+            limit = within if limit is None else min(within, limit)
+        return None if limit is None else self._loop.now + limit
 
     def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Turn the loop until all of these are done.

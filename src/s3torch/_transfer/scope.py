@@ -7,13 +7,13 @@ exchanges before their memory goes back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from s3torch._transfer.engine import Engine
     from s3torch._transfer.exchange import Exchange
 
-__all__ = ["Scope"]
+__all__ = ["LastingScope", "Scope"]
 
 
 class Scope:
@@ -25,12 +25,7 @@ class Scope:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._exchanges: list[Exchange] = []
-
-    def __del__(self) -> None:
-        # The collector may come anywhere, so this turns no loop: see Engine.cancel.
-        if getattr(self, "_exchanges", None):  # none if it is over, or its constructor was interrupted
-            self.cancel()
+        self._exchanges: list[Any] = []  # each of the kind that the subclass submits
 
     @property
     def is_here(self) -> bool:
@@ -56,3 +51,12 @@ class Scope:
         if exchanges and not all(exchange.is_done for exchange in exchanges):
             self._engine.cancel(exchanges)
         self._exchanges = []
+
+
+class LastingScope(Scope):
+    """A scope that may outlive the call that began it: if its owner is dropped, the collector ends it."""
+
+    def __del__(self) -> None:
+        # The collector may come anywhere, so this turns no loop: see Engine.cancel.
+        if getattr(self, "_exchanges", None):  # none if it is over, or its constructor was interrupted
+            self.cancel()

@@ -38,6 +38,7 @@ class _Items:
     def __init__(self, listing: Callable[[], Iterable[S3BucketKeyData]], position: Position) -> None:
         self._listing = listing
         self._position = position
+        self._first, self._step, self._end = position.first, position.step, 0
         self._table: ObjectTable | None = None
         self._iterator: Iterator[S3BucketKeyData] | None = None
         self._taken: deque[S3BucketKeyData] = deque()
@@ -54,8 +55,8 @@ class _Items:
             self._begin()
         number = self._delivered + self._cursor
         if self._table is not None:
-            index = self._position.first + self._position.step * number
-            if index >= len(self._table):
+            index = self._first + self._step * number
+            if index >= self._end:
                 raise StopIteration
             item = self._table[index]
         else:
@@ -79,6 +80,7 @@ class _Items:
     def _begin(self) -> None:
         objects = self._listing()
         if isinstance(objects, ObjectTable):
+            self._end = len(objects)
             self._table = objects
         else:
             self._iterator = shard(objects, self._position)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3torch._exclusive import exclusive
+from s3torch._exclusive import check_unused
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
 
@@ -66,17 +66,20 @@ class SequentialS3Reader(S3Reader):
         super().__setstate__(state)
         self._forget()
 
-    @exclusive
     def close(self) -> None:
-        """Close it, release what it holds, and cancel what was prefetched."""
+        """Close it, release what it holds, and cancel what was prefetched.
+
+        Raises:
+            ConcurrentUseError: Another thread is in the middle of a call.
+        """
         if not self.closed:
+            check_unused(self)
             pending = self._pending
             self._forget()
             if pending is not None:
                 pending.cancel()
         super().close()
 
-    @exclusive
     def prefetch(self, *, send: bool = True) -> None:
         """Begin to fetch the object, as much of it as may be in flight at once, without waiting.
 
@@ -87,6 +90,7 @@ class SequentialS3Reader(S3Reader):
             send: As in ``S3Reader.prefetch``.
         """
         self._check_open()
+        check_unused(self)
         if self._complete is None and self._pending is None and not self._store.filled:
             fetch = self._new_fetch(self.footprint)
             try:
@@ -145,6 +149,7 @@ class SequentialS3Reader(S3Reader):
             return memoryview(self._complete)[start:stop]
         store = self._store
         if store.buffer is None:
+            self._check_open()  # another thread may have closed it
             raise AssertionError("nothing was fetched")
         return store.buffer.view[start : store.filled if stop is None else min(stop, store.filled)]
 
