@@ -19,7 +19,7 @@ if TYPE_CHECKING:
             """Return what it is called in an error, such as ``the reader of s3://bucket/key``."""
 
 
-__all__ = ["check_unused", "exclusive"]
+__all__ = ["exclusive"]
 
 S = TypeVar("S", bound="_Shared")
 P = ParamSpec("P")
@@ -52,16 +52,6 @@ def exclusive(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
                 del users[0]
 
     return alone  # type: ignore[return-value]  # mypy takes the first parameter of a wrapped method for a named one
-
-
-def check_unused(thing: _Shared) -> None:
-    """Check, less strictly and faster than ``exclusive``, that nobody is in the middle of a call.
-
-    Raises:
-        ConcurrentUseError: The object is in use.
-    """
-    if thing._users:
-        raise _shared(thing)
 
 
 def _shared(thing: _Shared) -> ConcurrentUseError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,12 +14,16 @@ _SECONDS_BEFORE_BAR = 1.0
 
 
 def new_bar(**options: Any) -> tqdm[None]:  # noqa: ANN401  # tqdm's
-    """Return tqdm's bar, without the thread that it would start to watch its bars."""
+    """Return tqdm's bar, without the thread that it would start to watch its bars, and with a lock of its own.
+
+    tqdm's lock is shared with forked processes: one that is killed while it holds it would hang all others for ever.
+    """
     from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type arguments at run time
         monitor_interval = 0
 
+    Bar.set_lock(threading.RLock())
     return Bar(**options)
 
 

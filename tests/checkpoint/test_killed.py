@@ -7,12 +7,9 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
 from s3torch.checkpoint import clean, latest
@@ -38,16 +35,6 @@ def _save_until_killed(uri: str, number: int, seconds: float) -> None:
         number += 1
 
 
-@pytest.fixture
-def lock_of_bars() -> Iterator[None]:
-    """A lock of this process alone: who is killed while it has tqdm's own leaves all others waiting for it."""
-    shared = tqdm.get_lock()
-    tqdm.set_lock(threading.RLock())
-    yield
-    tqdm.set_lock(shared)
-
-
-@pytest.mark.usefixtures("lock_of_bars")
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
 def test_killed_while_saving(s3, bucket, prefix, kills):
     """Whenever a process is killed, a whole checkpoint is there; what it has left behind is found and cleaned up."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3torch._exclusive import check_unused
+from s3torch._exclusive import exclusive
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
 
@@ -66,6 +66,7 @@ class SequentialS3Reader(S3Reader):
         super().__setstate__(state)
         self._forget()
 
+    @exclusive
     def close(self) -> None:
         """Close it, release what it holds, and cancel what was prefetched.
 
@@ -73,13 +74,13 @@ class SequentialS3Reader(S3Reader):
             ConcurrentUseError: Another thread is in the middle of a call.
         """
         if not self.closed:
-            check_unused(self)
             pending = self._pending
             self._forget()
             if pending is not None:
                 pending.cancel()
         super().close()
 
+    @exclusive
     def prefetch(self, *, send: bool = True) -> None:
         """Begin to fetch the object, as much of it as may be in flight at once, without waiting.
 
@@ -90,7 +91,6 @@ class SequentialS3Reader(S3Reader):
             send: As in ``S3Reader.prefetch``.
         """
         self._check_open()
-        check_unused(self)
         if self._complete is None and self._pending is None and not self._store.filled:
             fetch = self._new_fetch(self.footprint)
             try:
