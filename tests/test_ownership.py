@@ -30,7 +30,9 @@ from s3torch import (
     S3ReaderConfig,
 )
 from s3torch._access import leftovers
+from s3torch._aws.operations import HeadObject
 from s3torch._transfer.engine import Engine
+from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.testing import FaultyServer, faults
 
@@ -621,3 +623,128 @@ def test_checksums_are_told(server: FaultyServer):
     client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
     assert client.get_object("bucket", "00001").read() == CONTENTS[1]
     client.close()
+
+
+# What is found by reading: an error, an end or a note that another one's turn meets
+
+
+def test_a_failure_that_a_handler_meets(server: FaultyServer):
+    """An exchange that fails in the turn of a signal handler has failed for its owner, too."""
+    client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+    engine = client._access.engine()
+    bucket = client._access.bucket("bucket")
+    mine, others = HeadObject(bucket, "missing"), HeadObject(bucket, "missing as well")
+    engine.submit(others)
+    turn = engine.turn
+
+    def interrupted_turn(deadline: float | None = None) -> None:
+        turn(deadline)
+        while not (mine.is_done and others.is_done):  # what a handler does between two turns of its owner
+            turn(deadline)
+
+    engine.turn = interrupted_turn
+    with pytest.raises(S3Error):
+        engine.run([mine])
+    client.close()
+
+
+def test_many_writers_that_were_dropped(server: FaultyServer):
+    """What many finalisers have left is sent by the next call, which is not harmed by it."""
+    config = S3ClientConfig(part_size=5 * MiB, unsigned=True, force_path_style=True)
+    client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(5):
+            client.put_object("bucket", "dropped").write(bytes(6 * MiB))
+    for _ in range(1200):
+        leftovers.leave(lambda _seconds: client._access.engine() and None)
+    assert client.read_range("bucket", "00000", 0, 5) == CONTENTS[0][:5]
+    assert not leftovers.LEFT
+    assert not server.objects.uploads
+    client.close()
+
+
+def test_a_note_that_cannot_be_sent(client: S3Client, caplog: pytest.LogCaptureFixture):
+    """What cannot be sent of a finaliser's is logged, and harms nobody who sends something else."""
+
+    def broken(_seconds: float) -> None:
+        raise ZeroDivisionError
+
+    leftovers.leave(broken)
+    assert client.read_range("bucket", "00000", 0, 5) == CONTENTS[0][:5]
+    assert "could not be sent" in caplog.text
+
+
+def test_an_object_that_cannot_be_opened(server: FaultyServer):
+    """An object that cannot be opened costs its own sample alone, and the iteration comes to its end."""
+
+    def objects(_client: S3Client) -> list[S3BucketKeyData]:
+        return [S3BucketKeyData("bucket", key) for key in ("00000", "00001", "", "00003", "00004")]
+
+    dataset = S3IterableDataset(
+        "us-east-1", objects, endpoint=server.endpoint, transform=read, s3client_config=server.config
+    )
+    samples, errors, iterator = [], 0, iter(dataset)
+    while True:
+        try:
+            samples.append(next(iterator))
+        except StopIteration:
+            break
+        except S3Error:
+            errors += 1
+            assert errors == 1
+    assert samples == [CONTENTS[number] for number in (0, 1, 3, 4)]
+
+
+@pytest.mark.parametrize("config", [S3ReaderConfig.range_based(buffer_size=64 * KiB), S3ReaderConfig.adaptive()])
+def test_closing_in_the_middle_of_a_read(client: S3Client, server: FaultyServer, config: S3ReaderConfig):
+    """A reader is not closed by one thread while another one reads: that read would come short."""
+    reader = client.get_object("bucket", "00001", reader_config=config)
+    server.script(faults.late(0.5))
+    found: list[bytes] = []
+    thread = threading.Thread(target=lambda: found.append(reader.read(1000)))
+    thread.start()
+    while not reader._users:
+        time.sleep(0.001)
+    with pytest.raises(ConcurrentUseError):
+        reader.close()
+    thread.join()
+    assert found == [CONTENTS[1][:1000]]
+    reader.close()
+
+
+def test_storing_what_must_be_new_and_was_stored(client: S3Client, server: FaultyServer):
+    """An object that must be new, and was stored by an attempt whose answer was lost, is stored."""
+    server.script(faults.answer_lost())
+    with client.put_object("bucket", "new", if_none_match=True) as writer:
+        writer.write(b"12345")
+    assert bytes(server.objects["new"]) == b"12345"
+    with pytest.raises(S3Error), client.put_object("bucket", "new", if_none_match=True) as writer:
+        writer.write(b"12345")
+
+
+def test_interrupts_of_an_iteration(server: FaultyServer):
+    """Wherever an iteration is interrupted, whoever goes on gets each sample once."""
+    dataset = S3IterableDataset.from_objects(
+        [f"s3://bucket/{number:05}" for number in range(4)],
+        region="us-east-1",
+        endpoint=server.endpoint,
+        transform=read,
+        s3client_config=server.config,
+    )
+    list(dataset)
+    count = 1
+    while True:
+        samples: list[bytes] = []
+        iterator = iter(dataset)
+
+        def take_three(samples=samples, iterator=iterator) -> None:
+            for _ in range(3):
+                samples.append(next(iterator))
+
+        was_interrupted = interrupt_at("datasets/samples.py", count, take_three)
+        samples += iterator
+        assert samples == CONTENTS[:4], count
+        if not was_interrupted:
+            break
+        count += 1 + count // 20

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
             """Return what it is called in an error, such as ``the reader of s3://bucket/key``."""
 
 
-__all__ = ["exclusive"]
+__all__ = ["exclusive", "in_use"]
 
 S = TypeVar("S", bound="_Shared")
 P = ParamSpec("P")
@@ -42,19 +42,20 @@ def exclusive(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
         try:
             try:
                 if users.setdefault(0, token) is not token:  # one step for all threads, with and without a GIL
-                    raise _shared(self)
+                    raise in_use(self)
                 return method(self, *args, **kwargs)
             finally:
-                if users.get(0) is token:
+                if 0 in users and users[0] is token:  # no call: CPython 3.11 and newer look for interrupts at calls
                     del users[0]
         finally:
-            if users.get(0) is token:  # again: an interrupt may have come just before the one above
+            if 0 in users and users[0] is token:  # again: Python 3.10 looks for them nearly everywhere
                 del users[0]
 
     return alone  # type: ignore[return-value]  # mypy takes the first parameter of a wrapped method for a named one
 
 
-def _shared(thing: _Shared) -> ConcurrentUseError:
+def in_use(thing: _Shared) -> ConcurrentUseError:
+    """Return the error of whoever comes in the middle of another call."""
     return ConcurrentUseError(
         f"{thing._what_is_shared()} is used by two threads at the same time, or by a signal handler in the middle of a "
         "call. Give each its own."

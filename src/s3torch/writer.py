@@ -26,12 +26,12 @@ from s3torch._access import leftovers
 from s3torch._aws import checksums
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._aws.operations import PutObject
-from s3torch._exclusive import exclusive
+from s3torch._aws.operations import HeadObject, PutObject
+from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentTypeError, RequestError
+from s3torch.errors import ArgumentTypeError, ObjectExistsError, RequestError, S3Error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -214,7 +214,7 @@ class S3Writer(S3File):
             if self._upload is None:
                 self._put_whole()
             else:
-                self._send()
+                self._send(self._upload)
                 self._upload.complete()
             self._end(_State.COMMITTED)
 
@@ -242,6 +242,15 @@ class S3Writer(S3File):
         if not self.closed:
             self._leave()
             leftovers.send()  # what a second Ctrl-C interrupts here is left to the next call
+
+    def _check_not_ended(self) -> None:
+        """Check, in the middle of a write, that no other thread has left the ``with`` block by an error.
+
+        Raises:
+            ConcurrentUseError: One has: the upload is aborted.
+        """
+        if self.closed:
+            raise in_use(self)
 
     def _leave(self) -> None:
         """Abort by whoever sends something next: the caller may be the garbage collector."""
@@ -285,22 +294,42 @@ class S3Writer(S3File):
 
     def _next_part(self) -> None:
         """Send the part that is full, and take memory for the next."""
-        if self._upload is None:
-            self._upload = MultipartUpload(self._access, self.bucket, self.key, self.options, resumes=self._resumes)
-        self._send()
-        self._buffer = self._upload.buffer(self._part_size())
+        self._check_not_ended()
+        upload = self._upload
+        if upload is None:
+            # Known before it begins: whatever interrupts that, the upload is aborted.
+            self._upload = upload = MultipartUpload(self._access, self.bucket, self.key, self.options)
+            upload.begin(resumes=self._resumes)
+        self._send(upload)
+        self._buffer = upload.buffer(self._part_size())
+        if self.closed:
+            upload.abort(leftovers.WITHIN)  # another thread has aborted what was there before this part
+            raise in_use(self)
 
-    def _send(self) -> None:
-        if self._upload is None:
-            raise AssertionError("a part without an upload")
-        self._upload.send(self._buffer)
+    def _send(self, upload: MultipartUpload) -> None:
+        upload.send(self._buffer)
         self._parts += 1
 
     def _put_whole(self) -> None:
         bucket = self._access.bucket(self.bucket)
         crc32 = self._buffer.crc32 if bucket.has_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
-        self._access.run([put])
+        etag = self._buffer.md5 if self.options.if_none_match else ""
+        try:
+            self._access.run([put])
+        except ObjectExistsError:
+            # An attempt whose answer was lost may have stored it.
+            if put.attempts < 2 or not self._is_stored(etag):
+                raise
+
+    def _is_stored(self, etag: str) -> bool:
+        """Whether the object that is there has this ETag."""
+        stored = HeadObject(self._access.bucket(self.bucket), self.key)
+        try:
+            self._access.run([stored])
+        except S3Error:
+            return False
+        return stored.head is not None and stored.head.fields.get("etag", "").strip('"') == etag
 
 
 # Writers whose upload must be aborted before the interpreter ends.

@@ -123,7 +123,7 @@ def test_chosen_by_configuration(client):
     with client.get_object(BUCKET, "large", reader_config=config) as reader:
         assert type(reader) is AdaptiveS3Reader
         assert reader._max_window == MiB
-        assert reader._budget is BUDGET
+        assert reader._share._budget is BUDGET
 
 
 def test_nothing_is_sent_before_the_first_read(client, open_key):
@@ -193,7 +193,8 @@ def test_collected_without_close(open_key, budget):
 
 def test_no_memory_is_left(open_key, budget):
     """Without memory everything is read all the same, byte for byte as it is asked for."""
-    taken = budget.take(budget.limit)
+    others = budget.share()
+    taken = others.take(budget.limit)
     reader = open_key("large")
     assert reader.size == len(LARGE)
     assert reader.read(100) == LARGE[:100]
@@ -205,7 +206,8 @@ def test_no_memory_is_left(open_key, budget):
 
 def test_little_memory_is_left(open_key, budget):
     """Windows do not grow beyond what is left, and the caches are dropped before the limit is passed."""
-    budget.take(budget.limit - 40 * KiB)
+    others = budget.share()
+    others.take(budget.limit - 40 * KiB)
     reader = open_key("large")
     found = bytearray()
     while piece := reader.read(10_000):

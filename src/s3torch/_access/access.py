@@ -126,10 +126,15 @@ class Access:
         if leftovers.LEFT:
             leftovers.send()
         state = self._process()
-        for engine in state.threads.engines:  # mostly it is the first
+        engines = state.threads.engines
+        for engine in engines:
             if not engine.is_entered:
-                return engine
-        return self._new_engine(state)
+                break
+        else:
+            return self._new_engine(state)
+        if len(engines) > 1 and engine is engines[0]:  # the handler has returned: what it used is closed
+            engines[1:] = [other for other in engines[1:] if other.pending]
+        return engine
 
     def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
         """Send exchanges and wait for all of them.

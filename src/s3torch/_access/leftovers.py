@@ -8,7 +8,9 @@ of the interpreter.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,29 +25,40 @@ LEFT: deque[Callable[[float], None]] = deque()
 
 clock = time.monotonic
 
+_log = logging.getLogger(__name__)
+_thread = threading.local()
+
 
 def leave(act: Callable[[float], None]) -> None:
     """Leave something to be sent; safe from any thread and from the garbage collector.
 
     Args:
-        act: Sends it, within the seconds that it is given. It raises nothing.
+        act: Sends it, within the seconds that it is given.
     """
     LEFT.append(act)
 
 
 def send() -> None:
     """Send all that was left."""
+    if getattr(_thread, "is_sending", False):
+        return  # what is being sent asks for an engine, too
     ends_at = clock() + WITHIN
-    while LEFT:
-        try:
-            act = LEFT.popleft()
-        except IndexError:  # another thread has taken it
-            return
-        try:
-            act(max(0.0, ends_at - clock()))
-        except BaseException:
-            LEFT.append(act)
-            raise
+    try:
+        _thread.is_sending = True
+        while LEFT:
+            try:
+                act = LEFT.popleft()
+            except IndexError:  # another thread has taken it
+                return
+            try:
+                act(max(0.0, ends_at - clock()))
+            except Exception:  # noqa: BLE001  # whoever sends something else has no part in it
+                _log.warning("What a finaliser has left could not be sent", exc_info=True)
+            except BaseException:
+                LEFT.append(act)
+                raise
+    finally:
+        _thread.is_sending = False
 
 
 atexit.register(send)

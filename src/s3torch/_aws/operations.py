@@ -292,17 +292,19 @@ class GetObject(Operation):
         self._into: memoryview | Sequence[memoryview] | PlaceRange | None = into
         self._lacks_size = self._has_asked_size = self._is_longer = False
         self._destination: Destination | None = None
+        self._filled = 0
         if not callable(into):
             self._destination = Destination(into) if isinstance(into, memoryview) else Destination(*into)
 
     def release(self) -> None:
         """Drop the caller's memory."""
+        self._filled = self.filled
         self._into = self._destination = None
 
     @property
     def filled(self) -> int:
         """How many bytes were received."""
-        return self._destination.filled if self._destination is not None else 0
+        return self._destination.filled if self._destination is not None else self._filled
 
     @property
     def _missing_from(self) -> int:

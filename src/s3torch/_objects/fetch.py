@@ -214,13 +214,17 @@ def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], obj
         return
     deadline = engine.deadline()
     try:
-        for get in gets:
-            engine.submit(get)
-        for get in gets:
-            engine.wait([get], deadline)
-            progress(get.filled)
+        try:
+            for get in gets:
+                engine.submit(get)
+            for get in gets:
+                engine.wait([get], deadline)
+                progress(get.filled)
+        except BaseException:
+            engine.cancel(gets)
+            raise
     except BaseException:
-        engine.cancel(gets)
+        engine.cancel(gets)  # again: an interrupt may have come before the one above
         raise
 
 

@@ -76,6 +76,14 @@ class PartBuffer:
         return self.capacity - self.length
 
     @property
+    def md5(self) -> str:
+        """The MD5 of all that has gathered, in hexadecimal digits: the ETag of an object of one part."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for view in self.views:
+            digest.update(view)
+        return digest.hexdigest()
+
+    @property
     def crc32(self) -> Checksum:
         """The CRC-32 of all that has gathered."""
         known = [
@@ -144,12 +152,7 @@ class _Stored:
 
     def holds(self, buffer: PartBuffer) -> bool:
         """Whether it is certain that it holds these bytes."""
-        if self.length != buffer.length:
-            return False
-        digest = hashlib.md5(usedforsecurity=False)
-        for view in buffer.views:
-            digest.update(view)
-        return self.etag.strip('"') == digest.hexdigest()
+        return self.length == buffer.length and self.etag.strip('"') == buffer.md5
 
 
 class MultipartUpload:
@@ -160,13 +163,12 @@ class MultipartUpload:
         bucket: Of the object.
         key: Of the object.
         options: Of the object.
-        resumes: Whether to go on with an upload of this key that was interrupted.
 
     Attributes:
         parts: How many parts were given to ``send``.
     """
 
-    def __init__(self, access: Access, bucket: str, key: str, options: ObjectOptions, *, resumes: bool) -> None:
+    def __init__(self, access: Access, bucket: str, key: str, options: ObjectOptions) -> None:
         self.parts = 0
         self._access = access
         self._bucket = bucket
@@ -178,6 +180,15 @@ class MultipartUpload:
         self._flying: deque[_Flying] = deque()
         self._free: list[PartBuffer] = []
         self._began: float | None = None
+        self._id = ""
+        self._creation: multipart.CreateMultipartUpload | None = None
+
+    def begin(self, *, resumes: bool) -> None:
+        """Begin it with the service.
+
+        Args:
+            resumes: Whether to go on with an upload of this key that was interrupted.
+        """
         self._id = (self._find_interrupted() if resumes else None) or self._create()
 
     def buffer(self, capacity: int) -> PartBuffer:
@@ -241,10 +252,14 @@ class MultipartUpload:
             within: Seconds that it may take at most; None: as long as the configuration allows.
         """
         self.cancel()
+        # It may have begun although nobody got to know: an interrupt came between the answer and who asked.
+        upload_id = self._id or (self._creation.upload_id if self._creation is not None else "")
+        if not upload_id:
+            return
         try:
-            abort_multipart_upload(self._access, self._bucket, self._key, self._id, within)
+            abort_multipart_upload(self._access, self._bucket, self._key, upload_id, within)
         except S3Error as error:
-            _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", self._id, self._bucket, self._key, error)
+            _log.warning("Upload %s of s3://%s/%s could not be aborted: %s", upload_id, self._bucket, self._key, error)
 
     def _settle(self) -> None:
         """Note the parts that have arrived, and take their memory back.
@@ -290,7 +305,7 @@ class MultipartUpload:
 
     def _create(self) -> str:
         fields = self._options.fields_to_create() | self._checksums.fields_to_create()
-        request = multipart.CreateMultipartUpload(self._access.bucket(self._bucket), self._key, fields)
+        self._creation = request = multipart.CreateMultipartUpload(self._access.bucket(self._bucket), self._key, fields)
         self._access.run([request])
         self._checksums.note_created(request.checksum_algorithm, request.checksum_type)
         self._began = request.began

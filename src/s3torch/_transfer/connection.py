@@ -111,7 +111,9 @@ class AddressBook:
 
     def note_dead(self, address: Address, now: float) -> None:
         """Note that an address took no connection."""
-        self._dead[address] = now
+        self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
+            address: now
+        }
 
     def forget(self) -> None:
         """Forget everything, as a test wants it that begins."""

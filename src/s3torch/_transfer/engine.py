@@ -21,10 +21,11 @@ A connection that meets anything unexpected is closed and never used again. One 
 idle shows that on its next use, by ending before a single byte of an answer: then the exchange moves to another
 connection at once, which does not count as an attempt.
 
-Every request that passes here can be sent twice without harm (GET, HEAD, PUT of the same bytes), so whether it is sent
-again is for the retry policy alone. A read whose first byte is late, or whose body has stopped, is sent a second time
-at once, on a new connection, for what is still missing: its flight gets a rival, and the one that brings the next byte
-goes on alone.
+Every request that passes here may be sent twice: reads and a PUT of the same bytes do no harm, and whoever completes an
+upload, or stores an object that must be new, asks what has become of it (see ``_aws/multipart.py``). So whether it is
+sent again is for the retry policy alone. A read whose first byte is late, or whose body has stopped, is sent a second
+time at once, on a new connection, for what is still missing: its flight gets a rival, and the one that brings the next
+byte goes on alone.
 """
 
 from __future__ import annotations
@@ -110,13 +111,15 @@ class Engine:
         try:
             for exchange in exchanges:
                 self.submit(exchange)
-            self._wait(exchanges, deadline)
+            self.wait(exchanges, deadline)
         except BaseException:
-            self.cancel(exchanges)
+            self.cancel(exchanges)  # again: ``wait`` may have been interrupted before it had cancelled
             raise
 
     def submit(self, exchange: Exchange) -> None:
         """Queue an exchange; it moves when somebody waits. Whoever submits cancels: see ``scope``."""
+        if self._notes and self.is_free:  # of other threads: what they cancelled is not to wait for a turn
+            self._enter(self._read_notes)
         self._loop.submit(exchange)
 
     def deadline(self, within: float | None = None) -> float | None:
@@ -152,17 +155,15 @@ class Engine:
         failures = self._loop.failures
         deadline = deadline or self.deadline()
         for exchange in exchanges:
-            if exchange.error is not None:
-                _raise_first_error(exchanges)
-            while not exchange.is_done:
-                if (
-                    exchange not in self._loop.exchanges and not exchange.is_done
-                ):  # again: a signal handler may have turned
+            while not exchange.is_done and exchange.error is None:
+                if exchange not in self._loop.exchanges and not exchange.is_done:
                     raise AssertionError("waiting for an exchange that was never submitted")
                 self.turn(deadline)
                 if self._loop.failures != failures:
                     failures = self._loop.failures
                     _raise_first_error(exchanges)
+            if exchange.error is not None:  # such as one that a signal handler's turn has met
+                _raise_first_error(exchanges)
 
     def turn(self, deadline: float | None = None) -> None:
         """Move everything that can move; waits for that if need be.

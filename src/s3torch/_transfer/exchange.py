@@ -69,8 +69,8 @@ class Exchange(ABC):
         """Return the error as the caller is to see it."""
         return error
 
-    def release(self) -> None:  # noqa: B027  # most exchanges fill no memory of their caller's
-        """Drop the caller's memory: the exchange has failed and will touch it no more."""
+    def release(self) -> None:  # noqa: B027  # some exchanges have none
+        """Drop the caller's memory: the exchange is over and will touch it no more."""
 
     def take_error(self) -> Exception:
         """Return the error it failed with, to be raised.

@@ -99,7 +99,10 @@ class Loop:
         self._memory_in_flight = 0
         self._queue.clear()
         self._pauses.clear()
+        self._next_sweep = self._hedging.due = 0.0  # the clock may have been interrupted, too
         for exchange in list(self.exchanges):
+            if exchange.flight is not None and exchange.is_read:
+                exchange.attempts -= 1  # that it was cut off says nothing of the server
             exchange.flight = exchange.rival = None
             if exchange.is_done or exchange.error is not None:
                 exchange.is_done = True
@@ -159,15 +162,16 @@ class Loop:
         if self.now >= self._next_sweep:
             self._sweep()
         self.left_at = self._network.clock()  # what a turn has to do takes its time, too
-        if self.left_at - self._time_away > self.now + _STOPPED:
-            self._time_away = self.left_at - self.now
+        blocked = self.pool.take_seconds()  # looking names up is time that the call has waited
+        if self.left_at - self._time_away > self.now + blocked + _STOPPED:
+            self._time_away = self.left_at - self.now - blocked
 
     def _come_back(self) -> None:
         """Leave the time since the last turn out of account: nobody waited."""
         clock = self._network.clock()
-        self._time_away += clock - self.left_at
-        self.left_at = clock
-        self.now = clock - self._time_away
+        away = self._time_away + clock - self.left_at
+        self._time_away, self.left_at = away, clock
+        self.now = clock - away
 
     def _look_at_clock(self, waited: float) -> None:
         """Note the time; what is far more than the turn has waited for is left out of account."""
@@ -417,15 +421,18 @@ class Loop:
             self._finish(exchange, exchange.explain(error))
         else:
             self._stats.retries += 1
-            facts.retry_budget.note_retry()
+            if (
+                pause > 0.0
+            ):  # the first retry of a broken connection says nothing of load, and all threads share the budget
+                facts.retry_budget.note_retry()
             self._pauses.add(exchange, self.now + pause, is_cut_off=isinstance(error, ConnectionFailedError))
 
     def _finish(self, exchange: Exchange, error: Exception | None) -> None:
         if error is not None:
             without_frames(error)
             exchange.error = error
-            exchange.release()
             self.failures += 1
+        exchange.release()
         exchange.is_done = True
         self.exchanges.pop(exchange, None)
 

@@ -30,6 +30,7 @@ class ConnectionPool:
         self._network = network
         self._most = most
         self._stats = stats
+        self._seconds = 0.0
         self._connections: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
 
@@ -58,10 +59,19 @@ class ConnectionPool:
         """Begin a new connection; see ``take``."""
         if len(self._connections) >= self._most:
             self._close_one_idle()
-        connection = self._network.open(origin)
+        began = self._network.clock()
+        try:
+            connection = self._network.open(origin)
+        finally:
+            self._seconds += self._network.clock() - began
         self._connections.add(connection)
         self._stats.connections_opened += 1
         return connection
+
+    def take_seconds(self) -> float:
+        """Return how long it took to open connections since this was asked last: looking names up blocks."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def keep(self, connection: Connection, clock: float) -> None:
         """Keep a connection for its next request, if nothing is left over on it; close it otherwise."""

@@ -113,8 +113,12 @@ class _Listing:
                     columns.setdefault(key_range, []).append(_columns(page.keys[:count], page.sizes[:count]))
                     progress.add(count)
                     self._begin(ranges.due(), pending)
-        finally:
+        except BaseException:
             self._engine.cancel(pending)
+            raise
+        finally:
+            if pending:
+                self._engine.cancel(pending)  # again: an interrupt may have come before the one above
             progress.close()
         return [part for key_range in ranges for part in columns[key_range]]
 

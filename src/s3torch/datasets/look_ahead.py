@@ -56,6 +56,10 @@ class LookAhead:
     Args:
         max_objects: How many objects are in the window at most, the one that is being consumed included.
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
+
+    Attributes:
+        failed_place: Of the object that ``take`` has raised an error for, as it could not be opened; None if the error
+            was of ``items``.
     """
 
     def __init__(self, max_objects: int, max_bytes: int) -> None:
@@ -64,8 +68,10 @@ class LookAhead:
         self._begun: deque[Begun] = deque()
         self._next: Begun | None = None  # has no room yet
         self._error: Exception | None = None
+        self._bad_place: int | None = None
         self._bytes = 0
         self._sizes = ExpectedSize(max_bytes // max_objects)
+        self.failed_place: int | None = None
 
     def __len__(self) -> int:
         return len(self._begun) + (self._next is not None)
@@ -80,7 +86,7 @@ class LookAhead:
 
     def go_on(self) -> None:
         """Begin to take from other items, which follow those that were taken in: an error of the old ones is void."""
-        self._error = None
+        self._error = self._bad_place = None
 
     def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         """Hand out the next object, having begun as many of those behind it as fit.
@@ -114,19 +120,20 @@ class LookAhead:
             try:
                 begun.reader.close()
             except ConcurrentUseError:
-                pass  # the consumer has given it to another thread, which ends it with its next error
+                pass  # the consumer has given it to another thread, and it is that one's now
 
     def cancel(self) -> None:
         """Cancel all that was begun."""
         while self._begun:
             self._begun[0].reader.close()
             self._begun.popleft()  # only now: what was interrupted is found here
-        self._next = self._error = None
+        self._next = self._error = self._bad_place = None
         self._bytes = 0
 
     def _taken_error(self) -> Exception:
         """Return the error, and keep it no longer. A frame that raised one of its own variables would be a cycle."""
         error, self._error = self._error, None
+        self.failed_place, self._bad_place = self._bad_place, None
         if error is None:
             raise AssertionError("no error to take")
         return error
@@ -155,10 +162,14 @@ class LookAhead:
         except Exception as error:  # noqa: BLE001  # of a listing or a table, whatever it is: raised by ``take``
             self._error = error
             return None
-        reader = source._open(item)
-        if item.object_info is None:
-            reader.expect(self._sizes.expected)
-        return Begun(place, item, reader, reader.footprint)
+        try:
+            reader = source._open(item)
+            if item.object_info is None:
+                reader.expect(self._sizes.expected)
+            return Begun(place, item, reader, reader.footprint)
+        except Exception as error:  # noqa: BLE001  # of an object that cannot be: raised in its turn
+            self._error, self._bad_place = error, place
+            return None
 
 
 class ExpectedSize:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from s3torch._exclusive import exclusive
+from s3torch._exclusive import exclusive, in_use
 from s3torch.datasets.look_ahead import LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.sharding import Position, shard
@@ -33,6 +33,9 @@ class _Items:
     Args:
         listing: Returns all objects; called when the first is asked for.
         position: Whose objects are wanted.
+
+    Attributes:
+        delivered: How many objects are done with.
     """
 
     def __init__(self, listing: Callable[[], Iterable[S3BucketKeyData]], position: Position) -> None:
@@ -41,8 +44,8 @@ class _Items:
         self._first, self._step, self._end = position.first, position.step, 0
         self._table: ObjectTable | None = None
         self._iterator: Iterator[S3BucketKeyData] | None = None
-        self._taken: deque[S3BucketKeyData] = deque()
-        self._delivered = 0
+        self.delivered = 0
+        self._taken: deque[tuple[int, S3BucketKeyData]] = deque()
         self._cursor = 0
         self._is_asking = False
         self._failure: Exception | None = None
@@ -53,29 +56,24 @@ class _Items:
     def __next__(self) -> tuple[int, S3BucketKeyData]:
         if self._table is None and self._iterator is None:
             self._begin()
-        number = self._delivered + self._cursor
+        number = self._cursor
         if self._table is not None:
             index = self._first + self._step * number
             if index >= self._end:
                 raise StopIteration
             item = self._table[index]
         else:
-            if self._cursor == len(self._taken):
-                self._ask()
-            item = self._taken[self._cursor]
-        self._cursor += 1
+            while self._taken and self._taken[0][0] < self.delivered:
+                self._taken.popleft()
+            if not self._taken or number > self._taken[-1][0]:
+                self._ask(number)
+            item = self._taken[number - self._taken[0][0]][1]
+        self._cursor = number + 1
         return number, item
-
-    def deliver(self) -> None:
-        """Note that the first of those that were taken in is done with."""
-        if self._table is None:
-            self._taken.popleft()
-        self._delivered += 1
-        self._cursor -= 1
 
     def rewind(self) -> None:
         """Go back to the first that was not delivered."""
-        self._cursor = 0
+        self._cursor = self.delivered
 
     def _begin(self) -> None:
         objects = self._listing()
@@ -85,8 +83,8 @@ class _Items:
         else:
             self._iterator = shard(objects, self._position)
 
-    def _ask(self) -> None:
-        """Take in what the iterator has next."""
+    def _ask(self, number: int) -> None:
+        """Take in what the iterator has next, as this number."""
         if self._iterator is None:
             raise AssertionError("a listing that was not begun")
         if self._is_asking:
@@ -104,7 +102,7 @@ class _Items:
             raise
         else:
             self._failure = None
-            self._taken.append(item)
+            self._taken.append((number, item))
             self._is_asking = False
             return
         # A generator that has failed says that it is at its end. That would be taken for the end of the data.
@@ -148,6 +146,7 @@ class Samples(Iterator[T], Generic[T]):
         self._items = _Items(listing, position)
         self._window = window
         self._source = source
+        self._is_torn = False
         self._users: dict[int, object] = {}
 
     def __del__(self) -> None:
@@ -157,7 +156,6 @@ class Samples(Iterator[T], Generic[T]):
     def __iter__(self) -> Self:
         return self
 
-    @exclusive
     def __next__(self) -> T:
         """Return the next sample.
 
@@ -165,22 +163,48 @@ class Samples(Iterator[T], Generic[T]):
             ConcurrentUseError: Another thread is in the middle of this.
             S3Error: The listing, or the object, could not be read.
         """
-        begun = None
+        # As ``exclusive`` does. But behind the sample no call may follow: an interrupt comes at calls, and a sample
+        # that it keeps from the caller must not count as delivered.
+        token: list[object] = []
+        users = self._users
+        try:
+            if users.setdefault(0, token) is not token:
+                raise in_use(self)
+            place, sample = self._make_next()
+            self._items.delivered = place + 1
+            self._is_torn = False
+            return sample
+        finally:
+            if 0 in users and users[0] is token:
+                del users[0]
+
+    def _make_next(self) -> tuple[int, T]:
+        """Return the next sample and its place."""
+        if self._is_torn:
+            self._window.cancel()
+            self._items.rewind()
+        self._is_torn = True  # until it has gone well: an interrupt may come anywhere, also in what follows an error
+        self._window.failed_place = begun = None
         try:
             begun = self._window.take(self._items, self._source)
             if begun is None:
                 raise StopIteration
             sample = self._source._sample(begun.item, begun.reader)
             self._window.settle(begun)
-        except BaseException as error:
+            return begun.place, sample
+        except Exception:
             self._window.discard(begun)
             self._window.cancel()
-            if begun is not None and isinstance(error, Exception):
-                self._items.deliver()
+            bad = begun.place if begun is not None else self._window.failed_place
+            if bad is not None:
+                self._items.delivered = bad + 1
             self._items.rewind()
+            self._is_torn = False
             raise
-        self._items.deliver()
-        return sample
+        except BaseException:
+            self._window.discard(begun)
+            self._window.cancel()
+            raise
 
     @exclusive
     def close(self) -> None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Windows"]
 
-# A window that no batch has claimed for so many batches of its thread belongs to an epoch that was broken off. As many
-# loaders over one dataset may take turns in one thread. Not tuned.
+# A window that no batch has claimed for so many batches of its thread belongs to an epoch that was broken off. Fewer
+# than so many loaders over one dataset may take turns in one thread. Not tuned.
 _CLAIMED_WITHIN = 4
 
 
@@ -60,12 +60,12 @@ class Windows(threading.local):
             places = kept.window.places
             if found is None and places == list(plan[: len(places)]):
                 kept.claimed_by = call  # it stays in the list, so that an interrupted call finds what it has claimed
-                found = kept.window
+                if kept in self._kept:  # no signal handler was faster
+                    found = kept.window
             else:
                 kept.age += 1
                 if kept.age >= _CLAIMED_WITHIN:
-                    kept.window.cancel()
-                    self._kept.remove(kept)
+                    self._end(kept)
         return found
 
     def give_back(self, window: LookAhead, call: object) -> None:
@@ -82,5 +82,8 @@ class Windows(threading.local):
     def cancel(self, call: object) -> None:
         """Cancel what a failed call has claimed."""
         for kept in [kept for kept in self._kept if kept.claimed_by is call]:
-            kept.window.cancel()
-            self._kept.remove(kept)
+            self._end(kept)
+
+    def _end(self, kept: _Kept) -> None:
+        kept.window.cancel()
+        self._kept = [each for each in self._kept if each is not kept]  # a signal handler may have ended it as well

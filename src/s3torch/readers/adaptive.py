@@ -8,12 +8,13 @@ asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from s3torch._exclusive import exclusive
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.readers.base import S3Reader
 from s3torch.readers.budget import BUDGET, MemoryBudget
-from s3torch.readers.window import BLOCK, Kind, ReadAhead, Step
+from s3torch.readers.window import BLOCK, Block, Kind, ReadAhead, Step
 
 if TYPE_CHECKING:
     from s3torch._objects.remote import RemoteObject
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveS3Reader"]
 
 
-class _Block(NamedTuple):
-    """Bytes of the object that are held."""
-
-    start: int
-    content: bytes
-
-
-_NOTHING = _Block(0, b"")
+_NOTHING = Block(0, b"")
 # Steps that begin where the caller reads on, so that any part of them is of use.
 _MOVING = (Kind.FORWARD, Kind.JUMP)
 # Reads of this many bytes go straight into the caller's memory; smaller ones are copied there, in 10 us. Not tuned.
@@ -56,6 +50,7 @@ class AdaptiveS3Reader(S3Reader):
         super().__setstate__(state)
         self._start_afresh(BUDGET)
 
+    @exclusive
     def close(self) -> None:
         """Close it and release what it holds."""
         if not self.closed:
@@ -63,7 +58,7 @@ class AdaptiveS3Reader(S3Reader):
         super().close()
 
     def _start_afresh(self, budget: MemoryBudget) -> None:
-        self._budget = budget
+        self._share = budget.share()
         self._pattern = ReadAhead(self._max_window)
         self._window = self._head = self._tail = _NOTHING
         self._lent = (0, 0)  # the bytes that lines were last cut from
@@ -120,7 +115,7 @@ class AdaptiveS3Reader(S3Reader):
     def _is_end(self, position: int) -> bool:
         return self._remote.size is not None and position >= self._remote.size
 
-    def _held_at(self, position: int) -> _Block:
+    def _held_at(self, position: int) -> Block:
         """Return a block that holds the byte at ``position``, or _NOTHING."""
         for block in (self._window, self._head, self._tail):
             if block.start <= position < block.start + len(block.content):
@@ -148,7 +143,7 @@ class AdaptiveS3Reader(S3Reader):
         """Fetch into ``view``, and the rest of the step, as far as memory allows, into a new window."""
         self._drop_window()
         stop = step.start + len(view)
-        ahead = self._budget.take(step.stop - stop)
+        ahead = self._share.take(step.stop - stop)
         if not ahead:
             count = self._remote.read_into(step.start, view)
             self._pattern.note_fetched(Step(step.start, stop, step.kind), count)
@@ -156,10 +151,12 @@ class AdaptiveS3Reader(S3Reader):
         buffer = BytesBuffer(ahead)
         try:
             self._remote.read_ranges([(step.start, stop), (stop, stop + ahead)], [view, buffer.view], 0)
+            self._window = Block(stop, buffer.to_bytes())
         except BaseException:
-            self._budget.give_back(ahead)
+            buffer.release()  # whoever keeps the error keeps this frame
             raise
-        self._window = _Block(stop, buffer.to_bytes())
+        finally:
+            self._settle()
         self._pattern.note_fetched(Step(step.start, stop + ahead, step.kind), len(view) + ahead)
         return len(view)
 
@@ -173,23 +170,23 @@ class AdaptiveS3Reader(S3Reader):
         if step.kind not in (Kind.HEAD, Kind.TAIL):
             self._drop_window()
         least = needed if step.kind in _MOVING else step.stop - step.start
-        taken = self._budget.take(step.stop - step.start)
+        taken = self._share.take(step.stop - step.start)
         if taken < least:
             self._drop_all()
-            taken += self._budget.take(step.stop - step.start - taken)
+            taken += self._share.take(step.stop - step.start - taken)
         content = b""
         try:
             if taken >= least:
                 content = self._remote.read(step.start, step.start + taken)
+                self._hold(step.kind, Block(step.start, content))
         finally:
-            self._budget.give_back(taken - len(content))  # all of it, if the fetch has failed
+            self._settle()
         if taken < least:
             return False
-        self._hold(step.kind, _Block(step.start, content))
         self._pattern.note_fetched(Step(step.start, step.start + len(content), step.kind), len(content))
         return True
 
-    def _hold(self, kind: Kind, block: _Block) -> None:
+    def _hold(self, kind: Kind, block: Block) -> None:
         if kind is Kind.HEAD:
             self._head = block
         elif kind is Kind.TAIL:
@@ -198,11 +195,14 @@ class AdaptiveS3Reader(S3Reader):
             self._window = block
 
     def _drop_window(self) -> None:
-        self._budget.give_back(len(self._window.content))
         self._window = _NOTHING
+        self._settle()
 
     def _drop_all(self) -> None:
-        self._drop_window()
-        self._budget.give_back(len(self._head.content) + len(self._tail.content))
-        self._head = self._tail = _NOTHING
+        self._window = self._head = self._tail = _NOTHING
+        self._settle()
         self._pattern.note_dropped()
+
+    def _settle(self) -> None:
+        """Count against the budget what is held, and nothing else."""
+        self._share.held = len(self._window.content) + len(self._head.content) + len(self._tail.content)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
-__all__ = ["BUDGET", "MemoryBudget"]
+__all__ = ["BUDGET", "MemoryBudget", "Share"]
 
 MiB = 1024 * 1024
 
@@ -13,9 +14,10 @@ MiB = 1024 * 1024
 class MemoryBudget:
     """Counts bytes that are held, up to a limit. For all threads.
 
-    The garbage collector may close a reader, which gives back, while the same thread is counting: so the lock is
-    re-entrant, and the count is right between any two calls. A forked child inherits the readers and what they hold,
-    so it inherits the count as well, but never the lock, which another thread may have held.
+    Each holder has a share that says what it holds, and the count is the sum over the shares that are alive. So no
+    interrupt between two steps can make them disagree, and what a collected holder held is free.
+
+    A forked child inherits the holders and what they hold, but never the lock, which another thread may have held.
 
     Args:
         limit: In bytes.
@@ -23,35 +25,52 @@ class MemoryBudget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._held = 0
-        self._lock = threading.RLock()
+        self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
+        self._lock = threading.RLock()  # a signal handler may take in the middle of a take
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
 
     def __repr__(self) -> str:
-        return f"MemoryBudget(held={self._held}, limit={self.limit})"
+        return f"MemoryBudget(held={self.held}, limit={self.limit})"
 
     @property
     def held(self) -> int:
         """Bytes that are held now."""
-        return self._held
+        with self._lock:
+            return sum([share.held for share in self._shares])
 
-    def take(self, wanted: int) -> int:
+    def share(self) -> Share:
+        """Return the share of a new holder."""
+        return Share(self)
+
+    def take(self, share: Share, wanted: int) -> int:
         """Take ``wanted`` bytes, or as many as are left; returns how many that is."""
         with self._lock:
-            taken = max(0, min(wanted, self.limit - self._held))
-            self._held += taken
+            self._shares.add(share)
+            taken = max(0, min(wanted, self.limit - self.held))
+            share.held += taken
             return taken
-
-    def give_back(self, count: int) -> None:
-        """Give back bytes that were taken."""
-        with self._lock:
-            self._held -= count
-        if self._held < 0:
-            raise AssertionError(f"{count} bytes were given back that nobody had taken")
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()
+
+
+class Share:
+    """What one holder holds of a budget.
+
+    Attributes:
+        held: In bytes. The holder sets it to what it really holds: one assignment.
+    """
+
+    __slots__ = ("__weakref__", "_budget", "held")
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.held = 0
+        self._budget = budget
+
+    def take(self, wanted: int) -> int:
+        """Take ``wanted`` bytes more, or as many as are left; returns how many that is."""
+        return self._budget.take(self, wanted)
 
 
 # Enough for four windows of the default size. Not tuned; each process, so each DataLoader worker, has its own.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3torch._exclusive import exclusive
 from s3torch.readers.base import S3Reader
+from s3torch.readers.window import Block
 
 if TYPE_CHECKING:
     from s3torch._objects.remote import RemoteObject
@@ -13,6 +15,7 @@ __all__ = ["RangedS3Reader"]
 
 # Lines have no length to ask for, so lines are cut from windows of at least this many bytes, which are kept. Not tuned.
 _LINE_WINDOW = 64 * 1024
+_NOTHING = Block(0, b"")
 
 
 class RangedS3Reader(S3Reader):
@@ -26,15 +29,15 @@ class RangedS3Reader(S3Reader):
     def __init__(self, remote: RemoteObject, buffer_size: int = 0) -> None:
         super().__init__(remote)
         self._buffer_size = buffer_size
-        self._window = b""
-        self._window_start = 0
+        self._window = _NOTHING
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_buffer_size": self._buffer_size, "_window": b"", "_window_start": 0}
+        return {**super().__getstate__(), "_buffer_size": self._buffer_size, "_window": _NOTHING}
 
+    @exclusive
     def close(self) -> None:
         """Close it and release what it holds."""
-        self._window = b""
+        self._window = _NOTHING
         super().close()
 
     def _read_at(self, start: int, stop: int | None) -> bytes:
@@ -56,7 +59,8 @@ class RangedS3Reader(S3Reader):
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
         if not self._held(start, start + 1) and not self._is_end(start):
             self._load(start, max(self._buffer_size, _LINE_WINDOW))
-        return self._window, start - self._window_start if self._held(start, start + 1) else len(self._window)
+        content = self._window.content
+        return content, start - self._window.start if self._held(start, start + 1) else len(content)
 
     def _is_buffered(self, count: int) -> bool:
         return count < self._buffer_size
@@ -66,11 +70,11 @@ class RangedS3Reader(S3Reader):
 
     def _held(self, start: int, stop: int) -> memoryview:
         """Return what the window holds of ``[start, stop)`` from ``start`` on."""
-        if not self._window_start <= start < self._window_start + len(self._window):
+        begin, content = self._window
+        if not begin <= start < begin + len(content):
             return memoryview(b"")
-        return memoryview(self._window)[start - self._window_start : stop - self._window_start]
+        return memoryview(content)[start - begin : stop - begin]
 
     def _load(self, start: int, size: int) -> None:
         """Fetch the window of ``size`` bytes that begins at ``start``."""
-        self._window = self._remote.read(start, start + size)
-        self._window_start = start
+        self._window = Block(start, self._remote.read(start, start + size))

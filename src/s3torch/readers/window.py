@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
-__all__ = ["BLOCK", "SMALL_OBJECT", "Kind", "ReadAhead", "Step"]
+__all__ = ["BLOCK", "SMALL_OBJECT", "Block", "Kind", "ReadAhead", "Step"]
 
 KiB = 1024
 
@@ -42,6 +43,13 @@ _LONGEST_TAIL = 64 * KiB
 SLACK = 64 * KiB
 # Objects of at most this many bytes are fetched whole when they are touched again: about one request's time.
 SMALL_OBJECT = 512 * KiB
+
+
+class Block(NamedTuple):
+    """Bytes of the object that a reader holds."""
+
+    start: int
+    content: bytes
 
 
 class Kind(Enum):

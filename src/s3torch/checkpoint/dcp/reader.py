@@ -275,8 +275,10 @@ class S3StorageReader(FileSystemReader):
                 ahead -= _weight(span, memory)
                 begun.popleft()
         finally:
-            for _, _, fetch in begun:
-                fetch.cancel()
+            while begun:  # and keep no reference: whoever keeps an error keeps this frame
+                begun[-1][2].cancel()
+                begun.pop()
+            del begun
 
     def _targets(self, reads: Iterable[Read], planner: LoadPlanner) -> dict[Read, torch.Tensor]:
         """Return the tensors of large reads, but for those whose memory is that of several."""
