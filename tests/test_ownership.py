@@ -35,6 +35,7 @@ from s3torch._transfer.engine import Engine
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.testing import FaultyServer, faults
+from s3torch.testing.simulate.coincidences import places_of
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -415,8 +416,15 @@ def test_a_signal_handler_in_the_middle_of_a_save(server: FaultyServer):
 # Interrupts
 
 
-def interrupt_at(frames: str, count: int, act: Callable[[], object]) -> bool:
-    """Do something, and raise KeyboardInterrupt at the n-th bytecode of a module; returns whether it came so far."""
+def interrupt_at(frames: str, count: int, act: Callable[[], object], *, is_real: bool = False) -> bool:
+    """Do something, and raise KeyboardInterrupt at the n-th bytecode of a module; returns whether it came so far.
+
+    Args:
+        frames: A part of the module's path.
+        count: Which bytecode.
+        act: Does it.
+        is_real: Whether to count only the bytecodes before which this interpreter looks for signals.
+    """
     left = [count]
 
     def is_finaliser(frame: FrameType | None) -> bool:
@@ -429,7 +437,7 @@ def interrupt_at(frames: str, count: int, act: Callable[[], object]) -> bool:
         if frames not in frame.f_code.co_filename:
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "opcode" and (not is_real or frame.f_lasti in places_of(frame.f_code)):
             left[0] -= 1
             if left[0] <= 0 and not is_finaliser(frame):
                 sys.settrace(None)
@@ -723,6 +731,7 @@ def test_storing_what_must_be_new_and_was_stored(client: S3Client, server: Fault
         writer.write(b"12345")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="signals come between nearly all bytecodes, also the last ones")
 def test_interrupts_of_an_iteration(server: FaultyServer):
     """Wherever an iteration is interrupted, whoever goes on gets each sample once."""
     dataset = S3IterableDataset.from_objects(
@@ -742,7 +751,7 @@ def test_interrupts_of_an_iteration(server: FaultyServer):
             for _ in range(3):
                 samples.append(next(iterator))
 
-        was_interrupted = interrupt_at("datasets/samples.py", count, take_three)
+        was_interrupted = interrupt_at("datasets/samples.py", count, take_three, is_real=True)
         samples += iterator
         assert samples == CONTENTS[:4], count
         if not was_interrupted:

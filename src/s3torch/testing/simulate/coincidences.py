@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from s3torch.testing.simulate.play import Play
     from s3torch.testing.simulate.steps import Step
 
-__all__ = ["Coincidence", "Collect", "Forget", "Interrupt", "Lose", "Replace", "Signal", "Tracer"]
+__all__ = ["Coincidence", "Collect", "Forget", "Interrupt", "Lose", "Replace", "Signal", "Tracer", "places_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ _LOOKED_AFTER = {"RESUME", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 _NOT_BEFORE = {"SETUP_FINALLY", "SETUP_WITH", "YIELD_FROM"}
 
 
-def _places(code: CodeType) -> frozenset[int]:
+def places_of(code: CodeType) -> frozenset[int]:
     """Return the offsets of the instructions before which the interpreter may run a signal handler."""
     if not code.co_filename.startswith(_ROOT) or code.co_filename.startswith(_BESIDE):
         return frozenset()
@@ -184,7 +184,7 @@ class Tracer:
         code = frame.f_code
         places = _known_places.get(code)
         if places is None:
-            places = _known_places[code] = _places(code)
+            places = _known_places[code] = places_of(code)
         if not places:
             return None
         frame.f_trace_opcodes = True
