@@ -334,6 +334,13 @@ def test_layers_of_the_library():
             assert not {each for each in all_imports_of(name) if each.startswith(above)}, name
 
 
+def test_long_files_say_why():
+    """A file of more than 450 lines says at its head why it is one."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 450 or "over 450 lines" in (ast.get_docstring(ast.parse(text)) or ""), path
+
+
 def test_the_client_is_a_thin_face():
     """What the client offers is what users need: how it sends is none of it."""
     names = {name for name in dir(s3torch.S3Client) if not name.startswith("_")}

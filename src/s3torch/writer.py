@@ -26,7 +26,8 @@ from s3torch._access import leftovers
 from s3torch._aws import checksums
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._aws.operations import HeadObject, PutObject
+from s3torch._aws.operations import HeadObject
+from s3torch._aws.sending import PutObject
 from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
 from s3torch._objects.upload import MultipartUpload, PartBuffer

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote_plus, urlsplit
 import pytest
 
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset
-from s3torch._aws.operations import PutObject
+from s3torch._aws.sending import PutObject
 from s3torch.datasets.listing import ListingProgress, _is_known_to_sort, list_table
 from s3torch.datasets.objects import ObjectTable, list_prefix
 from s3torch.errors import BucketNotFoundError, DeadlineError, ObjectNotFoundError, ObjectTableError, S3Error

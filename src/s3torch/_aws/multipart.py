@@ -21,7 +21,8 @@ from xml.sax.saxutils import escape
 from s3torch._aws.answers import element_text, error_from_answer, parse_error_document, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
-from s3torch._aws.operations import HeadObject, Operation, Send
+from s3torch._aws.operations import HeadObject, Operation
+from s3torch._aws.sending import Send
 from s3torch._transfer import http1
 from s3torch.errors import ObjectNotFoundError, ProtocolError, S3Error
 

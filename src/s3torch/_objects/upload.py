@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.multipart import UploadedPart
-from s3torch._aws.operations import UploadPart
+from s3torch._aws.sending import UploadPart
 from s3torch._objects.uploads import abort_multipart_upload, list_multipart_uploads
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error

@@ -3,6 +3,8 @@
 Only the engine turns it, and sees to it that nobody comes into the middle (see ``engine``). What is here may be
 interrupted between any two bytecodes nevertheless. Then ``begin_anew`` makes a whole of it again: ``exchanges`` says
 what is not done, and all else is dropped.
+
+It is one file of over 450 lines: what a turn does to a flight, from its take-off to its landing, is one story.
 """
 
 from __future__ import annotations

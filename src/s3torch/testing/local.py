@@ -16,6 +16,8 @@ outgoing connection can take one before the server does, and a client that polls
 server listens can be connected to itself. Still another process can be first; the server then ends,
 saying so, and is started again with other ports. (For a gRPC port it does not end but moves to the
 next free one, which is as good.)
+
+It is one file of over 450 lines: a server is found, started, watched and ended by steps that share their places.
 """
 
 import atexit

@@ -2,6 +2,8 @@
 
 All files of a sharded model are read at the same time. What a header says is checked against the size of the object
 before a tensor is allocated, and header and tensors are of the same version of the object: its ETag is pinned.
+
+It is one file of over 450 lines: files, tensors and slices are read by the same few steps.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ seed chooses it.
 
 Some are no faults but rare and legal (`chunked`, `until_close`, `connection_close`, `close_idle`, `trickle`, `late`):
 a client must read them right.
+
+It is one file of over 450 lines: each fault is a few of them, and who looks for one looks here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The statements of programs. Each is a call or a few of the public API, and checks what comes of it."""
+"""The statements of programs. Each is a call or a few of the public API, and checks what comes of it.
+
+It is one file of over 450 lines: each step of a program is some twenty of them, and who looks for one looks here.
+"""
 
 from __future__ import annotations
 
