@@ -104,7 +104,7 @@ class Operation(Exchange):
         return None
 
     def recover(self, error: S3Error) -> bool:
-        """Let the bucket correct region, clock or credentials: once each for one access key, unless another fault came."""
+        """Let the bucket correct region, clock or credentials, once for each key unless another fault came between."""
         correction = type(error), self._access_key
         if correction in self._corrected:
             return False
