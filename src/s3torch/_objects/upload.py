@@ -242,8 +242,10 @@ class MultipartUpload:
 
     def _cancel_flying(self) -> None:
         while self._flying:
-            self._flying[0].cancel()
-            self._flying.popleft()  # only now: what was interrupted is found here
+            flying = self._flying[0]
+            flying.cancel()
+            if self._flying and self._flying[0] is flying:  # nobody else has taken it out meanwhile
+                self._flying.popleft()  # only now: what was interrupted is found here
 
     def abort(self, within: float | None = None) -> None:
         """Stop sending and delete the parts that arrived; an error is logged and not raised.
