@@ -28,7 +28,7 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mutation.modules import PACKAGES, WIDER, files_of
+from tests.mutation.modules import PACKAGES, files_of, wider_files
 from tests.mutation.operators import mutants
 
 __all__ = ["main"]
@@ -37,7 +37,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _FORK = multiprocessing.get_context("fork")
 _STAGES = ("module's tests", "simulator", "wider tests")
 # A run that takes so many times as long as the same run without a change hangs; in seconds, the shortest limit.
-_PATIENCE, _LEAST_PATIENCE = 4, 20.0
+_PATIENCE, _LEAST_PATIENCE = 3, 10.0
 # Bytes. A mutant may allocate without end, on a machine that others use.
 _MOST_MEMORY = 8 * 1024**3
 
@@ -73,7 +73,7 @@ def every_mutant(package: Path) -> list[Chosen]:
 def _tests(*paths: str) -> int:
     import pytest
 
-    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning:botocore"]
+    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
     return int(pytest.main([*options, *(str(_ROOT / path) for path in paths if (_ROOT / path).exists())]))
 
 
@@ -95,22 +95,20 @@ class Workshop:
         shutil.copytree(_ROOT / "src", self._src)
         self._limits: dict[tuple[object, ...], float] = {}
 
-    def judge(self, mutant: Chosen) -> Verdict:
-        """Run a mutant until something catches it."""
-        stages: list[tuple[Callable[..., int], Sequence[str]]] = [
-            (_tests, files_of(mutant.module)),
-            (_simulator, ()),
-            (_tests, [f"tests/{name}" for name in WIDER]),
-        ]
-        for name, (run, arguments) in zip(_STAGES, stages, strict=True):
-            limit = self._limit(run, arguments)
-            with self._changed(mutant):
-                status = self._run(run, arguments, limit)
-            if status is None:
-                return Verdict(mutant, "time limit", name)
-            if status != 0:
-                return Verdict(mutant, name, self._first_failure())
-        return Verdict(mutant, "", "")
+    def judge(self, mutant: Chosen, stage: str) -> Verdict:
+        """Run a mutant in one of the stages; the verdict says if that has caught it."""
+        run, arguments = self._stage(mutant, stage)
+        limit = self._limit(run, arguments)
+        with self._changed(mutant):
+            status = self._run(run, arguments, limit)
+        if status is None:
+            return Verdict(mutant, "time limit", stage)
+        return Verdict(mutant, stage if status else "", self._first_failure() if status else "")
+
+    def _stage(self, mutant: Chosen, stage: str) -> tuple[Callable[..., int], Sequence[str]]:
+        if stage == "simulator":
+            return _simulator, ()
+        return _tests, wider_files(mutant.module) if stage == "wider tests" else files_of(mutant.module)
 
     def _limit(self, run: Callable[..., int], arguments: Sequence[str]) -> float:
         """Return for how long a run may take, from the same run without a change; that must find nothing."""
@@ -165,13 +163,21 @@ class Workshop:
 
 
 def _work(mine: Sequence[Chosen], deadline: float, verdicts: SimpleQueue[Verdict | None]) -> None:
+    """Judge mutants; what meets the wider tests, which take longest, waits for all others."""
+    survivors = []
     try:
         with tempfile.TemporaryDirectory(prefix="s3torch-mutation-") as folder:
             workshop = Workshop(Path(folder))
             for mutant in mine:
                 if time.monotonic() > deadline:
                     break
-                verdicts.put(workshop.judge(mutant))
+                verdict = workshop.judge(mutant, "module's tests")
+                verdict = verdict if verdict.caught_by else workshop.judge(mutant, "simulator")
+                if not verdict.caught_by:
+                    survivors.append(mutant)
+                verdicts.put(verdict)
+            for mutant in survivors:
+                verdicts.put(workshop.judge(mutant, "wider tests"))
     finally:
         verdicts.put(None)
 
@@ -213,20 +219,18 @@ def main(arguments: Sequence[str]) -> int:
     ]
     for worker in workers:
         worker.start()
-    seen: list[Verdict] = []
+    seen: dict[Chosen, Verdict] = {}
     at_work = len(workers)
     while at_work:
         verdict = verdicts.get()
         at_work -= verdict is None
         if verdict is not None:
-            seen.append(verdict)
-            what = verdict.caught_by or "SURVIVED"
-            print(
-                f"{what}: {verdict.mutant.module}:{verdict.mutant.line} {verdict.mutant.change} [{verdict.how}]",
-                flush=True,
-            )
-    print(table(seen))
-    return int(any(not verdict.caught_by for verdict in seen))
+            what = verdict.caught_by or ("SURVIVED" if verdict.mutant in seen else "goes on")
+            seen[verdict.mutant] = verdict
+            place = f"{verdict.mutant.module}:{verdict.mutant.line}"
+            print(f"{what}: {place} {verdict.mutant.change} [{verdict.how}]", flush=True)
+    print(table([*seen.values()]))
+    return int(any(not verdict.caught_by for verdict in seen.values()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-__all__ = ["PACKAGES", "WIDER", "files_of"]
+__all__ = ["PACKAGES", "files_of", "wider_files"]
 
 # What is changed, below src/s3torch.
 PACKAGES = ("_transfer", "_aws", "_access", "_objects", "writer.py", "readers", "datasets")
@@ -39,16 +39,19 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "datasets/windows.py": ("datasets/test_look_ahead.py", "datasets/test_map.py"),
 }
 
-# What the others are that survive the tests of their module and the simulator.
-WIDER = (
-    "test_ownership.py",
-    "test_integrity.py",
-    "test_client_faults.py",
-    "test_client.py",
-    "test_writer.py",
-    "readers",
-    "datasets",
-)
+# By package: what else meets those that survive the tests of their module and the simulator.
+_WIDER = ("test_client_faults.py", "test_integrity.py", "test_client.py", "test_writer.py", "test_ownership.py")
+_WIDER_OF_PACKAGES: dict[str, tuple[str, ...]] = {
+    "readers": (
+        "readers/test_sequential.py",
+        "readers/test_ranged.py",
+        "test_client.py",
+        "test_client_faults.py",
+        "readers/test_adaptive.py",
+        "test_ownership.py",
+    ),
+    "datasets": ("datasets/test_map.py", "datasets/test_sampling.py", "datasets/test_iterable.py", "test_ownership.py"),
+}
 
 
 def files_of(module: str) -> list[str]:
@@ -60,3 +63,9 @@ def files_of(module: str) -> list[str]:
     path = PurePosixPath(module)
     mirrored = (str(path.with_name(f"test_{path.name}")),)
     return [f"tests/{name}" for name in _TESTS.get(module) or _TESTS.get(str(path.parent)) or mirrored]
+
+
+def wider_files(module: str) -> list[str]:
+    """Return the test files that a mutant of a module meets last."""
+    names = _WIDER_OF_PACKAGES.get(PurePosixPath(module).parts[0], _WIDER)
+    return [path for path in (f"tests/{name}" for name in names) if path not in files_of(module)]
