@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import contextlib
 import multiprocessing
 import os
@@ -22,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +37,8 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FORK = multiprocessing.get_context("fork")
-_STAGES = ("module's tests", "simulator", "wider tests")
+_SIMULATOR = "simulator"
+_STAGES = ("module's tests", _SIMULATOR, "wider tests")
 # A run that takes so many times as long as the same run without a change hangs; in seconds, the shortest limit.
 _PATIENCE, _LEAST_PATIENCE = 3, 10.0
 # Bytes. A mutant may allocate without end, on a machine that others use.
@@ -70,11 +73,16 @@ def every_mutant(package: Path) -> list[Chosen]:
     ]
 
 
-def _tests(*paths: str) -> int:
+def runs_of(module: str) -> dict[str, list[str]]:
+    """Return the runs of each stage: test files, or the simulator."""
+    return dict(zip(_STAGES, (files_of(module), [_SIMULATOR], wider_files(module)), strict=True))
+
+
+def _tests(paths: Sequence[str]) -> int:
     import pytest
 
     options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
-    return int(pytest.main([*options, *(str(_ROOT / path) for path in paths if (_ROOT / path).exists())]))
+    return int(pytest.main([*options, *(str(_ROOT / path) for path in paths)]))
 
 
 def _simulator() -> int:
@@ -88,37 +96,31 @@ class Workshop:
 
     Args:
         folder: A temporary one.
+        usual: How long runs take without a change, in seconds: of each test file, and of the simulator.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, usual: MutableMapping[str, float]) -> None:
         self._src, self._log = folder / "src", folder / "log"
+        self._usual = usual
         shutil.copytree(_ROOT / "src", self._src)
-        self._limits: dict[tuple[object, ...], float] = {}
+        compileall.compile_dir(self._src, quiet=1)
+
+    def measure(self, run: str) -> None:
+        """Learn how long a run takes without a change; that must find nothing."""
+        began = time.monotonic()
+        if self._run([run], 600.0) != 0:
+            raise SystemExit(f"{run} fails without a change: {self._first_failure()}")
+        self._usual[run] = time.monotonic() - began
 
     def judge(self, mutant: Chosen, stage: str) -> Verdict:
         """Run a mutant in one of the stages; the verdict says if that has caught it."""
-        run, arguments = self._stage(mutant, stage)
-        limit = self._limit(run, arguments)
+        runs = runs_of(mutant.module)[stage]
+        limit = _LEAST_PATIENCE + _PATIENCE * sum(self._usual[run] for run in runs)
         with self._changed(mutant):
-            status = self._run(run, arguments, limit)
+            status = self._run(runs, limit)
         if status is None:
             return Verdict(mutant, "time limit", stage)
         return Verdict(mutant, stage if status else "", self._first_failure() if status else "")
-
-    def _stage(self, mutant: Chosen, stage: str) -> tuple[Callable[..., int], Sequence[str]]:
-        if stage == "simulator":
-            return _simulator, ()
-        return _tests, wider_files(mutant.module) if stage == "wider tests" else files_of(mutant.module)
-
-    def _limit(self, run: Callable[..., int], arguments: Sequence[str]) -> float:
-        """Return for how long a run may take, from the same run without a change; that must find nothing."""
-        known = self._limits.get((run, *arguments))
-        if known is None:
-            began = time.monotonic()
-            if self._run(run, arguments, 600.0) != 0:
-                raise SystemExit(f"fails without a change: {run.__name__} {arguments}: {self._first_failure()}")
-            known = self._limits[(run, *arguments)] = _LEAST_PATIENCE + _PATIENCE * (time.monotonic() - began)
-        return known
 
     @contextlib.contextmanager
     def _changed(self, mutant: Chosen) -> Iterator[None]:
@@ -132,18 +134,18 @@ class Workshop:
         finally:
             path.write_text(source)
 
-    def _run(self, run: Callable[..., int], arguments: Sequence[str], limit: float) -> int | None:
+    def _run(self, runs: Sequence[str], limit: float) -> int | None:
         """Run in a process group of its own; returns its status, or None if it was killed at the limit."""
-        process: BaseProcess = _FORK.Process(target=self._begin, args=(run, arguments))
+        process: BaseProcess = _FORK.Process(target=self._begin, args=(runs,))
         process.start()
         process.join(limit)
+        is_late = process.exitcode is None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)  # what it has started, too
-        is_late = process.exitcode is None
         process.join()
         return None if is_late else process.exitcode
 
-    def _begin(self, run: Callable[..., int], arguments: Sequence[str]) -> None:
+    def _begin(self, runs: Sequence[str]) -> None:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -152,7 +154,7 @@ class Workshop:
         os.environ |= {"PYTHONPATH": str(self._src), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "ci"}
         sys.dont_write_bytecode = True  # its name would hold for the next mutant of the same second and size
         sys.path.insert(0, str(self._src))
-        status = run(*arguments)
+        status = _simulator() if runs == [_SIMULATOR] else _tests(runs)
         sys.stdout.flush()
         os._exit(status)
 
@@ -162,22 +164,35 @@ class Workshop:
         return (found[1] or found[2]) if found else "".join(log.strip().splitlines()[-1:])
 
 
-def _work(mine: Sequence[Chosen], deadline: float, verdicts: SimpleQueue[Verdict | None]) -> None:
-    """Judge mutants; what meets the wider tests, which take longest, waits for all others."""
+def _work(
+    usual: MutableMapping[str, float],
+    all_measured: Barrier,
+    runs: Sequence[str],
+    mine: Sequence[Chosen],
+    deadline: float,
+    verdicts: SimpleQueue[Verdict | None],
+) -> None:
+    """Measure runs, then judge mutants; what meets the wider tests, which take longest, waits for all others."""
     survivors = []
     try:
         with tempfile.TemporaryDirectory(prefix="s3torch-mutation-") as folder:
-            workshop = Workshop(Path(folder))
+            workshop = Workshop(Path(folder), usual)
+            for run in runs:
+                workshop.measure(run)
+            all_measured.wait()
             for mutant in mine:
                 if time.monotonic() > deadline:
                     break
                 verdict = workshop.judge(mutant, "module's tests")
-                verdict = verdict if verdict.caught_by else workshop.judge(mutant, "simulator")
+                verdict = verdict if verdict.caught_by else workshop.judge(mutant, _SIMULATOR)
                 if not verdict.caught_by:
                     survivors.append(mutant)
                 verdicts.put(verdict)
             for mutant in survivors:
                 verdicts.put(workshop.judge(mutant, "wider tests"))
+    except BaseException:
+        all_measured.abort()  # the others need not wait for this one
+        raise
     finally:
         verdicts.put(None)
 
@@ -212,9 +227,21 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{len(sample)} of {len(everything)} mutants", flush=True)
     for name in ("botocore.session", "hypothesis", "numpy", "pytest", "torch.utils.data", "trustme"):
         __import__(name)
+    runs = sorted({run for each in sample for stage in runs_of(each.module).values() for run in stage})
+    usual, all_measured = _FORK.Manager().dict(), _FORK.Barrier(chosen.workers)
     verdicts: SimpleQueue[Verdict | None] = _FORK.SimpleQueue()
     workers = [
-        _FORK.Process(target=_work, args=(sample[index :: chosen.workers], deadline, verdicts))
+        _FORK.Process(
+            target=_work,
+            args=(
+                usual,
+                all_measured,
+                runs[index :: chosen.workers],
+                sample[index :: chosen.workers],
+                deadline,
+                verdicts,
+            ),
+        )
         for index in range(chosen.workers)
     ]
     for worker in workers:
