@@ -98,6 +98,16 @@ def test_copies_parse_nothing(loads: Loads):
     assert loads == []
 
 
+def test_clients_of_botocore_look_for_no_credentials(monkeypatch):
+    """A client of botocore's signs with the credentials that it is given, whatever could be found meanwhile."""
+    known = configuration_of(None)
+    found = known.find_credentials("us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    client = known.new_client(found, region_name="us-east-1")
+    url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+    assert "AccessKeyId=key&" in url or "Credential=key%2F" in url
+
+
 def _send_count_in_child(connection, expected: str) -> None:
     """Run in a forked child: count what it parses."""
     loaded: Loads = []

@@ -70,5 +70,6 @@ def test_what_is_kept_is_bounded(tmp_path: Path):
     for number in range(12):
         path = tmp_path / f"{number}.pem"
         path.write_bytes(content)
-        tls_context(str(path))
+        latest = tls_context(str(path))
+        assert tls_context(str(path)) is latest
     assert len(tls._contexts) == tls._MOST_CONTEXTS

@@ -297,6 +297,7 @@ def test_a_bar_appears_on_a_terminal(monkeypatch):
     shown = _progress(monkeypatch, _Terminal(), 2.5)
     assert "Listing s3://b/p" in shown
     assert "2.50k keys" in shown
+    assert shown.count("\n") == 1  # one bar, and not one for each page
     assert threading.active_count() == before
 
 
