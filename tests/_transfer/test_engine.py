@@ -1174,6 +1174,20 @@ def test_nudge():
     assert network.now == 1001.0
 
 
+@pytest.mark.parametrize(("seconds", "is_sent"), [(0.5, False), (1.0, True)])
+def test_a_nudge_after_its_interval(seconds: float, is_sent: bool):
+    """A nudge does something again once its interval has passed."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    engine.run([Ask()])
+    ask = Ask("b", origin=Origin("http", "other.test", 80))
+    engine.submit(ask)
+    network.pass_time(seconds)
+    engine.nudge(1.0)
+    assert len(network.connections) == 1 + is_sent
+    engine.wait([ask])
+
+
 def test_a_nudge_waits_for_nothing():
     """However long an answer takes, a nudge takes no time."""
     network = FakeNetwork(serve(answer(), delay=5.0))
@@ -1186,6 +1200,25 @@ def test_a_nudge_waits_for_nothing():
     assert (network.now, ask.is_done) == (began, False)
     engine.wait([ask])
     assert network.now >= began + 5.0
+
+
+def test_a_process_that_is_stopped_while_it_waits(monkeypatch):
+    """The time for which a process was stopped counts for no deadline, and what comes after it counts as ever."""
+    network = FakeNetwork(serve(answer(), delay=1000.0))
+    engine = make(network, RetryPolicy(max_attempts=1), Limits(first_byte_timeout=30.0))
+    select, stops = network.select, [0.0, 0.0, 100.0]
+
+    def stopped(timeout: float) -> list[tuple[FakeConnection, int]]:
+        ready = select(timeout)
+        if stops:
+            network.pass_time(stops.pop(0))
+        return ready
+
+    monkeypatch.setattr(network, "select", stopped)
+    began = network.now
+    with pytest.raises(DeadlineError, match="No answer"):
+        engine.run([Ask()])
+    assert 130.0 <= network.now - began <= 140.0
 
 
 def test_a_turn_that_takes_long():

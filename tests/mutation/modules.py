@@ -31,7 +31,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "_access": ("test_ownership.py", "test_client.py"),
     "_objects": _READS,
     "_objects/fetch.py": ("_objects/test_fetch.py", *_READS),
-    "_objects/upload.py": _UPLOADS,
+    "_objects/upload.py": ("_objects/test_upload.py", *_UPLOADS),
     "_objects/uploads.py": ("_objects/test_uploads.py", *_UPLOADS),
     "_objects/listing.py": ("datasets/test_listing.py", "test_client.py"),
     "writer.py": _UPLOADS,
