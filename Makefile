@@ -1,10 +1,10 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
 # PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
-# docs, simulate, soak, soak-faults, bench and compare; MINUTES=60 says for how long to simulate or soak.
+# docs, simulate, mutate, soak, soak-faults, bench and compare; MINUTES=60 says for how long to simulate or soak.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check audit test fuzz simulate docs soak soak-faults demo bench compare build-check clean
+.PHONY: help venv fmt check audit test fuzz simulate mutate docs soak soak-faults demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
@@ -67,6 +67,9 @@ fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or AR
 
 simulate: $(VENV)/$(READY)  ## run random programs in which several things happen at once: MINUTES=1, or SEEDS=10000 START=0
 	$(BIN)/python -m tests.simulate --start $(START) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+mutate: $(VENV)/$(READY)  ## make small mistakes in the library and see whether the tests notice: ARGS="--sample 100 --seed 1"
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 docs: $(VENV)/$(READY)  ## run the code blocks of README.md and docs/ only
 	$(BIN)/python -m pytest README.md docs $(ARGS)

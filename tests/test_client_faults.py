@@ -1548,6 +1548,55 @@ class Uploads:
         return wire.respond(204 if name == "Abort" else 200, fields, body)
 
 
+class Interrupted(Uploads):
+    """A server that has uploads without parts, three of them of the same key.
+
+    Args:
+        told: What it says of the upload's checksums.
+    """
+
+    def __init__(self, told: bytes) -> None:
+        super().__init__()
+        self._told = told
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        if request.method != "GET":
+            return super().__call__(request, wire)
+        uploads = b"".join(
+            b"<Upload><Key>%b</Key><UploadId>%b</UploadId><Initiated>2026-01-%bT00:00:00Z</Initiated></Upload>" % each
+            for each in (
+                (b"key", b"FIRST", b"01"),
+                (b"key", b"LAST", b"03"),
+                (b"key", b"SECOND", b"02"),
+                (b"keys", b"X", b"04"),
+            )
+        )
+        is_of_uploads = "uploads" in parse_qs(urlsplit(request.target).query, keep_blank_values=True)
+        name, content = (b"Uploads", uploads) if is_of_uploads else (b"Parts", self._told)
+        body = b"<Result><IsTruncated>false</IsTruncated>" + content + b"</Result>"
+        return wire.respond(200, {}, body.replace(b"Result", b"List%bResult" % name))
+
+
+@pytest.mark.parametrize(
+    ("told", "is_sent"),
+    [
+        (b"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><ChecksumType>FULL_OBJECT</ChecksumType>", True),
+        (b"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><ChecksumType>COMPOSITE</ChecksumType>", False),
+        (b"", False),
+    ],
+)
+def test_checksum_of_a_resumed_upload(told: bytes, is_sent: bool):
+    """The newest upload of a key goes on; it is completed with the object's checksum, if it was begun with one."""
+    uploads = Interrupted(told)
+    with serving(uploads) as (server, client):
+        with client.put_object("bucket", "key", resume=True) as writer:
+            writer.write(LARGE[: PART + 1])
+        assert "Create" not in uploads.log
+        assert uploads.log[-1] == "Complete"
+        assert ("x-amz-checksum-crc32" in server.requests[-1].headers) is is_sent
+        assert "uploadId=LAST" in server.requests[-1].target
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, PART])
 def test_small_upload(transport: Tls | None, size: int):
     """An object of up to one part is exactly one PUT, sent when the writer is closed."""

@@ -11,7 +11,7 @@ from s3torch._aws.endpoint import Endpoint, endpoint_of_bucket_url
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
 from s3torch.config import S3ClientConfig
-from s3torch.errors import CredentialsError, RegionError
+from s3torch.errors import ClockSkewError, CredentialsError, RegionError, S3Error
 
 
 class FakeSession(AwsSession):
@@ -76,3 +76,25 @@ def test_token_that_cannot_be_sent(token: str):
     with pytest.raises(CredentialsError, match="session token") as caught:
         head_of(Bucket("b", lambda: session, "agent"))
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_corrected"),
+    [
+        (EXPIRED, True),
+        (CredentialsError("unknown", code="InvalidAccessKeyId"), True),
+        (CredentialsError("wrong", code="SignatureDoesNotMatch"), False),
+        (CredentialsError("no code"), False),
+        (REGION, True),
+        (RegionError("the same", region="us-east-1"), False),
+        (RegionError("no region"), False),
+        (ClockSkewError("no date"), False),
+        (S3Error("broken"), False),
+    ],
+)
+def test_what_can_be_corrected(error: S3Error, is_corrected: bool):
+    """Only what makes another request counts as a correction; the others are errors at once."""
+    session = FakeSession()
+    bucket = Bucket("b", lambda: session, "agent", clock=lambda: 1e9)
+    assert bucket.correct(error, {}, 0) is is_corrected
+    assert bucket.corrections == int(is_corrected)

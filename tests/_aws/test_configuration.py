@@ -49,7 +49,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
 
 def _begin(client: S3Client, bucket: str = "bucket") -> str:
     """Do all that a first request costs but sending, and return its region and where it would go."""
-    made = client.bucket(bucket)
+    made = client._access.bucket(bucket)
     made.request_head("GET", "key", {}, {})
     return f"{made.region} {made.endpoint.origin.scheme}://{made.endpoint.host}{made.endpoint.base_path}"
 
@@ -93,9 +93,19 @@ def test_copies_parse_nothing(loads: Loads):
     """A client that makes calls through botocore parses none of its files again."""
     _begin(S3Client("us-east-1"))
     loads.clear()
-    session = S3Client("us-east-1")._session()
+    session = S3Client("us-east-1")._access._sessions()
     assert session._cold_client("us-east-1").meta.region_name == "us-east-1"
     assert loads == []
+
+
+def test_clients_of_botocore_look_for_no_credentials(monkeypatch):
+    """A client of botocore's signs with the credentials that it is given, whatever could be found meanwhile."""
+    known = configuration_of(None)
+    found = known.find_credentials("us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    client = known.new_client(found, region_name="us-east-1")
+    url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
+    assert "AccessKeyId=key&" in url or "Credential=key%2F" in url
 
 
 def _send_count_in_child(connection, expected: str) -> None:
@@ -144,7 +154,7 @@ def test_same_settings_share():
     for client in clients:
         _begin(client)
     assert len(configuration._configurations) == 1
-    first, second = (client._session()._source for client in clients)
+    first, second = (client._access._sessions()._source for client in clients)
     assert first is not second
 
 
@@ -190,13 +200,13 @@ def test_unknown_profiles(monkeypatch: pytest.MonkeyPatch):
 
 def test_credentials_are_found_by_each_client(monkeypatch: pytest.MonkeyPatch):
     """New credentials in the environment are those of the next client."""
-    assert S3Client()._session().credentials().access_key == "key"
+    assert S3Client()._access._sessions().credentials().access_key == "key"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
-    assert S3Client()._session().credentials().access_key == "other"
+    assert S3Client()._access._sessions().credentials().access_key == "other"
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(CredentialsError, match="No credentials were found"):
-        S3Client()._session().credentials()
+        S3Client()._access._sessions().credentials()
 
 
 def test_forgotten_credentials_are_found_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -204,7 +214,7 @@ def test_forgotten_credentials_are_found_anew(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     path = tmp_path / "credentials"
     path.write_text("[default]\naws_access_key_id = one\naws_secret_access_key = s\n")
-    forgetful, other = S3Client("us-east-1")._session(), S3Client("us-east-1")._session()
+    forgetful, other = S3Client("us-east-1")._access._sessions(), S3Client("us-east-1")._access._sessions()
     assert forgetful.credentials().access_key == other.credentials().access_key == "one"
     path.write_text("[default]\naws_access_key_id = two\naws_secret_access_key = s\n")
     cold = forgetful._cold_client("us-east-1")

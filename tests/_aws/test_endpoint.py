@@ -56,6 +56,16 @@ def test_bad_endpoints(url: str):
 
 @pytest.mark.parametrize(
     "url",
+    ["https://s3 .example.com", "https://s3.example.com/a b", "https://ü.example.com", "https://s3.example.com/\x7f"],
+)
+def test_endpoints_that_cannot_be_sent(url: str):
+    """An endpoint with anything but printable ASCII, or with a space, would tear the head of a request."""
+    with pytest.raises(ConfigError, match="only printable ASCII without spaces can be sent"):
+        check_endpoint_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
     ["https://h:port", "https://h:65536", "https://h:-1", "https://[::1", "https://[nonsense]:80", "http://::1]:80"],
 )
 def test_endpoints_that_are_no_urls(url: str):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from s3torch._aws import listing
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_keys, parse_page
 from s3torch.errors import ProtocolError
 
@@ -197,6 +198,18 @@ def test_neither_the_last_nor_not(text: str, token: str):
     for parse in (parse_page, parse_keys):
         with pytest.raises(ProtocolError, match=re.escape(f"says {text!r} where it must say whether there are more")):
             parse(document)
+
+
+@pytest.mark.parametrize(("tags", "is_fine"), [(400_000, True), (400_001, False)])
+def test_pages_of_many_tags(tags: int, is_fine: bool):
+    """A page with more tags than any server sends is refused before a tree of them is made."""
+    document = _page(_contents("a"))
+    document = document.replace(b"<Contents>", b"<x/>" * (tags - document.count(b"<")) + b"<Contents>")
+    if is_fine:
+        assert [each.key for each in parse_page(document).object_info] == ["a"]
+    else:
+        with pytest.raises(ProtocolError, match="more than 400000 tags"):
+            parse_page(document)
 
 
 @pytest.mark.parametrize("token", ["", "<NextContinuationToken/>", "<NextContinuationToken></NextContinuationToken>"])
@@ -395,6 +408,27 @@ def test_keys_and_sizes_of_what_is_no_page(document: bytes):
         parse_page(document)
     with pytest.raises(ProtocolError):
         parse_keys(document)
+
+
+@pytest.mark.parametrize(("begin", "end"), [("<!--", "-->"), ("<![CDATA[", "]]>"), ("<?x ", "?>")])
+def test_what_is_hidden_is_no_object(begin: str, end: str):
+    """Objects in a comment, a CDATA section or an instruction are none, the quick way, too."""
+    document = _page(_contents("a") + begin + _contents("hidden") + end + _contents("b"))
+    assert [info.key for info in parse_page(document).object_info] == ["a", "b"]
+    assert parse_keys(document)[0] == [b"a", b"b"]
+    hidden = f"{begin}</Contents><Contents><Key>hidden</Key><Size>1</Size>{end}</Contents>"
+    document = _page(_contents("a").replace("</Contents>", hidden))
+    assert [info.key for info in parse_page(document).object_info] == ["a"]
+    assert parse_keys(document)[0] == [b"a"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_plain_pages_are_read_the_quick_way(count: int, monkeypatch: pytest.MonkeyPatch):
+    """Where objects stand in one run no tree of elements is made of them."""
+    document = _page(*(_contents(f"k?{number}") for number in range(count)))
+    monkeypatch.setattr(listing, "parse_page", None)
+    page = parse_keys(document)
+    assert (page.keys, page.sizes) == ([f"k?{number}".encode() for number in range(count)], [1] * count)
 
 
 @pytest.mark.parametrize("inner", ["<Key>z</Key>", "<Size>3</Size>"])

@@ -22,8 +22,8 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_clients_share_a_context(monkeypatch: pytest.MonkeyPatch):
     """Two clients that trust the same authorities share a context; one that trusts nobody has another."""
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    first, second = (S3Client("us-east-1")._session().tls() for _ in range(2))
-    careless = S3Client("us-east-1", s3client_config=S3ClientConfig(verify=False))._session().tls()
+    first, second = (S3Client("us-east-1")._access._sessions().tls() for _ in range(2))
+    careless = S3Client("us-east-1", s3client_config=S3ClientConfig(verify=False))._access._sessions().tls()
     assert first is second
     assert first.verify_mode is ssl.CERT_REQUIRED
     assert first.check_hostname
@@ -70,5 +70,6 @@ def test_what_is_kept_is_bounded(tmp_path: Path):
     for number in range(12):
         path = tmp_path / f"{number}.pem"
         path.write_bytes(content)
-        tls_context(str(path))
+        latest = tls_context(str(path))
+        assert tls_context(str(path)) is latest
     assert len(tls._contexts) == tls._MOST_CONTEXTS

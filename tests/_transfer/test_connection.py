@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -249,6 +250,34 @@ def test_expecting_much():
         assert connection.recv_into(room) == 0
 
 
+def test_options_of_a_socket():
+    """Requests are sent at once, and a peer that has vanished is noticed by the kernel."""
+    with contextlib.closing(SocketLab()) as lab, opened(lab) as (connection, _):
+        assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every byte is reported")
+def test_a_system_that_cannot_wait_for_much():
+    """Where the kernel refuses to gather bytes, it is asked once, and all is reported as it comes."""
+    refused: list[int] = []
+
+    class Sandboxed(socket.socket):
+        def setsockopt(self, *option: int) -> None:
+            refused.append(option[1])
+            raise OSError(errno.ENOPROTOOPT, "not known here")
+
+    with contextlib.closing(SocketLab()) as lab, opened(lab) as (connection, peer):
+        system = connection._socket
+        with Sandboxed(fileno=os.dup(system.fileno())) as connection._socket:
+            connection.expect(300_000)
+            connection.expect(300_000)
+        connection._socket = system
+        assert (refused, connection.awaited) == ([socket.SO_RCVLOWAT], 1)
+        peer.send(b"x")
+        assert lab.network.select(PATIENCE) == [(connection, READ)]
+
+
 def receive_all(connection: Connection | FakeConnection, room: memoryview, count: int) -> int:
     """Receive so many bytes, which are there or about to come."""
     received = 0
@@ -331,6 +360,17 @@ def test_family_without_support(dead_address: Address):
             ask = Ask(Origin("http", "many.test", 80))
             engine.run([ask])
     assert ask.body == b"hello"
+
+
+def test_an_address_that_is_refused_at_once():
+    """An address that the kernel refuses before it sends anything, as that of a broadcast, is passed over."""
+    with ScriptedServer(greet) as server:
+        broadcast = (socket.AF_INET, ("255.255.255.255", server.port))
+        addresses = [broadcast, (socket.AF_INET, ("127.0.0.1", server.port))]
+        with engine_of(Network(lookup=lambda host, port: addresses)) as engine:
+            ask = Ask(Origin("http", "many.test", server.port))
+            engine.run([ask])
+    assert (ask.body, ask.attempts) == (b"hello", 1)
 
 
 def test_addresses_take_turns():

@@ -829,6 +829,40 @@ def test_bodies_stop_for_all():
     assert [peer.client_left for peer in asked] == [True, True, False]
 
 
+def test_no_connection_for_a_second_request(monkeypatch):
+    """If no second connection can be begun, the first answer is waited for."""
+    network = FakeNetwork(then=slow_on({b"/late": [1.0]}))
+    engine = learnt(network, connections=8)
+
+    def refuse_all(origin: Origin) -> None:
+        raise ConnectionFailedError("No address.")
+
+    monkeypatch.setattr(network, "open", refuse_all)
+    ask = Look("late")
+    engine.run([ask])
+    assert (ask.body, ask.attempts, engine.stats.hedges) == (b"/late", 1, 0)
+
+
+def test_hedging_is_bounded():
+    """If all of a sudden every answer is late, only few requests are sent a second time."""
+    seconds = 0.02
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            yield from peer.request()
+            yield seconds
+            peer.send(answer(body=b"x"))
+
+    network = FakeNetwork(then=script)
+    engine = learnt(network, connections=256)
+    engine.run([Look(str(number)) for number in range(1000)])
+    before = engine.stats.hedges
+    seconds = 1.0
+    engine.run([Look(str(number)) for number in range(64)])
+    assert 0 < engine.stats.hedges - before <= 20
+
+
 def test_hedging_pays():
     """With one request in a hundred a second late, batches of 64 end three times sooner at the 99th percentile."""
     times = {hedging: _batch_times(hedging=hedging) for hedging in (False, True)}
@@ -874,6 +908,19 @@ def test_call_timeout():
     assert 10.0 <= network.now - began <= 11.5
     assert ask.is_done
     assert engine.pending == 0
+
+
+def test_a_call_whose_time_is_up():
+    """A call whose deadline is this very moment does not turn the loop once more."""
+    network = FakeNetwork(serve(answer()))
+    engine = make(network)
+    engine.run([Ask()])
+    ask = Ask()
+    engine.submit(ask)
+    with pytest.raises(DeadlineError, match="not done within its time"):
+        engine.turn(network.now)
+    assert not ask.is_done
+    engine.cancel([ask])
 
 
 def test_others_move_during_a_pause():
@@ -1125,6 +1172,72 @@ def test_nudge():
     assert len(network.connections) == 1  # the first one has its answer
     engine.wait([ask])
     assert network.now == 1001.0
+
+
+@pytest.mark.parametrize(("seconds", "is_sent"), [(0.5, False), (1.0, True)])
+def test_a_nudge_after_its_interval(seconds: float, is_sent: bool):
+    """A nudge does something again once its interval has passed."""
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    engine.run([Ask()])
+    ask = Ask("b", origin=Origin("http", "other.test", 80))
+    engine.submit(ask)
+    network.pass_time(seconds)
+    engine.nudge(1.0)
+    assert len(network.connections) == 1 + is_sent
+    engine.wait([ask])
+
+
+def test_a_nudge_waits_for_nothing():
+    """However long an answer takes, a nudge takes no time."""
+    network = FakeNetwork(serve(answer(), delay=5.0))
+    engine = make(network)
+    ask = Ask()
+    engine.submit(ask)
+    began = network.now
+    for _ in range(10):
+        engine.nudge()
+    assert (network.now, ask.is_done) == (began, False)
+    engine.wait([ask])
+    assert network.now >= began + 5.0
+
+
+def test_a_process_that_is_stopped_while_it_waits(monkeypatch):
+    """The time for which a process was stopped counts for no deadline, and what comes after it counts as ever."""
+    network = FakeNetwork(serve(answer(), delay=1000.0))
+    engine = make(network, RetryPolicy(max_attempts=1), Limits(first_byte_timeout=30.0))
+    select, stops = network.select, [0.0, 0.0, 100.0]
+
+    def stopped(timeout: float) -> list[tuple[FakeConnection, int]]:
+        ready = select(timeout)
+        if stops:
+            network.pass_time(stops.pop(0))
+        return ready
+
+    monkeypatch.setattr(network, "select", stopped)
+    began = network.now
+    with pytest.raises(DeadlineError, match="No answer"):
+        engine.run([Ask()])
+    assert 130.0 <= network.now - began <= 140.0
+
+
+def test_a_turn_that_takes_long():
+    """Time that a turn spends elsewhere, as a process that was stopped does, counts for no deadline of a later wait."""
+    network = FakeNetwork(serve(answer(body=b"late"), delay=110.0), serve(answer(), delay=1.0))
+
+    class Busy(Ask):
+        def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
+            answer_of = super().response(inbox)
+            network.pass_time(100.0)
+            return answer_of
+
+    engine = make(network, limits=Limits(first_byte_timeout=30.0))
+    late = Ask("late")
+    engine.submit(late)
+    engine.nudge()
+    engine.run([Busy()])
+    engine.wait([late])
+    assert (late.body, late.attempts) == (b"late", 1)
 
 
 def test_late_first_byte():

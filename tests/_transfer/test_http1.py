@@ -176,6 +176,7 @@ BAD_HEADS = [
     (b"HTTP/1.1  200 OK", "does not begin like"),
     (b" HTTP/1.1 200 OK", "does not begin like"),
     (b"\r\nHTTP/1.1 200 OK", "does not begin like"),
+    (b"", "does not begin like HTTP/1.1 but with ''"),
     (b"\xef\xbb\xbfHTTP/1.1 200 OK", "does not begin like"),
     (b"HTTP/1.1 200 O\x00K", "does not begin like"),
     (b"HTTP/1.1 200 O\rK", "does not begin like"),
@@ -206,6 +207,7 @@ BAD_HEADS = [
     (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nA: b\r\nCONTENT-LENGTH: 05", "two different values of content-length"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 5\xa0\r\nContent-Length: 5", "two different values of content-length"),
     (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked", "two different values of transfer-"),
+    (b"HTTP/1.1 100 Continue\r\n\r\n", "does not begin like HTTP/1.1 but with ''"),
     (b"HTTP/1.1 100 Continue\r\n\r\nnonsense", "does not begin like HTTP/1.1 but with 'nonsense'"),
     (b"HTTP/1.1 100 Continue\r\nno colon\r\n\r\nHTTP/1.1 200 OK", "malformed field"),
 ]
@@ -281,6 +283,16 @@ def test_many_fields(count: int, is_fine: bool):
         assert _every_way(read_head, stream).fields == {"a": "b"}
     else:
         _every_way_fails(read_head, stream, ProtocolError, f"has {count} fields; more than 256 are refused")
+
+
+@pytest.mark.parametrize(("count", "is_fine"), [(15, True), (16, False), (1000, False)])
+def test_many_interim_answers(count: int, is_fine: bool):
+    """Up to 15 interim answers may come before the answer."""
+    stream = b"HTTP/1.1 102 Processing\r\n\r\n" * count + b"HTTP/1.1 200 OK\r\n\r\n"
+    if is_fine:
+        assert _every_way(read_head, stream) == Head(200, "OK", {})
+    else:
+        _every_way_fails(read_head, stream, ProtocolError, "interim answers came before the answer")
 
 
 def test_heads_one_after_the_other():

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch._transfer.plan import MAX_PART_SIZE, MAX_PARTS, even_part_size, part_size_for, split, upload_part_size
+from s3torch._transfer.plan import (
+    MAX_PART_SIZE,
+    MAX_PARTS,
+    coalesce,
+    even_part_size,
+    part_size_for,
+    split,
+    upload_part_size,
+)
 
 MiB = 1024**2
 TiB = 1024**4
@@ -99,3 +107,37 @@ def test_there_is_no_such_part(part_number: int):
     """A part that S3 does not count is our own bug."""
     with pytest.raises(AssertionError, match=f"part {part_number} of an upload"):
         upload_part_size(part_number, 5 * MiB)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "groups"),
+    [
+        ([(0, 50), (50, 100)], [[0, 1]]),
+        ([(0, 50), (50, 101)], [[0], [1]]),
+        ([(0, 40), (60, 100)], [[0, 1]]),
+        ([(0, 40), (60, 101)], [[0], [1]]),
+        ([(0, 60), (60, 120), (120, 160), (160, 161)], [[0], [1, 2], [3]]),
+        ([(0, 500), (500, 501)], [[0], [1]]),
+        ([(7, 60), (60, 107), (107, 200)], [[0, 1], [2]]),
+    ],
+)
+def test_groups_are_no_larger_than_they_may_be(ranges: list[tuple[int, int]], groups: list[list[int]]):
+    """A group spans 100 bytes at most, gaps included; only a single range may be larger."""
+    assert coalesce(ranges, 20, 100) == groups
+
+
+@pytest.mark.parametrize(
+    ("ranges", "groups"),
+    [
+        ([(0, 10), (30, 40)], [[0, 1]]),
+        ([(0, 10), (31, 40)], [[0], [1]]),
+        ([(30, 40), (0, 10), (10, 30)], [[1, 2, 0]]),
+        ([(0, 10), (9, 20)], [[0], [1]]),
+        ([(0, 10), (0, 10)], [[0], [1]]),
+        ([(5, 5), (0, 10), (10, 10)], [[1]]),
+        ([], []),
+    ],
+)
+def test_groups_of_ranges(ranges: list[tuple[int, int]], groups: list[list[int]]):
+    """Ranges with at most 20 bytes between them are read together; what overlaps or is empty is not."""
+    assert coalesce(ranges, 20, 1000) == groups

@@ -290,13 +290,15 @@ def _progress(monkeypatch, stream: io.StringIO, seconds: float) -> str:
     return stream.getvalue()
 
 
-def test_a_bar_appears_on_a_terminal(monkeypatch):
-    """A listing that takes longer than two seconds shows a bar with its keys, without a thread."""
+@pytest.mark.parametrize("seconds", [2.0, 2.5])
+def test_a_bar_appears_on_a_terminal(monkeypatch, seconds: float):
+    """A listing that takes two seconds shows a bar with its keys, without a thread."""
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     before = threading.active_count()
-    shown = _progress(monkeypatch, _Terminal(), 2.5)
+    shown = _progress(monkeypatch, _Terminal(), seconds)
     assert "Listing s3://b/p" in shown
     assert "2.50k keys" in shown
+    assert shown.count("\n") == 1  # one bar, and not one for each page
     assert threading.active_count() == before
 
 

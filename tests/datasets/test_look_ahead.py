@@ -90,6 +90,13 @@ def test_bytes_are_given_back():
         ahead.cancel()
 
 
+def test_the_window_stays_full():
+    """What the consumer is done with makes room at once: beside the object in its hands, as many as fit are begun."""
+    readers = [Reader(30) for _ in range(10)]
+    for index, _ in enumerate(consume(LookAhead(8, 100), numbered(readers))):
+        assert [reader.begun for reader in readers].count(True) == min(index + 3, 10)
+
+
 def test_window_is_full():
     """As many objects as fit are begun before the first one is handed out."""
     readers = [Reader() for _ in range(10)]

@@ -16,6 +16,7 @@ from s3torch import ReaderType, S3Client, S3ClientConfig, S3MapDataset, S3Reader
 from s3torch._aws.listing import ObjectInfo
 from s3torch.compat import datasets as drop_in
 from s3torch.datasets import S3BucketKeyData
+from s3torch.datasets.sampling import LookAheadBatchSampler
 from s3torch.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,6 +25,7 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
 )
+from tests.support.server import ScriptedServer, serve_object
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
 
@@ -549,3 +551,19 @@ def test_listing_a_missing_bucket_in_a_worker(s3, errors_of):
     (error,) = errors_of(loader)
     assert isinstance(error, BucketNotFoundError)
     assert "s3://no-such-bucket" in str(error)
+
+
+@pytest.mark.parametrize("batches_ahead", [1, 3])
+def test_what_was_begun_ahead_is_not_begun_again(batches_ahead: int):
+    """Each object is requested once, also where the batch before it has begun it."""
+    with ScriptedServer(serve_object(b"x" * 100)) as server:
+        dataset = S3MapDataset.from_objects(
+            [f"s3://b/{number}" for number in range(8)],
+            region="us-east-1",
+            endpoint=server.endpoint,
+            transform=S3Reader.read,
+            s3client_config=S3ClientConfig(unsigned=True, hedging=False),
+        )
+        for batch in LookAheadBatchSampler([[0, 1], [2, 3], [4, 5], [6, 7]], batches_ahead=batches_ahead):
+            assert dataset.__getitems__(batch) == [b"x" * 100] * 2
+        assert sorted(request.path for request in server.requests) == [f"/b/{number}" for number in range(8)]

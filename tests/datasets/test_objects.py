@@ -506,3 +506,12 @@ def test_a_long_listing_tells_how_far_it_is(caplog):
         "Listing s3://b/p: 100 pages of up to 1000 keys so far",
         "Listing s3://b/p: 200 pages of up to 1000 keys so far",
     ]
+
+
+def test_a_table_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All bytes are handed to the disk before the file gets its name: a crash leaves the old table or the new one."""
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    path = tmp_path / "table"
+    table_of_uris([f"s3://b/{number}" for number in range(10)]).save(path)
+    assert sizes == [path.stat().st_size]

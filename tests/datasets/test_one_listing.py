@@ -431,6 +431,7 @@ def test_only_the_owner_may_enter(shared):
     listing.agree("t", ObjectTable)
     (directory,) = shared.iterdir()
     assert directory.stat().st_mode & 0o777 == 0o700
+    assert (directory / "lock").stat().st_mode & 0o777 == 0o600
     assert len(directory.name) == len("s3torch-") + 32
 
 

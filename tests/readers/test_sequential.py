@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 
+from s3torch._objects.fetch import Fetch
 from s3torch._transfer import buffers
 from s3torch.errors import ObjectChangedError
 from s3torch.readers import SequentialS3Reader
@@ -155,3 +156,32 @@ def test_replaced_after_the_first_part(small_parts, bucket, key):
     assert reader.read(5 * MiB - 1001) == old[1001 : 5 * MiB]
     with pytest.raises(ObjectChangedError):
         reader.read(1)
+
+
+def test_a_prefetch_that_is_interrupted(client, bucket, large, monkeypatch):
+    """After a prefetch that failed to begin the object is read as if there had been none."""
+
+    def interrupt(_fetch: Fetch) -> None:
+        raise KeyboardInterrupt
+
+    with client.get_object(bucket, large[0]) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(Fetch, "nudge", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                reader.prefetch()
+        assert reader.read(100) == large[1][:100]
+
+
+@pytest.mark.parametrize(("arguments", "count"), [({}, 1), ({"send": True}, 1), ({"send": False}, 0)])
+def test_when_a_prefetch_is_sent(reader, monkeypatch, arguments: dict[str, bool], count: int):
+    """The requests of a prefetch are sent at once, unless the caller has many of them."""
+    nudged = 0
+
+    def nudge(_fetch: Fetch) -> None:
+        nonlocal nudged
+        nudged += 1
+
+    monkeypatch.setattr(Fetch, "nudge", nudge)
+    reader.prefetch(**arguments)
+    assert nudged == count
+    reader.close()

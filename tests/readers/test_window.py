@@ -236,3 +236,19 @@ def test_dropped_head_and_tail_are_fetched_again():
         model.read(GiB - 1, 1)
     assert [step.kind for step in model.steps].count(Kind.TAIL) == 2
     assert [step.kind for step in model.steps].count(Kind.HEAD) == 2
+
+
+@pytest.mark.parametrize(("position", "count"), [(MiB, 1), (MiB, BLOCK - 1), (MiB, BLOCK), (MiB, MiB)])
+def test_a_jump_into_an_object_of_unknown_size(position: int, count: int):
+    """Where the size is not known a block is fetched, or all that is asked for."""
+    pattern = ReadAhead(MiB)
+    pattern.note_fetched(Step(0, BLOCK, Kind.HEAD), BLOCK)
+    assert pattern.plan(position, position + count, None) == Step(position, position + max(count, BLOCK), Kind.JUMP)
+
+
+def test_the_first_look_at_a_small_object():
+    """Of a small object a block is fetched first; only who wants more gets all of it."""
+    pattern = ReadAhead(MiB)
+    assert pattern.plan(0, 10, SMALL_OBJECT) == Step(0, BLOCK, Kind.HEAD)
+    pattern.note_fetched(Step(0, BLOCK, Kind.HEAD), BLOCK)
+    assert pattern.plan(BLOCK, BLOCK + 10, SMALL_OBJECT) == Step(BLOCK, SMALL_OBJECT, Kind.WHOLE)

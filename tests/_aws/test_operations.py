@@ -1,0 +1,152 @@
+"""What the requests make of their answers, one answer at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3torch._aws.bucket import Bucket
+from s3torch._aws.operations import DeleteObject, GetObject, PutObject
+from s3torch.errors import (
+    ClockSkewError,
+    ConnectionFailedError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    ProtocolError,
+    RegionError,
+    S3Error,
+    TruncatedBodyError,
+)
+
+from .answering import answer, bucket
+
+CONTENT = bytes(range(100))
+
+
+def cut_read(etag: str = '"old"') -> GetObject:
+    """Return a read of all of ``CONTENT`` whose first answer broke off after 40 bytes."""
+    get = GetObject(bucket(), "key", 0, 100, memoryview(bytearray(100)))
+    with pytest.raises(TruncatedBodyError):
+        answer(get, 206, CONTENT[:40], content_length=100, content_range="bytes 0-99/100", etag=etag)
+    assert get.filled == 40
+    return get
+
+
+def test_rest_of_another_version():
+    """The rest of a body whose ETag is another one is refused, although the server was told If-Match and ignores it."""
+    get = cut_read()
+    assert b'if-match: "old"' in bytes(get.request()[0])
+    with pytest.raises(ObjectChangedError, match='its ETag was "old", and is "new" now'):
+        answer(get, 206, CONTENT[40:], content_range="bytes 40-99/100", etag='"new"')
+    assert get.filled == 40
+
+
+@pytest.mark.parametrize("etag", ['"old"', None])
+def test_rest_of_the_same_version(etag: str | None):
+    """The rest may come with the same ETag, or with none."""
+    get = cut_read()
+    assert answer(get, 206, CONTENT[40:], content_range="bytes 40-99/100", etag=etag) is None
+    assert (get.filled, get.total, get.etag) == (100, 100, '"old"')
+
+
+def test_another_version_than_is_wanted():
+    """An answer whose ETag is not the wanted one is refused, although the server was told If-Match and ignores it."""
+    get = GetObject(bucket(), "key", 0, 100, memoryview(bytearray(100)), etag='"old"')
+    with pytest.raises(ObjectChangedError):
+        answer(get, 206, CONTENT, content_range="bytes 0-99/100", etag='"new"')
+    assert get.filled == 0
+
+
+def test_rest_of_another_size():
+    """The rest of an object that is longer now is refused, whatever its ETag."""
+    get = cut_read()
+    with pytest.raises(ObjectChangedError, match="it was 100 bytes long, and is 120 now"):
+        answer(get, 206, CONTENT[40:], content_range="bytes 40-99/120", etag='"old"')
+
+
+@pytest.mark.parametrize(("status", "is_fine"), [(200, True), (204, True), (299, True), (300, False), (404, False)])
+def test_successes(status: int, is_fine: bool):
+    """An answer of 200 to 299 is a success, any other an error."""
+    assert (answer(DeleteObject(bucket(), "key"), status) is None) is is_fine
+
+
+def test_errors_are_explained_once():
+    """An error that names no object is told what it is about; one that does stays as it is."""
+    operation = DeleteObject(bucket(), "key")
+    error = ConnectionFailedError("It broke.")
+    assert operation.explain(error) is error
+    assert (error.bucket, error.key) == ("bucket", "key")
+    assert str(error).startswith("DeleteObject on s3://bucket/key failed: It broke.")
+    known = ObjectNotFoundError("There is no such object.", bucket="other", key="one")
+    assert operation.explain(known) is known
+    assert (known.bucket, known.key, str(known)) == ("other", "one", "There is no such object.")
+
+
+def test_a_fault_is_corrected_once(monkeypatch: pytest.MonkeyPatch):
+    """What did not help is not tried again, unless a fault that cannot be corrected came in between."""
+    operation = DeleteObject(bucket(), "key")
+    answer(operation, 400)
+    can_correct = True
+    monkeypatch.setattr(Bucket, "correct", lambda *_: can_correct)
+    region, clock = RegionError("There."), ClockSkewError("Late.")
+    assert [operation.recover(error) for error in (region, region, clock, region, clock)] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    can_correct = False
+    assert not operation.recover(S3Error("It broke."))
+    can_correct = True
+    assert operation.recover(region)
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "count"),
+    [
+        (206, "bytes 11-19/100", 10),
+        (206, "bytes 11-20/100", 10),
+        (206, "bytes 9-19/100", 10),
+        (206, "bytes 10-18/100", 9),
+        (206, "bytes 10-20/100", 11),
+        (206, "bytes 10-19/*", 10),
+        (206, "bytes 10-14/16", 5),
+        (206, None, 10),
+        (200, None, 10),
+        (200, "bytes 10-19/100", 10),
+    ],
+)
+def test_other_ranges_than_asked_for(status: int, told: str | None, count: int):
+    """An answer is taken for the range that was asked for only if it says so, however long its body is."""
+    memory = bytearray(10)
+    get = GetObject(bucket(), "key", 10, 20, memoryview(memory))
+    with pytest.raises(ProtocolError):
+        answer(get, status, CONTENT[1 : count + 1], content_range=told)
+    assert (get.filled, memory) == (0, bytes(10))
+
+
+@pytest.mark.parametrize(("told", "count"), [("bytes 10-19/100", 10), ("bytes 10-19/20", 10), ("bytes 10-14/15", 5)])
+def test_ranges_that_were_asked_for(told: str, count: int):
+    """A range is answered whole, or up to the end of the object."""
+    memory = bytearray(10)
+    get = GetObject(bucket(), "key", 10, 20, memoryview(memory))
+    assert answer(get, 206, CONTENT[10 : 10 + count], content_range=told) is None
+    assert (get.filled, memory[:count]) == (count, CONTENT[10 : 10 + count])
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 20])
+def test_whole_objects(size: int):
+    """An answer without a range is the whole object, if that is no longer than what was asked for."""
+    memory = bytearray(20)
+    get = GetObject(bucket(), "key", 0, 20, memoryview(memory))
+    assert answer(get, 200, CONTENT[:size]) is None
+    assert (get.total, get.filled, memory[:size]) == (size, size, CONTENT[:size])
+
+
+def test_a_released_body():
+    """A request that is done holds no memory of the caller's."""
+    memory = bytearray(b"body")
+    put = PutObject(bucket(), "key", [memoryview(memory)], None)
+    assert [bytes(piece) for piece in put.request()[1:]] == [b"body"]
+    put.release()
+    memory.clear()  # refused as long as there is a view

@@ -1,0 +1,64 @@
+"""Reads of one object, piece by piece: what they bring, and what they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from s3torch import S3Client, S3ClientConfig
+from s3torch._objects.remote import RemoteObject
+from s3torch.errors import ArgumentError
+from tests.support.server import ScriptedServer, serve_object
+
+CONTENT = bytes(range(100))
+
+
+@pytest.fixture
+def remote() -> Iterator[RemoteObject]:
+    """An object of which nothing is known."""
+    with ScriptedServer(serve_object(CONTENT)) as server:
+        config = S3ClientConfig(unsigned=True, hedging=False)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        yield client.get_object("b", "k")._remote
+        client.close()
+
+
+def test_a_range_tells_size_and_version(remote: RemoteObject):
+    """A read of a range fills all pieces of memory, and what its answer tells of the object holds for later reads."""
+    pieces = [bytearray(3), bytearray(7)]
+    fetch = remote.new_range_fetch(5, *map(memoryview, pieces))
+    fetch.begin()
+    fetch.finish()
+    assert b"".join(pieces) == CONTENT[5:15]
+    assert remote.size == 100
+    assert remote.etag is not None
+
+
+def test_a_range_beyond_the_end(remote: RemoteObject):
+    """A range of which the object has only some bytes is an error."""
+    fetch = remote.new_range_fetch(95, memoryview(bytearray(10)))
+    fetch.begin()
+    with pytest.raises(ArgumentError, match="beyond"):
+        fetch.finish()
+
+
+def test_progress_is_told(remote: RemoteObject):
+    """Who asks for progress is told the bytes of each request once it is done."""
+    told: list[int] = []
+    memory = [bytearray(10), bytearray(20)]
+    remote.read_ranges([(0, 10), (50, 70)], [memoryview(each) for each in memory], 0, told.append)
+    assert told == [10, 20]
+    assert memory == [CONTENT[:10], CONTENT[50:70]]
+
+
+def test_progress_that_is_not_wanted_any_more(remote: RemoteObject):
+    """If who is told of progress raises, nothing is under way afterwards."""
+
+    def refuse(_count: int) -> None:
+        raise ZeroDivisionError
+
+    memory = [bytearray(10), bytearray(20), bytearray(30)]
+    with pytest.raises(ZeroDivisionError):
+        remote.read_ranges([(0, 10), (20, 40), (50, 80)], [memoryview(each) for each in memory], 0, refuse)
+    assert remote.access.engine().pending == 0
