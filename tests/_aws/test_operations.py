@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from s3torch._aws.bucket import Bucket
-from s3torch._aws.operations import DeleteObject, GetObject, PutObject
+from s3torch._aws.operations import DeleteObject, GetObject
+from s3torch._aws.sending import PutObject
 from s3torch.errors import (
     ClockSkewError,
     ConnectionFailedError,
