@@ -286,3 +286,10 @@ def test_any_answer_is_an_error(subject: Subject, status: int, fields: dict[str,
     assert str(subject) in str(error)
     assert error.status == status
     assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
+
+
+def test_an_upload_that_is_gone():
+    """An upload that does not exist any more is no missing object, and trying again does not help."""
+    error = error_from_answer(OBJECT, 404, {}, ErrorDocument(code="NoSuchUpload"))
+    assert type(error) is RequestError
+    assert "does not exist any more: it was aborted" in str(error)
