@@ -339,6 +339,6 @@ _open_writers: weakref.WeakSet[S3Writer] = weakref.WeakSet()
 
 @atexit.register
 def _leave_open_writers() -> None:
-    """Leave the uploads of open writers to be aborted: ``leftovers`` was registered before, so its turn comes after."""
+    """Leave the uploads of open writers to be aborted: what sends them was registered before, and comes after."""
     for writer in list(_open_writers):
         writer.__del__()

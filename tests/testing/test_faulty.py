@@ -184,7 +184,7 @@ def test_closes(server: FaultyServer):
 
 def test_refuses(server: FaultyServer):
     """Connections are refused for a while."""
-    server.script(faults.refuse(0.5))
+    server.script(faults.refuse(3.0))
     assert raw(server) == b""
     deadline = time.monotonic() + _TIMEOUT
     refused = 0

@@ -6,6 +6,7 @@ by threads, so nothing here is in flight: what a call begins belongs to that cal
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -94,9 +95,14 @@ class Access:
         self.given_region = region
         self.endpoint = endpoint
         self.user_agent = user_agent(tuple(user_agent_comments))
+        _accesses.add(self)
         self._sessions = _Sessions(config, region, endpoint)
         self._buckets: dict[str, Bucket] = {}
         self._states: dict[int, _ProcessState] = {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        _accesses.add(self)
 
     def __getstate__(self) -> dict[str, object]:
         sessions = _Sessions(self.config, self.given_region, self.endpoint)
@@ -194,6 +200,13 @@ class Access:
             engine.reset()
         state.session.close()
 
+    def leave_process(self) -> None:
+        """Close the calling thread's connections, as the interpreter ends: it would complain of open sockets."""
+        state = self._states.get(os.getpid())
+        for engine in state.threads.engines if state is not None else ():
+            if engine.is_free:
+                engine.reset()
+
     def _process(self) -> _ProcessState:
         """Return this process's state; what a fork inherited is dropped without being touched."""
         pid = os.getpid()
@@ -230,3 +243,14 @@ class Access:
         state.ledger.add(engine)
         state.threads.engines.append(engine)
         return engine
+
+
+_accesses: weakref.WeakSet[Access] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_process() -> None:
+    """Send what finalisers have left, and close what is open. Writers were registered later: their turn came before."""
+    leftovers.send()
+    for access in list(_accesses):
+        access.leave_process()

@@ -7,7 +7,6 @@ of the interpreter.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
@@ -61,6 +60,5 @@ def send() -> None:
         _thread.is_sending = False
 
 
-atexit.register(send)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=LEFT.clear)  # it is the parent's

@@ -219,13 +219,14 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """
         worker = torch.utils.data.get_worker_info()
         is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
-        if worker is None or worker.num_workers == 1 or not is_shared:
+        seed = getattr(worker, "seed", None)  # tests of programs patch in what has none
+        if worker is None or worker.num_workers == 1 or seed is None or not is_shared:
             objects = self._given_objects()
             return lambda: objects
         self._iterations += 1
         # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
         # those that begin anew by themselves, count.
-        name = f"{worker.seed - worker.id}-{self._position().rank}-{self._iterations}"
+        name = f"{seed - worker.id}-{self._position().rank}-{self._iterations}"
         return partial(self._one_listing.agree, name, self._list_objects, worker.id, worker.num_workers)
 
     def _position(self) -> Position:
