@@ -9,6 +9,8 @@ import weakref
 __all__ = ["BUDGET", "MemoryBudget", "Share"]
 
 MiB = 1024 * 1024
+# Who cannot get the lock for so many seconds goes without memory: readers fetch exactly what is asked for then.
+_PATIENCE = 1.0
 
 
 class MemoryBudget:
@@ -25,7 +27,7 @@ class MemoryBudget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
+        self._shares: dict[int, weakref.ref[Share]] = {}
         self._lock = threading.RLock()  # a signal handler may take in the middle of a take
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -36,8 +38,8 @@ class MemoryBudget:
     @property
     def held(self) -> int:
         """Bytes that are held now."""
-        with self._lock:
-            return sum([share.held for share in self._shares])
+        shares = [reference() for reference in list(self._shares.values())]
+        return sum([share.held for share in shares if share is not None])
 
     def share(self) -> Share:
         """Return the share of a new holder."""
@@ -45,11 +47,18 @@ class MemoryBudget:
 
     def take(self, share: Share, wanted: int) -> int:
         """Take ``wanted`` bytes, or as many as are left; returns how many that is."""
-        with self._lock:
-            self._shares.add(share)
+        number, shares = id(share), self._shares
+        if number not in shares:
+            shares[number] = weakref.ref(share, lambda _: shares.pop(number, None))
+        # Who holds the lock may wait for us: a signal handler in the middle of a take, for a thread that it has started.
+        if not self._lock.acquire(timeout=_PATIENCE):
+            return 0
+        try:
             taken = max(0, min(wanted, self.limit - self.held))
             share.held += taken
             return taken
+        finally:
+            self._lock.release()
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()
