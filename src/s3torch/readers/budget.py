@@ -50,7 +50,7 @@ class MemoryBudget:
         number, shares = id(share), self._shares
         if number not in shares:
             shares[number] = weakref.ref(share, lambda _: shares.pop(number, None))
-        # Who holds the lock may wait for us: a signal handler in the middle of a take, for a thread that it has started.
+        # Who holds the lock may wait for us: a signal handler in the middle of a take, for a thread of its own.
         if not self._lock.acquire(timeout=_PATIENCE):
             return 0
         try:
