@@ -434,9 +434,9 @@ class Loop:
             without_frames(error)
             exchange.error = error
             self.failures += 1
-        exchange.release()
         exchange.is_done = True
         self.exchanges.pop(exchange, None)
+        exchange.release()  # only now: what is interrupted before is sent again, into its memory
 
     def _sweep(self) -> None:
         self._next_sweep = self.now + _SWEEP_INTERVAL

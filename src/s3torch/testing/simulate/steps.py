@@ -645,6 +645,7 @@ class Together(Step):
 
     def run(self, play: Play) -> None:
         """Run them."""
+        play.is_lax = True  # what one thread has begun and another cancels is over with the first one's next turn
         used = [{name for step in steps for name in step.names} for steps in self.threads]
         play.shared = {name for names in used for name in names if sum(name in each for each in used) > 1}
         scheduler = Scheduler(play.world, play.world.chance, self.gap)
