@@ -31,6 +31,7 @@ from s3torch import (
 )
 from s3torch._access import leftovers
 from s3torch._aws.operations import HeadObject
+from s3torch._transfer import engine as engine_module
 from s3torch._transfer.engine import Engine
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
@@ -636,27 +637,28 @@ def test_checksums_are_told(server: FaultyServer):
 # What is found by reading: an error, an end or a note that another one's turn meets
 
 
-def test_a_failure_that_a_handler_meets(server: FaultyServer):
-    """An exchange that fails in the turn of a signal handler has failed for its owner, too."""
-    client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+def test_a_failure_that_a_handler_meets(client: S3Client, monkeypatch: pytest.MonkeyPatch):
+    """An exchange that fails in a signal handler's turn, after its owner has looked, has failed for its owner, too."""
     engine = client._access.engine()
-    bucket = client._access.bucket("bucket")
-    mine, others = HeadObject(bucket, "missing"), HeadObject(bucket, "missing as well")
-    engine.submit(others)
-    turn = engine.turn
+    mine = HeadObject(client._access.bucket("bucket"), "missing")
+    turn, look = engine.turn, engine_module._raise_first_error
 
-    def interrupted_turn(deadline: float | None = None) -> None:
+    def turn_beside_a_failure(deadline: float | None = None) -> None:
         turn(deadline)
-        while not (mine.is_done and others.is_done):  # what a handler does between two turns of its owner
-            turn(deadline)
+        engine._loop.failures += 1  # of somebody else: the owner looks whether it is its own
 
-    engine.turn = interrupted_turn
+    def look_and_be_interrupted(exchanges) -> None:
+        look(exchanges)
+        while not mine.is_done:
+            turn()
+
+    monkeypatch.setattr(engine, "turn", turn_beside_a_failure)
+    monkeypatch.setattr(engine_module, "_raise_first_error", look_and_be_interrupted)
     with pytest.raises(S3Error):
         engine.run([mine])
-    client.close()
 
 
-def test_many_writers_that_were_dropped(server: FaultyServer):
+def test_many_writers_that_were_dropped(server: FaultyServer, caplog: pytest.LogCaptureFixture):
     """What many finalisers have left is sent by the next call, which is not harmed by it."""
     config = S3ClientConfig(part_size=5 * MiB, unsigned=True, force_path_style=True)
     client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
@@ -669,6 +671,7 @@ def test_many_writers_that_were_dropped(server: FaultyServer):
     assert client.read_range("bucket", "00000", 0, 5) == CONTENTS[0][:5]
     assert not leftovers.LEFT
     assert not server.objects.uploads
+    assert "could not be sent" not in caplog.text  # as one inside the other, too many of them would be
     client.close()
 
 

@@ -68,7 +68,7 @@ class BytesBuffer:
         self.view = memoryview(bytearray(size)) if self._file is None else self._file.getbuffer()
 
     def to_bytes(self) -> bytes:
-        """Return the memory as bytes and give up the buffer. Slices of ``view`` must be gone, or it is copied."""
+        """Return the memory as bytes and drop the buffer. Slices of ``view`` must be gone, or it is copied."""
         content = bytes(self.view) if self._file is None else None
         self.view.release()
         return self._file.getvalue() if self._file is not None else content or b""

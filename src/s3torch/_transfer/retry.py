@@ -50,12 +50,12 @@ class RetryPolicy:
     def pause(
         self, error: S3Error, attempts: int, *, was_reached: bool, jitter: float, is_in_budget: bool = True
     ) -> float | None:
-        """Return the seconds to wait before the next attempt, or None to give up.
+        """Return the seconds to wait before the next attempt, or None to send it no more.
 
         Args:
             error: What the last attempt met; its class decides.
             attempts: How often the request was sent so far.
-            was_reached: Whether the endpoint ever answered this engine.
+            was_reached: Whether the endpoint ever answered this process.
             jitter: A random number in [0, 1).
             is_in_budget: Whether retries are few beside successes. Else the pause is the longest.
         """
