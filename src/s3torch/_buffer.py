@@ -73,6 +73,8 @@ def as_index(name: str, value: SupportsIndex) -> int:
     Raises:
         ArgumentTypeError: It is something else.
     """
+    if type(value) is int:
+        return value
     try:
         return operator.index(value)
     except TypeError as error:

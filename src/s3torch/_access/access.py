@@ -131,7 +131,7 @@ class Access:
         """
         if leftovers.LEFT:
             leftovers.send()
-        state = self._process()
+        state = self._states.get(os.getpid()) or self._process()
         engines = state.threads.engines
         for engine in engines:
             if not engine.is_entered:

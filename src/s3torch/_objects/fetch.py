@@ -11,7 +11,7 @@ from s3torch._transfer.scope import Scope
 from s3torch.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from s3torch._aws.operations import GetObject, PlaceRange
+    from s3torch._aws.operations import GetObject
     from s3torch._objects.version import ObjectVersion
     from s3torch._transfer.engine import Engine
     from s3torch._transfer.http1 import ContentRange
@@ -72,7 +72,8 @@ class Fetch(Scope):
             length = 0 if self._stop is None else self._stop - start
             first_stop = start + self._version.part_size(length, self._engine.pending)
             self._landing = _Landing(start, place)
-            self._get(start, first_stop if self._stop is None else min(first_stop, self._stop), self._landing)
+            first_stop = first_stop if self._stop is None else min(first_stop, self._stop)
+            self.submit(self._version.get(start, first_stop, self._landing))
         elif start < size:
             self._memory = place(size)
             self._get_parts(start)
@@ -93,7 +94,7 @@ class Fetch(Scope):
                 self.begin()
             count = self._receive(deadline)
             attempts = 1
-            while not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
+            while self._version.is_strict and not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
                 attempts += 1
                 self._exchanges, self._landing = [], None
                 self.begin()
@@ -113,18 +114,18 @@ class Fetch(Scope):
     def _receive(self, deadline: float | None) -> int:
         if self._landing is not None:
             self._await_size(self._landing, deadline)
-        self.wait(deadline)
+        self._engine.wait(self._exchanges, deadline)
         return self._version.conclude(self._exchanges)
 
     def _is_proven(self, count: int, *, is_last: bool) -> bool:
-        """Verify an object that was read whole, if that is required and no request has done so.
+        """Verify an object that was read whole, unless a request has done so.
 
         Args:
             count: How many bytes arrived.
             is_last: Raise, rather than return False, if they are damaged.
         """
         is_verified = len(self._exchanges) == 1 and self._exchanges[0].is_verified
-        if self._version.is_strict and not self._start and not is_verified and self._memory is not None:
+        if not self._start and not is_verified and self._memory is not None:
             try:
                 self._version.verify_if_whole(self._memory[:count])
             except IntegrityError:
@@ -154,10 +155,8 @@ class Fetch(Scope):
             others = self._engine.pending - sum(not get.is_done for get in self._exchanges)
             part_size = self._version.part_size(end - begin, others)
         for left, right in plan.split(begin, end, part_size):
-            self._get(left, right, self._memory[left - self._start : right - self._start])
-
-    def _get(self, start: int, stop: int, into: memoryview | PlaceRange) -> None:
-        self.submit(self._version.get(start, stop, into))
+            memory = self._memory[left - self._start : right - self._start]
+            self.submit(self._version.get(left, right, memory))
 
 
 class RangeFetch(Scope):

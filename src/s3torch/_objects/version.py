@@ -140,18 +140,27 @@ class ObjectVersion:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
             self.observe(get.total, get.etag)
-        size = self.size
+        size, count = self.size, 0
         for get in gets:
             due = max(0, min(get.stop, size) - get.start) if size is not None else 0
-            if get.filled != due:
+            filled = get.filled
+            if filled != due:
                 raise ProtocolError(
-                    f"{get.filled} bytes were received of s3://{self.bucket}/{self.key} where {due} are due.",
+                    f"{filled} bytes were received of s3://{self.bucket}/{self.key} where {due} are due.",
                     bucket=self.bucket,
                     key=self.key,
                 )
-        return sum(get.filled for get in gets)
+            count += filled
+        return count
 
     def observe(self, size: int | None, etag: str | None) -> None:
+        """Learn what an answer tells.
+
+        Raises:
+            ObjectChangedError: It is of another version.
+        """
+        if size is not None and size == self.size and size == self._told_size and etag == self.etag:
+            return  # most answers tell nothing new
         for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
             if known is not None and found is not None and known != found:
                 raise ObjectChangedError(

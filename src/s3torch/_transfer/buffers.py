@@ -13,6 +13,9 @@ __all__ = ["BytesBuffer"]
 
 
 class _File(io.BytesIO):
+    def __del__(self) -> None:
+        """Do nothing: the one of io calls ``close``, which takes longer than all else here."""
+
     def close(self) -> None:
         """Close it; that slices of its memory are still referred to, as after a failed read, is nobody's concern."""
         try:

@@ -195,7 +195,7 @@ class Connection:
     def send(self, data: memoryview) -> int:
         """Send some of ``data``; returns how many bytes the kernel took, 0 when it takes none now."""
         try:
-            return self._opened_socket.send(data)
+            return (self._socket or self._opened_socket).send(data)
         except _WOULD_BLOCK:
             return 0
         except OSError as error:
@@ -204,7 +204,7 @@ class Connection:
     def recv_into(self, room: memoryview) -> int | None:
         """Receive into ``room``; returns the count, 0 at the end of the stream, None when nothing is there."""
         try:
-            return self._opened_socket.recv_into(room)
+            return (self._socket or self._opened_socket).recv_into(room)
         except _WOULD_BLOCK:
             return None
         except ssl.SSLEOFError:

@@ -146,24 +146,23 @@ class Engine:
             S3Error: The first error among them; the others are cancelled and their connections closed.
         """
         try:
-            self._wait(exchanges, deadline)
+            loop = self._loop
+            failures = loop.failures
+            if deadline is None and self._limits.call_timeout is not None:
+                deadline = self.deadline()
+            for exchange in exchanges:
+                while not exchange.is_done and exchange.error is None:
+                    if exchange not in loop.exchanges and not exchange.is_done:
+                        raise AssertionError("waiting for an exchange that was never submitted")
+                    self.turn(deadline)
+                    if loop.failures != failures:
+                        failures = loop.failures
+                        _raise_first_error(exchanges)
+                if exchange.error is not None:  # such as one that a signal handler's turn has met
+                    _raise_first_error(exchanges)
         except BaseException:
             self.cancel(exchanges)
             raise
-
-    def _wait(self, exchanges: Sequence[Exchange], deadline: float | None) -> None:
-        failures = self._loop.failures
-        deadline = deadline or self.deadline()
-        for exchange in exchanges:
-            while not exchange.is_done and exchange.error is None:
-                if exchange not in self._loop.exchanges and not exchange.is_done:
-                    raise AssertionError("waiting for an exchange that was never submitted")
-                self.turn(deadline)
-                if self._loop.failures != failures:
-                    failures = self._loop.failures
-                    _raise_first_error(exchanges)
-            if exchange.error is not None:  # such as one that a signal handler's turn has met
-                _raise_first_error(exchanges)
 
     def turn(self, deadline: float | None = None) -> None:
         """Move everything that can move; waits for that if need be.

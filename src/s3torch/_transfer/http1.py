@@ -172,11 +172,13 @@ class Head:
     keeps_alive: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.content_length = _content_length(self.fields.get("content-length"))
-        self.is_chunked = _is_chunked(self.fields.get("transfer-encoding"))
+        fields = self.fields
+        length, coding = fields.get("content-length"), fields.get("transfer-encoding")
+        self.content_length = None if length is None else _content_length(length)
+        self.is_chunked = coding is not None and _is_chunked(coding)
         if self.is_chunked and self.content_length is not None:
             raise ProtocolError("The answer has both a Transfer-Encoding and a Content-Length (RFC 9112 6.3).")
-        option = self.fields.get("connection", "").lower()
+        option = fields.get("connection", "").lower()
         self.keeps_alive = "keep-alive" in option if self.http_1_0 else "close" not in option
 
     @property
@@ -185,17 +187,13 @@ class Head:
         return not self.is_chunked and self.content_length is None and self.status not in _WITHOUT_BODY
 
 
-def _content_length(text: str | None) -> int | None:
-    if text is None:
-        return None
+def _content_length(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise ProtocolError(f"The answer's Content-Length is {text!r}, which is not a length.")
     return int(text)
 
 
-def _is_chunked(coding: str | None) -> bool:
-    if coding is None:
-        return False
+def _is_chunked(coding: str) -> bool:
     if coding.lower() != "chunked":
         raise ProtocolError(f"The answer's Transfer-Encoding is {coding!r}; only 'chunked' is understood.")
     return True

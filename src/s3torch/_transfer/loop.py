@@ -147,7 +147,7 @@ class Loop:
         if self._pauses.next_due <= self.now:
             for exchange in self._pauses.take_due(self.now):
                 self._queue.appendleft(exchange)
-        patience = self._patience() if block and not self._can_start() else 0.0
+        patience = self._patience() if block and not (self._queue and self._can_start()) else 0.0
         events = self._network.select(patience)
         self._look_at_clock(patience)
         busy = []
@@ -156,7 +156,8 @@ class Loop:
                 busy.append((connection, ready))
             else:
                 self.pool.drop_unless_quiet(connection)
-        self._start_queued()
+        if self._queue:
+            self._start_queued()
         for connection, ready in busy:
             self._advance(connection, ready)
         if self.now >= self._hedging.due and self._limits.hedging:
@@ -164,7 +165,7 @@ class Loop:
         if self.now >= self._next_sweep:
             self._sweep()
         self.left_at = self._network.clock()  # what a turn has to do takes its time, too
-        blocked = self.pool.take_seconds()  # looking names up is time that the call has waited
+        blocked, self.pool.seconds = self.pool.seconds, 0.0  # looking names up is time that the call has waited
         if self.left_at - self._time_away > self.now + blocked + _STOPPED:
             self._time_away = self.left_at - self.now - blocked
 
@@ -203,7 +204,7 @@ class Loop:
         if len(self.flights) >= most:
             return False
         lane = self._lane_to(exchange.origin)
-        if lane.load >= int(lane.window.size):
+        if lane.load + 1 > lane.window.size:
             return False
         return not self.flights or self._memory_in_flight + exchange.memory <= self._limits.bytes_in_flight
 

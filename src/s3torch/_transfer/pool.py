@@ -24,13 +24,16 @@ class ConnectionPool:
         network: Opens them.
         most: How many there may be.
         stats: Counts those that are opened.
+
+    Attributes:
+        seconds: How long it took to open connections: looking names up blocks. Whoever has counted them sets it to 0.
     """
 
     def __init__(self, network: Network, most: int, stats: TransferStats) -> None:
         self._network = network
         self._most = most
         self._stats = stats
-        self._seconds = 0.0
+        self.seconds = 0.0
         self._connections: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
 
@@ -63,15 +66,10 @@ class ConnectionPool:
         try:
             connection = self._network.open(origin)
         finally:
-            self._seconds += self._network.clock() - began
+            self.seconds += self._network.clock() - began
         self._connections.add(connection)
         self._stats.connections_opened += 1
         return connection
-
-    def take_seconds(self) -> float:
-        """Return how long it took to open connections since this was asked last: looking names up blocks."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
 
     def keep(self, connection: Connection, clock: float) -> None:
         """Keep a connection for its next request, if nothing is left over on it; close it otherwise."""

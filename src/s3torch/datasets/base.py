@@ -87,7 +87,7 @@ class S3Dataset(Generic[T_co]):
         return objects
 
     def _open(self, item: S3BucketKeyData) -> S3Reader:
-        return self.client.get_object(
+        return self._client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
         )
 
@@ -110,7 +110,7 @@ class S3Dataset(Generic[T_co]):
         return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
 
     def _nudge(self, interval: float) -> None:
-        self.client._access.engine().nudge(interval)
+        self._client._access.engine().nudge(interval)
 
 
 class ObjectsUnder:

@@ -101,7 +101,18 @@ class LookAhead:
         Returns:
             The object; None if there is none any more.
         """
-        self._fill(items, source)
+        while len(self._begun) < self._max_objects:
+            begun = self._next or self._take_in(items, source)
+            if begun is None:
+                break
+            if self._begun and self._bytes + begun.footprint > self._max_bytes:
+                self._next = begun
+                break
+            self._next = None
+            self._begun.append(begun)  # first: what is in there is cancelled
+            self._bytes += begun.footprint
+            begun.reader.prefetch(send=False)
+        source._nudge(_NUDGE_INTERVAL)
         if not self._begun:
             if self._error is not None:
                 raise self._taken_error()
@@ -137,20 +148,6 @@ class LookAhead:
         if error is None:
             raise AssertionError("no error to take")
         return error
-
-    def _fill(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> None:
-        while len(self._begun) < self._max_objects:
-            begun = self._next or self._take_in(items, source)
-            if begun is None:
-                break
-            if self._begun and self._bytes + begun.footprint > self._max_bytes:
-                self._next = begun
-                break
-            self._next = None
-            self._begun.append(begun)  # first: what is in there is cancelled
-            self._bytes += begun.footprint
-            begun.reader.prefetch(send=False)
-        source._nudge(_NUDGE_INTERVAL)
 
     def _take_in(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         if self._error is not None:

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+_DEFAULT = S3ReaderConfig.sequential()
+
+
 def check_reader_config(reader_config: S3ReaderConfig | None) -> S3ReaderConfig:
     """Return the configuration, or the default for None.
 
@@ -31,7 +34,7 @@ def check_reader_config(reader_config: S3ReaderConfig | None) -> S3ReaderConfig:
         ArgumentTypeError: It is anything else.
     """
     if reader_config is None:
-        return S3ReaderConfig.sequential()
+        return _DEFAULT
     if not isinstance(reader_config, S3ReaderConfig):
         raise ArgumentTypeError(
             f"reader_config must be an instance of S3ReaderConfig, got {reader_config!r}. "

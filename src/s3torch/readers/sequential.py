@@ -18,7 +18,6 @@ from s3torch.readers.base import S3Reader
 
 if TYPE_CHECKING:
     from s3torch._objects.fetch import Fetch
-    from s3torch._objects.remote import RemoteObject
 
 __all__ = ["SequentialS3Reader"]
 
@@ -49,22 +48,24 @@ class _Store:
         return self.buffer.view[self.filled :]
 
 
+# What a reader has that has fetched nothing; nobody writes to it.
+_NOTHING = _Store()
+
+
 class SequentialS3Reader(S3Reader):
     """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size."""
 
+    # What a new one begins with, one that was pickled, and one whose constructor was interrupted.
     _expected = 0
-    _pending: Fetch | None = None  # an interrupted constructor has a finaliser, too
-    _complete: bytes | None
-    _store: _Store
-    _window: int
+    _pending: Fetch | None = None
+    _complete: bytes | None = None
+    _store = _NOTHING
+    _window = 0
 
-    def __init__(self, remote: RemoteObject) -> None:
-        super().__init__(remote)
-        self._forget()
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._forget()
+    def __del__(self) -> None:
+        # The one of io calls ``close``, which takes time for nothing where nothing is under way.
+        if self._pending is not None:
+            self.close()
 
     @exclusive
     def close(self) -> None:
@@ -117,7 +118,7 @@ class SequentialS3Reader(S3Reader):
 
     def _forget(self) -> None:
         self._pending = self._complete = None
-        self._store = _Store()
+        self._store = _NOTHING
         self._window = 0
 
     def _learn_size(self) -> int:
@@ -166,7 +167,10 @@ class SequentialS3Reader(S3Reader):
         return self._complete is not None or (stop is not None and stop <= self._store.filled)
 
     def _new_fetch(self, stop: int | None) -> Fetch:
-        return self._remote.new_fetch(self._store.filled, stop, self._store.room)
+        store = self._store
+        if store is _NOTHING:
+            store = self._store = _Store()
+        return self._remote.new_fetch(store.filled, stop, store.room)
 
     def _take(self, fetch: Fetch) -> None:
         """Wait for a fetch that goes on where the store ends."""
@@ -174,16 +178,16 @@ class SequentialS3Reader(S3Reader):
         try:
             if fetch.is_here:
                 before = self._store.filled
-                self._store.filled += fetch.finish()
+                self._store.filled += fetch.finish()  # no variable: whoever keeps an error keeps this frame
                 self._note_completed(before)
                 return
         except BaseException:
             fetch.cancel()
             if not self._store.filled:
-                self._store = _Store()  # whoever keeps the error keeps the reader
+                self._store = _NOTHING  # whoever keeps the error keeps the reader
             raise
         fetch.cancel()
-        self._store = _Store()  # the other thread's loop may still write into the old one
+        self._store = _NOTHING  # the other thread's loop may still write into the old one
 
     def _note_completed(self, before: int) -> None:
         """Verify the object if all of it is there and must be, and keep it as bytes.
@@ -196,7 +200,7 @@ class SequentialS3Reader(S3Reader):
             return
         if before and self._remote.is_strict:
             self._verify(store)
-        self._store = _Store()  # first: an interrupt in the next line costs another fetch, and nothing else
+        self._store = _NOTHING  # first: an interrupt in the next line costs another fetch, and nothing else
         self._complete = store.buffer.to_bytes() if store.buffer is not None else b""
 
     def _verify(self, store: _Store) -> None:
