@@ -82,7 +82,7 @@ def test_a_seed_goes_the_same_way_each_time(kind: str):
 
 def test_places_are_counted_the_same_each_time():
     """What happens at the n-th place happens there each time."""
-    counts = [run(SOUND, counts=True).places for _ in range(3)]
+    counts = [run(SOUND, counts="places").places for _ in range(3)]
     assert counts[1] == counts[2]
     assert all(counts[1])
 
@@ -98,7 +98,7 @@ def test_a_program_is_printed_as_python(kind: str):
 
 def test_an_interrupt_comes_where_it_is_asked_for():
     """The interrupt is raised in the step, which goes no further; the next one goes on."""
-    places = len(run(SOUND, counts=True).places[6])
+    places = len(run(SOUND, counts="places").places[6])
     first, last = (run(Program(**{**vars(SOUND), "coincidences": (Interrupt(step=6, at=at),)})) for at in (1, places))
     whole = run(SOUND)
     assert len(first.log) < len(whole.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import contextlib
 import dataclasses
 import gc
@@ -10,11 +11,12 @@ import random
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 from s3torch.testing.simulate import seam
 from s3torch.testing.simulate.coincidences import (
@@ -26,6 +28,7 @@ from s3torch.testing.simulate.coincidences import (
     Replace,
     Signal,
     Tracer,
+    name_of,
 )
 from s3torch.testing.simulate.invariants import (
     AFTER_A_TURN,
@@ -54,6 +57,8 @@ __all__ = ["Result", "check", "everywhere", "program_of", "run", "shrunk", "simu
 
 _PROBE = "z"
 _SHARE_OF_RARE_CODE = 0.6
+# How many places after the beginning of a function something happens: most functions have fewer than five.
+_PLACES_AFTER = (1, 1, 2, 2, 3, 4, 5, 6, 8, 10, 14, 20, 40)
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Result:
     Attributes:
         findings: Which invariants did not hold; empty if all did.
         places: For each step, the code of each place that it passed where signals are looked for, if somebody counted.
+        calls: For each step, how often each function of s3torch was called, if somebody counted.
         selects: For each step, how often it waited for the network.
         log: The requests that the server saw, with their times.
         met: Where in s3torch something happened in the middle of a step.
@@ -71,19 +77,20 @@ class Result:
 
     findings: list[Finding] = field(default_factory=list)
     places: list[list[CodeType]] = field(default_factory=list)
+    calls: list[dict[str, int]] = field(default_factory=list)
     selects: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
     met: list[str] = field(default_factory=list)
 
 
-def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ()) -> Result:
+def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore: Collection[str] = ()) -> Result:
     """Run a program and check all invariants.
 
     Args:
         program: What runs.
         ignore: Names of invariants that are known not to hold.
-        counts: Whether to count the places where something may happen in the middle.
+        counts: What to count, so that something may happen in the middle: ``places``, which takes long, or ``calls``.
     """
     bucket = BucketModel()
     for key, size in zip(program.keys, program.objects, strict=True):
@@ -95,7 +102,7 @@ def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ())
     result = Result(log=world.log)
     with seam.connected(world), _collector_off(), _quiet() as in_finalisers:
         play = Play(program, world, frozenset(ignore))
-        is_traced = counts or any(each.at for each in program.coincidences)
+        is_traced = counts == "places" or any(each.at for each in program.coincidences)
         is_traced |= any(isinstance(step, Together) for step in program.steps)
         if is_traced:
             play.tracer = Tracer()
@@ -125,7 +132,7 @@ def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ())
     return result
 
 
-def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: bool) -> None:
+def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: str) -> None:
     world, tracer = play.world, play.tracer
     mine = [each for each in play.program.coincidences if each.step == number]
     first = world.selects
@@ -137,27 +144,38 @@ def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: bo
             coincidence.happen(play)
 
     world.on_select = on_select if by_select else lambda: None
+    trail: list[CodeType] = []
+    profile = cProfile.Profile(subcalls=False, builtins=False) if counts == "calls" else None
     if tracer is not None:
-        tracer.count, tracer.is_on = 0, True
-        tracer.due, tracer.trail = {}, [] if counts else None
-        for each in mine:
-            if each.at:
-                tracer.due.setdefault(each.at, []).append(partial(each.happen, play))
-        tracer.start()
+        due = [(each, partial(each.happen, play)) for each in mine if each.at]
+        tracer.begin(due, trail if counts == "places" else None)
+    if profile is not None:
+        profile.enable()
     try:
         step.run(play)
     except KeyboardInterrupt:  # where no call of ours was the outermost, such as in a finaliser
         if not play.has_interrupted:
             raise
     finally:
+        if profile is not None:
+            profile.disable()
         if tracer is not None:
             tracer.stop()
-            tracer.is_on = False
         world.on_select = lambda: None
     play.interrupted_at = None
-    result.places.append(tracer.trail or [] if tracer is not None else [])
+    result.places.append(trail)
+    result.calls.append(_calls_of(profile) if profile is not None else {})
     result.selects.append(world.selects - first)
     play.check_memory(f"after step {number}")
+
+
+def _calls_of(profile: cProfile.Profile) -> dict[str, int]:
+    """Return how often each function of s3torch was called, in an order that does not depend on addresses."""
+    calls: Counter[str] = Counter()
+    for entry in profile.getstats():
+        if isinstance(entry.code, CodeType) and (name := name_of(entry.code)):
+            calls[name] += entry.callcount
+    return dict(sorted(calls.items()))
 
 
 def _finish(play: Play) -> None:
@@ -236,7 +254,7 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
     kind = kind_of(seed, only)
     if kind not in ("interrupts", "signals", "collections", "silence"):
         return program, None
-    counted = run(program, counts=True, ignore=ignore)
+    counted = run(program, counts="calls", ignore=ignore)
     if counted.findings and kind != "silence":
         return program, counted
     chance = random.Random(f"{seed} in the middle")
@@ -247,16 +265,18 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
 def _placed(chance: random.Random, program: Program, counted: Result, kind: str) -> Coincidence | None:
     """Return something that happens in the middle of one of the steps."""
     by_select = chance.random() < (0.8 if kind == "silence" else 0.2)
-    counts = counted.selects if by_select else list(map(len, counted.places))
+    counts = counted.selects if by_select else [sum(calls.values()) for calls in counted.calls]
     if not any(counts):
         return None
     step = chance.choices(range(len(counts)), counts)[0]
-    moment = chance.randint(1, counts[step])
-    if not by_select and chance.random() < _SHARE_OF_RARE_CODE:
-        trail = counted.places[step]
-        code = chance.choice(list(dict.fromkeys(trail)))  # code that seldom runs is met as often as any other
-        moment = chance.choice([at for at, each in enumerate(trail, 1) if each is code])
-    where: dict[str, int] = {"step": step, "select" if by_select else "at": moment}
+    where: dict[str, Any] = {"step": step}
+    if by_select:
+        where["select"] = chance.randint(1, counts[step])
+    else:
+        calls = counted.calls[step]
+        is_even = chance.random() < _SHARE_OF_RARE_CODE  # code that seldom runs is met as often as any other
+        name = chance.choices(list(calls), None if is_even else list(calls.values()))[0]
+        where |= {"of": name, "call": chance.randint(1, calls[name]), "at": chance.choice(_PLACES_AFTER)}
     if kind in ("interrupts", "silence"):
         return Interrupt(**where)
     if kind == "signals":
@@ -300,7 +320,7 @@ def everywhere(program: Program, coincidence: Coincidence, *, stride: int = 1) -
         coincidence: What happens in the middle of its step.
         stride: Take only each n-th place.
     """
-    places = len(run(program, counts=True).places[coincidence.step])
+    places = len(run(program, counts="places").places[coincidence.step])
     for at in range(1, places + 1, stride):
         yield dataclasses.replace(program, coincidences=(dataclasses.replace(coincidence, at=at),))
 

@@ -59,10 +59,9 @@ def connected(world: World) -> Iterator[None]:
             place: Any = importlib.import_module(module)
             *path, name = name.split(".")
             for each in path:
-                place = getattr(place, each, None)
-            if place is not None and hasattr(place, name):
-                stack.callback(setattr, place, name, getattr(place, name))
-                setattr(place, name, value)
+                place = getattr(place, each)
+            stack.callback(setattr, place, name, getattr(place, name))  # fails if it has moved: that is to be seen
+            setattr(place, name, value)
 
         # The one seam: what an engine gets for a network.
         swap("s3torch._access.access", "Network", lambda _tls, **_arguments: world.network())
@@ -72,7 +71,7 @@ def connected(world: World) -> Iterator[None]:
         # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
         # To look the versions of packages up takes as long as a small program.
-        swap("s3torch.client", "user_agent", lambda _comments: "s3torch")
+        swap("s3torch._access.access", "user_agent", lambda _comments: "s3torch")
         # Sets of flights are walked in the same order each time.
         swap("s3torch._transfer.flight", "Flight.__hash__", _hash_of_flight)
         for module, name, value in _KNOBS:

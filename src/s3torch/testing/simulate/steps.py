@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import context
@@ -651,21 +651,23 @@ class Together(Step):
         scheduler = Scheduler(play.world, play.world.chance, self.gap)
         tracer = play.tracer
 
-        def other(steps: tuple[Step, ...]) -> None:
+        def body(steps: tuple[Step, ...]) -> None:
             if tracer is not None:
                 tracer.start()
-            _run_all(play, steps)
+            try:
+                _run_all(play, steps)
+            finally:
+                if tracer is not None:
+                    tracer.leave()
 
-        bodies: list[Callable[[], None]] = [partial(_run_all, play, self.threads[0])]
-        bodies += [partial(other, steps) for steps in self.threads[1:]]
         if tracer is not None:
-            tracer.tick = scheduler.tick
+            tracer.take_turns(scheduler.draw, scheduler.switch)
         try:
-            scheduler.run(bodies)
+            scheduler.run([partial(body, steps) for steps in self.threads])
         finally:
             play.shared = set()
             if tracer is not None:
-                tracer.tick = None
+                tracer.end_turns()
 
 
 def _run_all(play: Play, steps: tuple[Step, ...]) -> None:
