@@ -26,6 +26,7 @@ from s3torch.testing.simulate import (
     ReadInto,
     ReadRange,
     ReadRanges,
+    Result,
     Signal,
     Together,
     Write,
@@ -175,11 +176,11 @@ def test_the_gaps_of_joined_ranges():
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """It tells what it found as a program, and by its exit status."""
-    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, []))
+    monkeypatch.setattr("tests.simulate.work.result_of", lambda seed, only, ignore: (SOUND, Result()))
     assert main(["--seeds", "3"]) == 0
     assert "3 programs" in capsys.readouterr().out
-    broken = [Finding("results", "wrong")]
-    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, broken))
+    broken = Result(findings=[Finding("results", "wrong")])
+    monkeypatch.setattr("tests.simulate.work.result_of", lambda seed, only, ignore: (SOUND, broken))
     assert main(["--seeds", "3", "--whole", "--findings", "1"]) == 1
     told = capsys.readouterr().out
     assert "results: wrong" in told

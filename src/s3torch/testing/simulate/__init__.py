@@ -12,7 +12,16 @@ hold is checked (see ``invariants``). What fails is printed as a program of a fe
 from s3torch.testing.simulate.coincidences import Collect, Forget, Interrupt, Lose, Replace, Signal
 from s3torch.testing.simulate.invariants import NAMES, Finding
 from s3torch.testing.simulate.programs import KINDS, DatasetSpec, Program
-from s3torch.testing.simulate.running import Result, check, everywhere, program_of, run, shrunk, simulate
+from s3torch.testing.simulate.running import (
+    Result,
+    check,
+    everywhere,
+    program_of,
+    result_of,
+    run,
+    shrunk,
+    simulate,
+)
 from s3torch.testing.simulate.steps import (
     Batch,
     Churn,
@@ -86,6 +95,7 @@ __all__ = [
     "check",
     "everywhere",
     "program_of",
+    "result_of",
     "run",
     "shrunk",
     "simulate",

@@ -69,6 +69,13 @@ class Coincidence:
         """What it comes in the middle of: bytecodes or a wait."""
         return "a wait" if self.select else "bytecodes"
 
+    def come(self, play: Play) -> None:
+        """Let it happen, and take down that it did."""
+        what = f"{type(self).__name__} at {self.moment}"
+        play.happened.add(what)
+        play.pairs.add((what, f"in {type(play.step).__name__}"))
+        self.happen(play)
+
     def happen(self, play: Play) -> None:
         """Let it happen."""
         raise NotImplementedError

@@ -27,6 +27,7 @@ from s3torch.testing.simulate.world import EndlessError, World
 if TYPE_CHECKING:
     from s3torch.testing.simulate.coincidences import Tracer
     from s3torch.testing.simulate.programs import DatasetSpec, Program
+    from s3torch.testing.simulate.steps import Step
 
 __all__ = ["FAILED", "IterationState", "OopsError", "Play", "ReaderState", "Transform", "reader_config"]
 
@@ -141,6 +142,9 @@ class Play:
 
     Attributes:
         findings: What was found so far.
+        happened: What happened so far, beside the steps.
+        pairs: What of it met a kind of step.
+        step: The step that runs.
     """
 
     def __init__(self, program: Program, world: World, ignored: frozenset[str] = frozenset()) -> None:
@@ -153,6 +157,9 @@ class Play:
         self.things: dict[str, Any] = {}
         self.kept: list[BaseException] = []
         self.findings: list[Finding] = []
+        self.happened: set[str] = set()
+        self.pairs: set[tuple[str, str]] = set()
+        self.step: Step | None = None
         self.interrupted_at: float | None = None
         self.has_interrupted = False
         self.has_lost = False
@@ -199,7 +206,7 @@ class Play:
             if not shared and not isinstance(error, may):
                 self._judge(what, list(keys), error)
             if keep:
-                self.kept.append(error)
+                self._keep(error)
         except KeyboardInterrupt:
             if self.interrupted_at is None:
                 raise
@@ -209,8 +216,9 @@ class Play:
         except EndlessError as error:
             self.find("time", f"{what}: {error}")
         except may as error:
+            self.happened.add(f"a transform raised {type(error).__name__}")
             if keep and isinstance(error, Exception):
-                self.kept.append(error)
+                self._keep(error)
         except Exception as error:  # noqa: BLE001  # every one of them is what is looked for
             was_interrupted = self.has_interrupted and "interrupted while it was listing" in str(error)
             if not was_interrupted and not (shared and type(error) is RuntimeError and "same time" in str(error)):
@@ -220,6 +228,10 @@ class Play:
             if self.world.now - began > longest and not self.depth:
                 self.find("time", f"{what} took {self.world.now - began:.0f} s")
         return FAILED
+
+    def _keep(self, error: BaseException) -> None:
+        self.happened.add("an error was kept")
+        self.kept.append(error)
 
     def find(self, invariant: str, detail: str) -> None:
         """Take down that an invariant does not hold."""
@@ -253,6 +265,7 @@ class Play:
 
     def replace(self, key: str, size: int | None) -> None:
         """Store another version of an object, as somebody else might."""
+        self.happened.add("an object was replaced")
         if size is None:
             self.bucket.remove(key)
         else:
@@ -341,6 +354,7 @@ class Play:
         if self.depth >= 2:
             return
         self.depth += 1
+        self.happened.add(kind)
         try:
             self._nest(number, kind)
         finally:
@@ -373,6 +387,7 @@ class Play:
         elif isinstance(error, (ObjectChangedError, ArgumentError)):  # a range may be beyond the end of the new version
             has_reason = self.bucket.was_replaced(keys)
         elif isinstance(error, DeadlineError) and self.program.config.call_timeout is not None:
+            self.happened.add("a deadline passed")
             has_reason = True
         elif isinstance(error, TransientError):
             has_reason = self.program.has_faults or self.has_interrupted

@@ -6,6 +6,7 @@ import cProfile
 import contextlib
 import dataclasses
 import gc
+import itertools
 import logging
 import random
 import sys
@@ -37,7 +38,7 @@ from s3torch.testing.simulate.invariants import (
     Finding,
     look_ahead_is_given_back,
 )
-from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
+from s3torch.testing.simulate.model import BucketModel, Stored
 from s3torch.testing.simulate.play import Play, ReaderState
 from s3torch.testing.simulate.programs import Program, draft, kind_of
 from s3torch.testing.simulate.scheduler import StuckError
@@ -53,7 +54,7 @@ from s3torch.testing.simulate.steps import (
 )
 from s3torch.testing.simulate.world import World
 
-__all__ = ["Result", "check", "everywhere", "program_of", "run", "shrunk", "simulate"]
+__all__ = ["Result", "check", "everywhere", "program_of", "result_of", "run", "shrunk", "simulate"]
 
 _PROBE = "z"
 _SHARE_OF_RARE_CODE = 0.6
@@ -73,6 +74,8 @@ class Result:
         log: The requests that the server saw, with their times.
         met: Where in s3torch something happened in the middle of a step.
         names: The readers, writers and iterators that were there at the beginning of each step.
+        happened: What happened at all, beside the steps.
+        pairs: What of it met: in one program, or in the middle of a step of some kind.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -82,6 +85,8 @@ class Result:
     log: list[str] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
     met: list[str] = field(default_factory=list)
+    happened: set[str] = field(default_factory=set)
+    pairs: set[tuple[str, str]] = field(default_factory=set)
 
 
 def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore: Collection[str] = ()) -> Result:
@@ -95,7 +100,7 @@ def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore
     bucket = BucketModel()
     for key, size in zip(program.keys, program.objects, strict=True):
         if size is not None:
-            bucket.put(key, Stored.of(bytes_of(key, 0, size)))
+            bucket.put(key, Stored.first(key, size))
     bucket.put(_PROBE, Stored.of(b"z"))
     bucket.begin()
     world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls)
@@ -129,11 +134,13 @@ def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore
         gc.collect()  # a client and its buckets refer to each other
         for invariant in AFTER_ALL if not play.findings else ():
             invariant(play)
+    result.happened = {*play.happened, *(f"fault: {fault}" for fault in world.faults_met)}
+    result.pairs = {*play.pairs, *itertools.combinations(sorted(result.happened), 2)}
     return result
 
 
 def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: str) -> None:
-    world, tracer = play.world, play.tracer
+    world, tracer, play.step = play.world, play.tracer, step
     mine = [each for each in play.program.coincidences if each.step == number]
     first = world.selects
     by_select = {first + each.select: each for each in mine if each.select}
@@ -141,13 +148,13 @@ def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: st
     def on_select() -> None:
         coincidence = by_select.pop(world.selects, None)
         if coincidence is not None:
-            coincidence.happen(play)
+            coincidence.come(play)
 
     world.on_select = on_select if by_select else lambda: None
     trail: list[CodeType] = []
     profile = cProfile.Profile(subcalls=False, builtins=False) if counts == "calls" else None
     if tracer is not None:
-        due = [(each, partial(each.happen, play)) for each in mine if each.at]
+        due = [(each, partial(each.come, play)) for each in mine if each.at]
         tracer.begin(due, trail if counts == "places" else None)
     if profile is not None:
         profile.enable()
@@ -230,8 +237,8 @@ def _quiet() -> Iterator[list[str]]:
             raised.append(f"a finaliser raised {type(error).__name__}: {error}")
 
     log = logging.getLogger("s3torch")
-    level, hook = log.level, sys.unraisablehook
-    log.setLevel(logging.CRITICAL + 1)
+    handlers, propagates, hook = log.handlers, log.propagate, sys.unraisablehook
+    log.handlers, log.propagate = [logging.NullHandler()], False  # to change the level would clear caches of all loggers
     sys.unraisablehook = note
     try:
         with warnings.catch_warnings():
@@ -239,7 +246,7 @@ def _quiet() -> Iterator[list[str]]:
             yield raised
     finally:
         sys.unraisablehook = hook
-        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagates
 
 
 def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result | None]:
@@ -308,8 +315,14 @@ def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
 
 def simulate(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, list[Finding]]:
     """Run the program of a seed; returns it, and what was found."""
+    program, result = result_of(seed, only, ignore=ignore)
+    return program, result.findings
+
+
+def result_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result]:
+    """Run the program of a seed; returns it, and what came of it."""
     program, early = program_of(seed, only, ignore=ignore)
-    return program, (early or run(program, ignore=ignore)).findings
+    return program, early or run(program, ignore=ignore)
 
 
 def everywhere(program: Program, coincidence: Coincidence, *, stride: int = 1) -> Iterator[Program]:

@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 BUCKET = seam.BUCKET
+_NEVER = 10**6  # bytecodes between two switches: threads take turns only where they wait
 
 
 class Step:
@@ -179,6 +180,7 @@ class Drop(Step):
         """Drop it."""
         if not isinstance(play.things.get(self.name), IterationState):
             play.is_lax = True
+        play.happened.add("an iterator or a reader was dropped")
         play.attempt("del", (), lambda: play.things.pop(self.name, None) and None)
 
 
@@ -192,6 +194,7 @@ class LoseInCycle(Step):
         """Put it into a cycle."""
         thing = play.things.pop(self.name, None)
         if thing is not None:
+            play.happened.add("something was left to the collector")
             play.has_lost = play.is_lax = True
             cycle: list[object] = [thing]
             cycle.append(cycle)
@@ -583,6 +586,7 @@ class CloseClient(Step):
 
     def run(self, play: Play) -> None:
         """Close it."""
+        play.happened.add("the client was closed")
         client = play.client if self.dataset is None else play.datasets[self.dataset].client
         play.attempt(repr(self), (), client.close)
 
@@ -607,6 +611,7 @@ class Elsewhere(Step):
 
     def run(self, play: Play) -> None:
         """Run them there."""
+        play.happened.add("another thread, one after the other")
         play.is_lax = True  # what this thread had begun and the other cancels is over with this one's next turn
         thread = threading.Thread(target=_run_all, args=(play, self.steps))
         thread.start()
@@ -649,7 +654,7 @@ class Together(Step):
         used = [{name for step in steps for name in step.names} for steps in self.threads]
         play.shared = {name for names in used for name in names if sum(name in each for each in used) > 1}
         scheduler = Scheduler(play.world, play.world.chance, self.gap)
-        tracer = play.tracer
+        tracer = play.tracer if self.gap < _NEVER else None
 
         def body(steps: tuple[Step, ...]) -> None:
             if tracer is not None:
@@ -665,6 +670,10 @@ class Together(Step):
         try:
             scheduler.run([partial(body, steps) for steps in self.threads])
         finally:
+            if scheduler.switches:
+                play.happened.add("threads in turn")
+            if play.shared:
+                play.happened.add("threads shared something")
             play.shared = set()
             if tracer is not None:
                 tracer.end_turns()
@@ -704,6 +713,7 @@ class Workers(Step):
             finally:
                 context.set_spawning_popen(None)
         play.clients += [copy.client for copy in copies]
+        play.happened.add("workers")
         found: list[str] = []
         for worker, copy in enumerate(copies):
             torch_worker._worker_info = torch_worker.WorkerInfo(
