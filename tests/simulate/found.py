@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from s3torch.testing.simulate import (
     Batch,
     Churn,
@@ -33,6 +35,14 @@ from s3torch.testing.simulate import (
 __all__ = ["FOUND"]
 
 KiB = 1024
+# An iteration that has begun several objects when a transform raises; what was begun is cancelled then.
+STOPPED = Program(
+    seed=200409,
+    objects=(1, 20_000, 200_000, 4_000, 4_000, 4_000, 4_000, 20_000, 300, 300, 20_000, 70_000),
+    datasets=(DatasetSpec("iterable", transform="stop", special=11),),
+    steps=(Iterate("i1", 0), Next("i1", 100)),
+    options={"max_connections": 4, "max_objects_ahead": 5},
+)
 SMALL_PARTS = {"part_size": 16 * KiB}
 
 FOUND: dict[str, Program] = {
@@ -155,5 +165,11 @@ FOUND: dict[str, Program] = {
         objects=(300, 300),
         datasets=(DatasetSpec("map", transform="stop", special=1),),
         steps=(Batch(0, (0, 1)),),
+    ),
+    "an interrupt in the middle of a cancel that follows an error": replace(
+        STOPPED, coincidences=(Interrupt(step=1, of="exchange.py:without_frames", call=1, at=3),)
+    ),
+    "an interrupt before a cancel that follows an error has begun": replace(
+        STOPPED, coincidences=(Interrupt(step=1, of="engine.py:cancel", call=1, at=1),)
     ),
 }
