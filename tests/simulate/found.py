@@ -10,6 +10,7 @@ from s3torch.testing.simulate import (
     CloseClient,
     Collect,
     DatasetSpec,
+    Drop,
     Epoch,
     Forget,
     Interrupt,
@@ -171,5 +172,20 @@ FOUND: dict[str, Program] = {
     ),
     "an interrupt before a cancel that follows an error has begun": replace(
         STOPPED, coincidences=(Interrupt(step=1, of="engine.py:cancel", call=1, at=1),)
+    ),
+    "an interrupt while a finaliser closes a reader that has begun": Program(
+        seed=312329,
+        objects=(300,),
+        datasets=(DatasetSpec("map", transform="name"),),
+        steps=(Epoch(0, ((0,) * 8, (0,) * 8, (0,) * 4, (0,) * 2)),),
+        coincidences=(Interrupt(step=0, of="fetch.py:cancel", call=18, at=2),),
+    ),
+    "an interrupt while a dropped iterator closes its readers": Program(
+        seed=315251,
+        objects=(4_000, 300, 300, 300, 300, 90),
+        datasets=(DatasetSpec("iterable"),),
+        steps=(Iterate("i2", 0), Next("i2", 1), Drop("i2")),
+        options={"max_connections": 2},
+        coincidences=(Interrupt(step=2, of="sequential.py:__init__", call=3, at=4),),
     ),
 }
