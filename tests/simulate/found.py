@@ -11,6 +11,7 @@ from s3torch.testing.simulate import (
     Collect,
     DatasetSpec,
     Drop,
+    EndWriter,
     Epoch,
     Forget,
     Interrupt,
@@ -187,5 +188,18 @@ FOUND: dict[str, Program] = {
         steps=(Iterate("i2", 0), Next("i2", 1), Drop("i2")),
         options={"max_connections": 2},
         coincidences=(Interrupt(step=2, of="sequential.py:__init__", call=3, at=4),),
+    ),
+    "an error that is kept keeps no samples of its batch": Program(
+        seed=1,
+        objects=(4_000, None),
+        datasets=(DatasetSpec("map", "objects"),),
+        steps=(Batch(0, (0, 1)),),
+    ),
+    "an error that is kept keeps no memory of its upload": Program(
+        seed=1,
+        objects=(300,),
+        steps=(OpenWriter("w", "w/1"), WriteTo("w", 60_000), EndWriter("w")),
+        options={**SMALL_PARTS, "max_attempts": 1},
+        faults=((2, "internal error"),),
     ),
 }

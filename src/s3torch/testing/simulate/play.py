@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from s3torch import S3Client, S3IterableDataset, S3MapDataset, S3ReaderConfig
+import torch
+
+from s3torch import S3Checkpoint, S3Client, S3IterableDataset, S3MapDataset, S3ReaderConfig
 from s3torch.errors import (
     ArgumentError,
     ClosedError,
@@ -37,6 +39,10 @@ FAILED = object()
 _LONGEST_CALL = 60.0
 _LONGEST_CALL_WITH_FAULTS = 400.0
 _LONGEST_INTERRUPT = 2.0
+# How often a call may turn the loop: what was seen in 25,000 calls, and twice as often. More is a loop that is busy.
+_TURNS = 250
+_TURNS_A_SECOND = 100
+_TURNS_A_REQUEST = 40
 
 _CANARY = 0xC5
 _numbers = itertools.count()
@@ -166,10 +172,14 @@ class Play:
         self.is_lax = False
         self.tracer: Tracer | None = None
         self.shared: set[str] = set()
+        self.resumed: set[str] = set()
         self.depth = 0
         self.budget_before = probe.budget_held()
         self.number = next(_numbers)
         _plays[self.number] = self
+        self._checkpoint: S3Checkpoint | None = None
+        self._states: dict[str, list[dict[str, Any]]] = {}
+        self._mine: dict[int, object] = {}  # what the program gave to calls
         self._memory: list[bytearray] = []
         self._results: list[tuple[bytes, bytes]] = []
         self._written = itertools.count()
@@ -198,7 +208,7 @@ class Play:
             may: What it may raise beside the documented errors.
             shared: Whether it uses what another thread uses at the same time.
         """
-        began = self.world.now
+        began, selects, requests = self.world.now, self.world.selects, self.world.requests_begun
         self.world.begin_call()
         try:
             return function()
@@ -227,6 +237,10 @@ class Play:
             longest = _LONGEST_CALL_WITH_FAULTS if self.program.has_faults else _LONGEST_CALL
             if self.world.now - began > longest and not self.depth:
                 self.find("time", f"{what} took {self.world.now - began:.0f} s")
+            turns, seconds = self.world.selects - selects, self.world.now - began
+            may = _TURNS + _TURNS_A_SECOND * seconds + _TURNS_A_REQUEST * (self.world.requests_begun - requests)
+            if turns > may and self.world.scheduler is None:
+                self.find("time", f"{what} turned the loop {turns} times in {seconds:.3f} s: it is busy, not waiting")
         return FAILED
 
     def _keep(self, error: BaseException) -> None:
@@ -240,7 +254,9 @@ class Play:
 
     def memory(self, size: int) -> bytearray:
         """Return memory for a call."""
-        return bytearray(b"\xaa" * size)
+        memory = bytearray(b"\xaa" * size)
+        self._mine[id(memory)] = memory
+        return memory
 
     def over(self, memory: bytearray) -> None:
         """Take down that the call that memory was for is over: no byte may change from now on."""
@@ -274,12 +290,48 @@ class Play:
 
     def next_bytes(self, key: str, size: int) -> bytes:
         """Return bytes to write."""
-        return bytes_of(key, 1000 + next(self._written), size)
+        content = bytes_of(key, 1000 + next(self._written), size)
+        self._mine[id(content)] = content
+        return content
+
+    def same_bytes(self, key: str, size: int) -> bytes:
+        """Return bytes to write, the same ones each time."""
+        content = bytes_of(key, 999, size)
+        self._mine[id(content)] = content
+        return content
+
+    @property
+    def checkpoint(self) -> S3Checkpoint:
+        """What saves and loads checkpoints."""
+        if self._checkpoint is None:
+            self._checkpoint = S3Checkpoint(**seam.where(), s3client_config=self.program.config)
+            self.clients.append(probe.client_of_checkpoint(self._checkpoint))
+        return self._checkpoint
+
+    def new_state(self, key: str, sizes: Sequence[int]) -> dict[str, Any]:
+        """Return a state to save, and remember it."""
+        contents = [bytearray(self.next_bytes(key, size)) for size in sizes]
+        self._mine |= {id(each): each for each in contents}
+        state = {f"layer {number}": torch.frombuffer(each, dtype=torch.uint8) for number, each in enumerate(contents)}
+        self._states.setdefault(key, []).append(state)
+        return state
+
+    def states_of(self, key: str) -> Sequence[dict[str, Any]]:
+        """Return all that was saved, or begun to be."""
+        return self._states.get(key, ())
+
+    def has_open_upload(self, key: str) -> bool:
+        """Whether an upload of this key is open."""
+        return any(upload.key == key for upload in self.world.server.uploads.values())
 
     def drop(self, name: str) -> None:
         """Drop a reader, a writer or an iterator."""
         if self.things.pop(name, None) is not None:
             self.is_lax = True
+
+    def forget_checkpoints(self) -> None:
+        """Drop what saves and loads checkpoints."""
+        self._checkpoint = None
 
     # Datasets.
 
@@ -393,6 +445,8 @@ class Play:
             has_reason = self.program.has_faults or self.has_interrupted
         if isinstance(error, ClosedError):
             has_reason = self.has_interrupted
+        if held := probe.held_by(error, self._mine):
+            self.find("errors", f"whoever keeps the error of {what} keeps {held[0]}")
         if not has_reason:
             self.find("documented errors", f"{what} raised {_named(error)} without a reason")
 

@@ -48,6 +48,7 @@ from s3torch.testing.simulate.steps import (
     Head,
     ListPages,
     ReadRange,
+    Save,
     Step,
     Together,
     Write,
@@ -198,6 +199,7 @@ def _finish(play: Play) -> None:
         del thing
     look_ahead_is_given_back(play)
     play.datasets.clear()
+    play.forget_checkpoints()
     for invariant in AT_ONCE if not play.findings else ():
         if invariant.__name__ != "nothing_in_flight" or not play.is_lax:
             invariant(play)
@@ -304,6 +306,7 @@ def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
         Write("w/handler", (chance.choice((100, 40_000)),)),
         ListPages("k/", 5),
         Head(key),
+        Save("c/handler", (chance.choice((100, 40_000)),)),
     ]
     choices += [
         Batch(number, tuple(chance.randrange(len(program.objects)) for _ in range(4)))

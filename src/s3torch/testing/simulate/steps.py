@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing import context
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.utils.data._utils.worker as torch_worker
 
 from s3torch import LookAheadBatchSampler
@@ -35,6 +36,7 @@ __all__ = [
     "Head",
     "Iterate",
     "ListPages",
+    "Load",
     "LoseInCycle",
     "Next",
     "Open",
@@ -46,6 +48,8 @@ __all__ = [
     "ReadRange",
     "ReadRanges",
     "ReplaceObject",
+    "Resume",
+    "Save",
     "Seek",
     "Step",
     "Together",
@@ -480,6 +484,71 @@ class Write(Step):
         elif self.how == "abort":
             writer.abort()
         return self.how
+
+
+@dataclass(frozen=True)
+class Resume(Step):
+    """A writer with ``resume=True``: goes on where an earlier one of this key was interrupted; see ``Write``."""
+
+    key: str
+    size: int
+    how: str = "close"
+
+    def run(self, play: Play) -> None:
+        """Write, the same bytes each time."""
+        play.resumed.add(self.key)
+        play.is_lax |= self.how == "drop"
+        content = play.same_bytes(self.key, self.size)
+        done = play.attempt(repr(self), [self.key], lambda: self._write(play, content), may=(OopsError,))
+        _check_written(play, repr(self), self.key, content, is_certain=done == "close")
+
+    def _write(self, play: Play, content: bytes) -> str:
+        writer = play.client.put_object(BUCKET, self.key, resume=True)
+        play.happened.add("an upload was resumed" if play.has_open_upload(self.key) else "an upload may be resumed")
+        with writer:
+            writer.write(content)
+            if self.how == "raise":
+                raise OopsError
+        return self.how
+
+
+@dataclass(frozen=True)
+class Save(Step):
+    """``S3Checkpoint.save`` of a few tensors."""
+
+    key: str
+    sizes: tuple[int, ...]
+
+    def run(self, play: Play) -> None:
+        """Save."""
+        state = play.new_state(self.key, self.sizes)
+        done = play.attempt(
+            repr(self), [self.key], lambda: play.checkpoint.save(state, f"s3://{BUCKET}/{self.key}", progress=False)
+        )
+        play.happened.add("a checkpoint was saved")
+        if done is not FAILED and play.bucket.get(self.key) is None:
+            play.find("results", f"{self!r} has stored nothing")
+
+
+@dataclass(frozen=True)
+class Load(Step):
+    """``S3Checkpoint.load``."""
+
+    key: str
+
+    def run(self, play: Play) -> None:
+        """Load, and compare with all that was saved there."""
+        found = play.attempt(
+            repr(self), [self.key], lambda: play.checkpoint.load(f"s3://{BUCKET}/{self.key}", progress=False)
+        )
+        if found is not FAILED:
+            play.happened.add("a checkpoint was loaded")
+            if not any(_are_equal(found, state) for state in play.states_of(self.key)):
+                play.find("results", f"{self!r} returned another state than those that were saved")
+
+
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _check_written(play: Play, what: str, key: str, content: bytes, *, is_certain: bool) -> None:
