@@ -55,11 +55,11 @@ class Report:
             pairs: Whether to tell how often things met.
         """
         rate = self.programs / self.cpu if self.cpu else 0.0
+        programs = f"{self.programs} programs in {took:.0f} s ({self.cpu:.0f} s of CPU, {rate:.0f} programs each)"
+        interrupts, collections, handlers = map(self._with, (_INTERRUPTS, _COLLECTIONS, _OTHERS))
         lines = [
-            f"{self.programs} programs in {took:.0f} s ({self.cpu:.0f} s of CPU, {rate:.0f} programs each), "
-            f"{self.failed} that fail: {dict(self.broken)}",
-            f"between two bytecodes: {self._with(_INTERRUPTS)} interrupts, {self._with(_COLLECTIONS)} collections and "
-            f"dropped references, {self._with(_OTHERS)} signal handlers and replaced objects",
+            f"{programs}, {self.failed} that fail: {dict(self.broken)}",
+            f"between two bytecodes: {interrupts} interrupts, {collections} collections, {handlers} handlers",
         ]
         if pairs:
             lines += [f"{count:8} {what}" for what, count in self.happened.most_common()]
@@ -85,7 +85,9 @@ class Order:
 
     @property
     def seeds(self) -> Iterable[int]:
-        return itertools.count(self.start, self.stride) if self.stop is None else range(self.start, self.stop, self.stride)
+        return (
+            itertools.count(self.start, self.stride) if self.stop is None else range(self.start, self.stop, self.stride)
+        )
 
 
 def told(seed: int, program: Program, findings: list[Finding]) -> str:

@@ -196,8 +196,8 @@ class Engine:
         """Cancel exchanges; the connections of those in flight are closed.
 
         It may come from anywhere: another thread, a signal handler, the garbage collector. In the engine's own thread,
-        outside of a turn, all is over when this returns, and when an interrupt leaves it. Elsewhere the next turn begins
-        with it.
+        outside of a turn, all is over when this returns, and when an interrupt leaves it. Elsewhere the next turn
+        begins with it.
         """
         ended = tuple(exchanges)
         try:

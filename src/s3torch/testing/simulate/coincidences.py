@@ -62,7 +62,9 @@ class Coincidence:
 
     def __repr__(self) -> str:
         told = [(each.name, getattr(self, each.name), each.default) for each in dataclasses.fields(self)]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in told if value != usual)})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in told if value != usual)})"
+        )
 
     @property
     def moment(self) -> str:

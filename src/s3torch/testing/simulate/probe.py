@@ -10,8 +10,8 @@ from typing import Any
 from s3torch import S3Checkpoint, S3Client, S3Reader
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.loop import Loop
-from s3torch.readers.adaptive import Block
 from s3torch.readers.budget import BUDGET
+from s3torch.readers.window import Block
 from s3torch.testing.simulate.coincidences import name_of
 
 __all__ = [
@@ -52,8 +52,8 @@ def budget_held() -> int:
     return BUDGET.held
 
 
-# What is walked through, beside objects of s3torch; and what is not: a reader keeps what it has read, and is its user's;
-# an engine is its thread's.
+# What is walked through, beside objects of s3torch; and what is not: a reader keeps what it has read, and is its
+# user's; an engine is its thread's.
 _CONTAINERS = (list, dict, tuple, deque, MethodType)
 _OTHERS = (S3Reader, S3Client, Block, Engine, Loop)
 _LEAST = 1000  # bytes; less is a head or a name

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import cProfile
 import contextlib
+import cProfile
 import dataclasses
 import gc
 import itertools
@@ -240,7 +240,10 @@ def _quiet() -> Iterator[list[str]]:
 
     log = logging.getLogger("s3torch")
     handlers, propagates, hook = log.handlers, log.propagate, sys.unraisablehook
-    log.handlers, log.propagate = [logging.NullHandler()], False  # to change the level would clear caches of all loggers
+    log.handlers, log.propagate = (
+        [logging.NullHandler()],
+        False,
+    )  # to change the level would clear caches of all loggers
     sys.unraisablehook = note
     try:
         with warnings.catch_warnings():

@@ -71,7 +71,11 @@ def connected(world: World) -> Iterator[None]:
         swap("s3torch._access.access", "PROCESS_FACTS", Facts())
         swap("s3torch._access.leftovers", "clock", world.clock)
         # Rare calls go through botocore, which knows nothing of virtual time.
-        swap("s3torch._access.access", "Access.call", lambda _access, *names, **parameters: _call(world.server, *names, **parameters))
+        swap(
+            "s3torch._access.access",
+            "Access.call",
+            lambda _access, *names, **parameters: _call(world.server, *names, **parameters),
+        )
         # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
         # To look the versions of packages up takes as long as a small program.
@@ -107,7 +111,7 @@ def _clear_caches() -> None:
 
 
 def _call(
-    server: Server, operation: str, _bucket: str, _key: str | None, _method: str, **parameters: Any
+    server: Server, operation: str, _bucket: str, _key: str | None, _method: str, **parameters: str
 ) -> dict[str, object]:
     """Answer a rare call at once: which uploads are open, and which parts have arrived."""
     if operation == "ListMultipartUploads":

@@ -51,6 +51,7 @@ class World:
     Attributes:
         now: Seconds.
         selects: How often somebody selected.
+        empty_turns: How often nothing could move when somebody had selected.
         on_select: Called whenever somebody does; to interrupt it.
         scheduler: Says which thread runs; None while there is one only.
         is_kind: Whether faults are over.
@@ -74,6 +75,7 @@ class World:
         self.scheduler: Scheduler | None = None
         self.is_kind = False
         self.is_silent = False
+        self.empty_turns = 0
         self.requests = 0
         self.requests_begun = 0
         self.bytes_sent = 0
@@ -160,6 +162,7 @@ class SimulatedNetwork:
             while not ready and world.now < deadline:
                 world.step(deadline)
                 ready = self._ready()
+        world.empty_turns += not ready
         world.count_select(has_waited=world.now > began)
         return ready
 
