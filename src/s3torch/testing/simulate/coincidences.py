@@ -76,7 +76,11 @@ class Coincidence:
         what = f"{type(self).__name__} at {self.moment}"
         play.happened.add(what)
         play.pairs.add((what, f"in {type(play.step).__name__}"))
-        self.happen(play)
+        play.is_in_the_middle = True
+        try:
+            self.happen(play)
+        finally:
+            play.is_in_the_middle = False
 
     def happen(self, play: Play) -> None:
         """Let it happen."""

@@ -170,6 +170,7 @@ class Play:
         self.interrupted_at: float | None = None
         self.has_interrupted = False
         self.has_lost = False
+        self.is_in_the_middle = False
         self.is_lax = False
         self.tracer: Tracer | None = None
         self.shared: set[str] = set()
@@ -446,7 +447,8 @@ class Play:
             has_reason = self.program.has_faults or self.has_interrupted
         if isinstance(error, ClosedError):
             has_reason = self.has_interrupted
-        if held := probe.held_by(error, self._mine):
+        # An error of a signal handler has that one for its context which is handled where it came, with all its frames.
+        if not self.is_in_the_middle and (held := probe.held_by(error, self._mine)):
             self.find("errors", f"whoever keeps the error of {what} keeps {held[0]}")
         if not has_reason:
             self.find("documented errors", f"{what} raised {_named(error)} without a reason")
