@@ -17,6 +17,7 @@ from s3torch.testing.simulate import (
     Interrupt,
     Iterate,
     ListPages,
+    Load,
     LoseInCycle,
     Next,
     Open,
@@ -26,6 +27,7 @@ from s3torch.testing.simulate import (
     Read,
     ReadRange,
     ReadRanges,
+    Save,
     Seek,
     Signal,
     Together,
@@ -201,5 +203,11 @@ FOUND: dict[str, Program] = {
         steps=(OpenWriter("w", "w/1"), WriteTo("w", 60_000), EndWriter("w")),
         options={**SMALL_PARTS, "max_attempts": 1},
         faults=((2, "internal error"),),
+    ),
+    "an interrupt while torch reads a checkpoint": Program(
+        seed=306719,
+        objects=(300,),
+        steps=(Save("c/1", (9_000,)), Load("c/1")),
+        coincidences=(Interrupt(step=1, of="archive.py:fetched", call=13, at=14),),
     ),
 }

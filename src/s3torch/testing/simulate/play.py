@@ -13,6 +13,7 @@ import torch
 from s3torch import S3Checkpoint, S3Client, S3IterableDataset, S3MapDataset, S3ReaderConfig
 from s3torch.errors import (
     ArgumentError,
+    CheckpointFormatError,
     ClosedError,
     DeadlineError,
     NotFoundError,
@@ -438,6 +439,8 @@ class Play:
         has_reason = False
         if isinstance(error, NotFoundError):
             has_reason = any(self.bucket.was_missing(key) for key in keys)
+        elif isinstance(error, CheckpointFormatError):
+            has_reason = False  # what was saved can be loaded, whatever happens to the transfer
         elif isinstance(error, (ObjectChangedError, ArgumentError)):  # a range may be beyond the end of the new version
             has_reason = self.bucket.was_replaced(keys)
         elif isinstance(error, DeadlineError) and self.program.config.call_timeout is not None:
