@@ -210,4 +210,11 @@ FOUND: dict[str, Program] = {
         steps=(Save("c/1", (9_000,)), Load("c/1")),
         coincidences=(Interrupt(step=1, of="archive.py:fetched", call=13, at=14),),
     ),
+    "a server that falls silent while a checkpoint's directory is read": Program(
+        seed=840639,
+        objects=(300,),
+        steps=(Save("c/1", (9_000, 60_000)), Load("c/1")),
+        options={"part_size": 64 * KiB},
+        faults=((8, "silence"),),
+    ),
 }
