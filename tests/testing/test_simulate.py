@@ -185,3 +185,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     told = capsys.readouterr().out
     assert "results: wrong" in told
     assert "check(Program(" in told
+
+
+def test_processes_share_the_seeds(capsys: pytest.CaptureFixture[str]):
+    """Each seed is played once, and there is one report."""
+    assert main(["--seeds", "5", "--jobs", "2", "--only", "plain", "--pairs"]) == 0
+    assert "5 programs" in capsys.readouterr().out
