@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from s3torch.testing.simulate import (
     Batch,
     Churn,
     CloseClient,
     Collect,
     DatasetSpec,
+    Drop,
+    EndWriter,
     Epoch,
     Forget,
     Interrupt,
     Iterate,
     ListPages,
+    Load,
     LoseInCycle,
     Next,
     Open,
@@ -22,6 +27,7 @@ from s3torch.testing.simulate import (
     Read,
     ReadRange,
     ReadRanges,
+    Save,
     Seek,
     Signal,
     Together,
@@ -33,6 +39,14 @@ from s3torch.testing.simulate import (
 __all__ = ["FOUND"]
 
 KiB = 1024
+# An iteration that has begun several objects when a transform raises; what was begun is cancelled then.
+STOPPED = Program(
+    seed=200409,
+    objects=(1, 20_000, 200_000, 4_000, 4_000, 4_000, 4_000, 20_000, 300, 300, 20_000, 70_000),
+    datasets=(DatasetSpec("iterable", transform="stop", special=11),),
+    steps=(Iterate("i1", 0), Next("i1", 100)),
+    options={"max_connections": 4, "max_objects_ahead": 5},
+)
 SMALL_PARTS = {"part_size": 16 * KiB}
 
 FOUND: dict[str, Program] = {
@@ -155,5 +169,52 @@ FOUND: dict[str, Program] = {
         objects=(300, 300),
         datasets=(DatasetSpec("map", transform="stop", special=1),),
         steps=(Batch(0, (0, 1)),),
+    ),
+    "an interrupt in the middle of a cancel that follows an error": replace(
+        STOPPED, coincidences=(Interrupt(step=1, of="exchange.py:without_frames", call=1, at=3),)
+    ),
+    "an interrupt before a cancel that follows an error has begun": replace(
+        STOPPED, coincidences=(Interrupt(step=1, of="engine.py:cancel", call=1, at=1),)
+    ),
+    "an interrupt while a finaliser closes a reader that has begun": Program(
+        seed=312329,
+        objects=(300,),
+        datasets=(DatasetSpec("map", transform="name"),),
+        steps=(Epoch(0, ((0,) * 8, (0,) * 8, (0,) * 4, (0,) * 2)),),
+        coincidences=(Interrupt(step=0, of="fetch.py:cancel", call=18, at=2),),
+    ),
+    "an interrupt while a dropped iterator closes its readers": Program(
+        seed=315251,
+        objects=(4_000, 300, 300, 300, 300, 90),
+        datasets=(DatasetSpec("iterable"),),
+        steps=(Iterate("i2", 0), Next("i2", 1), Drop("i2")),
+        options={"max_connections": 2},
+        coincidences=(Interrupt(step=2, of="sequential.py:__init__", call=3, at=4),),
+    ),
+    "an error that is kept keeps no samples of its batch": Program(
+        seed=1,
+        objects=(4_000, None),
+        datasets=(DatasetSpec("map", "objects"),),
+        steps=(Batch(0, (0, 1)),),
+    ),
+    "an error that is kept keeps no memory of its upload": Program(
+        seed=1,
+        objects=(300,),
+        steps=(OpenWriter("w", "w/1"), WriteTo("w", 60_000), EndWriter("w")),
+        options={**SMALL_PARTS, "max_attempts": 1},
+        faults=((2, "internal error"),),
+    ),
+    "an interrupt while torch reads a checkpoint": Program(
+        seed=306719,
+        objects=(300,),
+        steps=(Save("c/1", (9_000,)), Load("c/1")),
+        coincidences=(Interrupt(step=1, of="archive.py:fetched", call=13, at=14),),
+    ),
+    "a server that falls silent while a checkpoint's directory is read": Program(
+        seed=840639,
+        objects=(300,),
+        steps=(Save("c/1", (9_000, 60_000)), Load("c/1")),
+        options={"part_size": 64 * KiB},
+        faults=((8, "silence"),),
     ),
 }

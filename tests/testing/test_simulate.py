@@ -26,6 +26,7 @@ from s3torch.testing.simulate import (
     ReadInto,
     ReadRange,
     ReadRanges,
+    Result,
     Signal,
     Together,
     Write,
@@ -82,7 +83,7 @@ def test_a_seed_goes_the_same_way_each_time(kind: str):
 
 def test_places_are_counted_the_same_each_time():
     """What happens at the n-th place happens there each time."""
-    counts = [run(SOUND, counts=True).places for _ in range(3)]
+    counts = [run(SOUND, counts="places").places for _ in range(3)]
     assert counts[1] == counts[2]
     assert all(counts[1])
 
@@ -98,7 +99,7 @@ def test_a_program_is_printed_as_python(kind: str):
 
 def test_an_interrupt_comes_where_it_is_asked_for():
     """The interrupt is raised in the step, which goes no further; the next one goes on."""
-    places = len(run(SOUND, counts=True).places[6])
+    places = len(run(SOUND, counts="places").places[6])
     first, last = (run(Program(**{**vars(SOUND), "coincidences": (Interrupt(step=6, at=at),)})) for at in (1, places))
     whole = run(SOUND)
     assert len(first.log) < len(whole.log)
@@ -175,12 +176,18 @@ def test_the_gaps_of_joined_ranges():
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """It tells what it found as a program, and by its exit status."""
-    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, []))
+    monkeypatch.setattr("tests.simulate.work.result_of", lambda seed, only, ignore: (SOUND, Result()))
     assert main(["--seeds", "3"]) == 0
     assert "3 programs" in capsys.readouterr().out
-    broken = [Finding("results", "wrong")]
-    monkeypatch.setattr("tests.simulate.__main__.simulate", lambda seed, only, ignore: (SOUND, broken))
+    broken = Result(findings=[Finding("results", "wrong")])
+    monkeypatch.setattr("tests.simulate.work.result_of", lambda seed, only, ignore: (SOUND, broken))
     assert main(["--seeds", "3", "--whole", "--findings", "1"]) == 1
     told = capsys.readouterr().out
     assert "results: wrong" in told
     assert "check(Program(" in told
+
+
+def test_processes_share_the_seeds(capsys: pytest.CaptureFixture[str]):
+    """Each seed is played once, and there is one report."""
+    assert main(["--seeds", "5", "--jobs", "2", "--only", "plain", "--pairs"]) == 0
+    assert "5 programs" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from s3torch._transfer import plan
-from s3torch._transfer.scope import Scope
+from s3torch._transfer.scope import LastingScope
 from s3torch.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Landing:
         return self.memory[: content_range.stop - self._start]
 
 
-class Fetch(Scope):
+class Fetch(LastingScope):
     """A read of ``[start, stop)`` into memory that is chosen once the size is known.
 
     If the size is unknown only the first part is requested at first; the head of its answer tells the size, and the
@@ -159,7 +159,7 @@ class Fetch(Scope):
             self.submit(self._version.get(left, right, memory))
 
 
-class RangeFetch(Scope):
+class RangeFetch(LastingScope):
     """A read of a range that the object is known to have.
 
     Args:

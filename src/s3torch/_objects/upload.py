@@ -132,6 +132,11 @@ class _Flying(LastingScope):
         self.submit(self.request)
         self._engine.nudge()
 
+    def cancel(self) -> None:
+        """Cancel it, and drop its memory: an error that somebody keeps refers to this."""
+        super().cancel()
+        self.buffer = PartBuffer(0)
+
     def nudge(self) -> None:
         """Move the parts that are under way in this thread, without waiting."""
         if self.is_here:
@@ -280,8 +285,9 @@ class MultipartUpload:
 
     def _await(self, flying: _Flying) -> None:
         if not flying.is_here:  # begun by another thread, or before this process was forked
+            buffer = flying.buffer
             flying.cancel()
-            again = _Flying(self._access, self._part(flying.request.part_number, flying.buffer), flying.buffer)
+            again = _Flying(self._access, self._part(flying.request.part_number, buffer), buffer)
             self._flying[self._flying.index(flying)] = flying = again
             flying.begin()
         flying.wait()

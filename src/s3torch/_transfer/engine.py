@@ -195,11 +195,15 @@ class Engine:
         """Cancel exchanges; the connections of those in flight are closed.
 
         It may come from anywhere: another thread, a signal handler, the garbage collector. In the engine's own thread,
-        outside of a turn, all is over when this returns. Elsewhere the next turn begins with it.
+        outside of a turn, all is over when this returns, and when an interrupt leaves it. Elsewhere the next turn
+        begins with it.
         """
-        self._notes.append(tuple(exchanges))  # first of all: what interrupts the rest finds it
-        if self.is_free:
-            self._enter(self._read_notes)
+        ended = tuple(exchanges)
+        try:
+            self._end(ended)
+        except BaseException:
+            self._end(ended)  # again: an interrupt came in its middle, and who was to cancel may have no other layer
+            raise
 
     def reset(self) -> None:
         """Close all connections. What is not done is sent again, on new ones, when somebody waits for it."""
@@ -217,6 +221,11 @@ class Engine:
         """Close this process's descriptors of everything, whichever process it belongs to."""
         self._network.close()
         self._loop.abandon()
+
+    def _end(self, exchanges: Sequence[Exchange]) -> None:
+        self._notes.append(exchanges)  # first of all: what interrupts the rest finds it
+        if self.is_free:
+            self._enter(self._read_notes)
 
     def _enter_turn(self, *, block: bool) -> None:
         """Turn the loop; see ``_enter``, of which this is a copy for the sake of two calls in each turn."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from s3torch.errors import CheckpointFormatError
+from s3torch.errors import CheckpointFormatError, S3Error
 
 __all__ = ["Archive", "Record", "reads_no_values"]
 
@@ -96,6 +96,10 @@ class Archive:
             with zipfile.ZipFile(file) as directory:
                 infos = sorted(directory.infolist(), key=lambda info: info.header_offset)
                 ends = [info.header_offset for info in infos[1:]] + [directory.start_dir]
+        except zipfile.BadZipFile as error:
+            if isinstance(error.__context__, S3Error):  # zipfile takes a failed read for a damaged archive
+                raise error.__context__ from None
+            raise
         except (NotImplementedError, OverflowError, UnicodeDecodeError, struct.error) as error:
             raise CheckpointFormatError(f"Its directory is damaged: {error}") from error
         if any(info.filename.endswith("/constants.pkl") for info in infos):

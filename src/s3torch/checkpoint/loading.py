@@ -62,6 +62,7 @@ class _Later(_File):
         self.due: tuple[Record, int] | None = None
         self._reader = reader
         self._archive = archive
+        self._error: BaseException | None = None
         self._size = size
         self._position = 0
 
@@ -80,6 +81,25 @@ class _Later(_File):
         return self._position
 
     def readinto(self, buffer: Buffer, /) -> int:
+        try:
+            return self._readinto(buffer)
+        except BaseException as error:
+            self._error = error  # torch drops it, an interrupt too, and asks for ``read`` instead
+            raise
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a read has failed."""
+        return self._error is not None
+
+    def taken_error(self) -> BaseException:
+        """Return the error of the read that failed, and keep it no longer: its frames refer to this."""
+        error, self._error = self._error, None
+        if error is None:
+            raise AssertionError("no error to take")
+        return error
+
+    def _readinto(self, buffer: Buffer) -> int:
         view = _buffer.writable_bytes(buffer)
         start, stop = self._position, min(self._position + len(view), self._size)
         record = self._archive.storages.get(start)
@@ -111,13 +131,14 @@ class _Filler:
         checks: Whether to compare what arrives with the CRC-32 of the zip directory.
 
     Attributes:
+        file: That torch.load reads.
         users_error: What the user's function has raised.
     """
 
     def __init__(
         self, file: _Later, remote: RemoteObject, map_location: MapLocation, *, fills_later: bool, checks: bool
     ) -> None:
-        self._file = file
+        self.file = file
         self._remote = remote
         self._map_location = map_location
         self._fills_later = fills_later
@@ -127,7 +148,7 @@ class _Filler:
 
     def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
         """Fill a storage, or put it on the list, and map it as the user wants."""
-        due, self._file.due = self._file.due, None
+        due, self.file.due = self.file.due, None
         if due is not None:
             record, address = due
             if (storage.data_ptr(), storage.nbytes()) != (address, record.stop - record.start):
@@ -275,6 +296,8 @@ def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool |
             raise
         raise _named(error, remote) from error
     except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+        if filler.file.has_failed:
+            raise filler.file.taken_error() from None
         if weights_only is False or error is filler.users_error:
             raise
         raise _named(error, remote) from error

@@ -245,6 +245,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         except BaseException:
             window.discard(begun)
             window.cancel()
+            samples.clear()  # whoever keeps the error keeps this frame
             raise
         return samples
 

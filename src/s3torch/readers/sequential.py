@@ -75,10 +75,9 @@ class SequentialS3Reader(S3Reader):
             ConcurrentUseError: Another thread is in the middle of a call.
         """
         if not self.closed:
-            pending = self._pending
+            if self._pending is not None:
+                self._pending.cancel()  # before it is forgotten: an interrupted close leaves it to the next one
             self._forget()
-            if pending is not None:
-                pending.cancel()
         super().close()
 
     @exclusive

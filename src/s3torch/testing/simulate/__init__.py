@@ -12,7 +12,16 @@ hold is checked (see ``invariants``). What fails is printed as a program of a fe
 from s3torch.testing.simulate.coincidences import Collect, Forget, Interrupt, Lose, Replace, Signal
 from s3torch.testing.simulate.invariants import NAMES, Finding
 from s3torch.testing.simulate.programs import KINDS, DatasetSpec, Program
-from s3torch.testing.simulate.running import Result, check, everywhere, program_of, run, shrunk, simulate
+from s3torch.testing.simulate.running import (
+    Result,
+    check,
+    everywhere,
+    program_of,
+    result_of,
+    run,
+    shrunk,
+    simulate,
+)
 from s3torch.testing.simulate.steps import (
     Batch,
     Churn,
@@ -25,6 +34,7 @@ from s3torch.testing.simulate.steps import (
     Head,
     Iterate,
     ListPages,
+    Load,
     LoseInCycle,
     Next,
     Open,
@@ -36,6 +46,8 @@ from s3torch.testing.simulate.steps import (
     ReadRange,
     ReadRanges,
     ReplaceObject,
+    Resume,
+    Save,
     Seek,
     Together,
     Workers,
@@ -62,6 +74,7 @@ __all__ = [
     "Interrupt",
     "Iterate",
     "ListPages",
+    "Load",
     "Lose",
     "LoseInCycle",
     "Next",
@@ -77,6 +90,8 @@ __all__ = [
     "Replace",
     "ReplaceObject",
     "Result",
+    "Resume",
+    "Save",
     "Seek",
     "Signal",
     "Together",
@@ -86,6 +101,7 @@ __all__ = [
     "check",
     "everywhere",
     "program_of",
+    "result_of",
     "run",
     "shrunk",
     "simulate",

@@ -1,21 +1,26 @@
 """What happens in the middle of a step: an interrupt, a signal handler, a collection, another thread's turn.
 
-Each coincidence names the step of the program that it meets, and the moment: the n-th place in s3torch where this
-interpreter looks for signals (``at``), or the n-th time that the network is waited for (``select``). Places are counted
-by running the program once without it, so that it is always inside.
+Each coincidence names the step of the program that it meets, and the moment: the n-th time that the network is waited
+for (``select``), or the n-th place in s3torch where this interpreter looks for signals (``at``): counted from the
+beginning of the step, or, which is much faster to run, from the n-th call of a function (``of``, ``call``). What there
+is to choose from is found by running the program once without it.
+
+To trace each bytecode takes ten times as long as to run it. So bytecodes are traced only where a place is near: calls
+are counted first, and a tracer that has nothing more to wait for ends itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import s3torch
 
@@ -23,10 +28,21 @@ if TYPE_CHECKING:
     from s3torch.testing.simulate.play import Play
     from s3torch.testing.simulate.steps import Step
 
-__all__ = ["Coincidence", "Collect", "Forget", "Interrupt", "Lose", "Replace", "Signal", "Tracer", "places_of"]
+__all__ = [
+    "Coincidence",
+    "Collect",
+    "Forget",
+    "Interrupt",
+    "Lose",
+    "Replace",
+    "Signal",
+    "Tracer",
+    "name_of",
+    "places_of",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Coincidence:
     """Something that happens in the middle of a step.
 
@@ -34,18 +50,44 @@ class Coincidence:
         step: Which step of the program.
         at: Which place of those where signals are looked for, from 1; 0 for none.
         select: Which wait for the network, from 1; 0 for none.
+        of: The function with whose call the places begin to count, such as ``loop.py:turn``; empty: with the step.
+        call: Which call of that function, from 1.
     """
 
     step: int
     at: int = 0
     select: int = 0
+    of: str = ""
+    call: int = 0
+
+    def __repr__(self) -> str:
+        told = [(each.name, getattr(self, each.name), each.default) for each in dataclasses.fields(self)]
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in told if value != usual)})"
+        )
+
+    @property
+    def moment(self) -> str:
+        """What it comes in the middle of: bytecodes or a wait."""
+        return "a wait" if self.select else "bytecodes"
+
+    def come(self, play: Play) -> None:
+        """Let it happen, and take down that it did."""
+        what = f"{type(self).__name__} at {self.moment}"
+        play.happened.add(what)
+        play.pairs.add((what, f"in {type(play.step).__name__}"))
+        play.is_in_the_middle = True
+        try:
+            self.happen(play)
+        finally:
+            play.is_in_the_middle = False
 
     def happen(self, play: Play) -> None:
         """Let it happen."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Interrupt(Coincidence):
     """Ctrl-C."""
 
@@ -56,7 +98,7 @@ class Interrupt(Coincidence):
         raise KeyboardInterrupt("simulated")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Signal(Coincidence):
     """A signal whose handler does something with the same client.
 
@@ -72,7 +114,7 @@ class Signal(Coincidence):
             step.run(play)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Collect(Coincidence):
     """The garbage collector."""
 
@@ -82,7 +124,7 @@ class Collect(Coincidence):
         gc.collect()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Forget(Coincidence):
     """The last reference to the exceptions that were kept goes away."""
 
@@ -91,7 +133,7 @@ class Forget(Coincidence):
         play.kept.clear()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Lose(Coincidence):
     """The last reference to a reader, a writer or an iterator goes away.
 
@@ -106,7 +148,7 @@ class Lose(Coincidence):
         play.drop(self.name)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Replace(Coincidence):
     """Somebody else stores another version of an object, or deletes it.
 
@@ -148,29 +190,101 @@ def places_of(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
-_known_places: dict[CodeType, frozenset[int]] = {}
+class _Known(NamedTuple):
+    """What is known of some code; it keeps the code, whose identity is the key.
+
+    To look code up by itself would hash its constants each time, which takes longer than all the rest.
+    """
+
+    code: CodeType
+    name: str
+    places: frozenset[int]
+
+
+_known: dict[int, _Known] = {}
+
+
+def _know(code: CodeType) -> _Known:
+    known = _known[id(code)] = _Known(code, f"{Path(code.co_filename).name}:{code.co_name}", places_of(code))
+    return known
+
+
+def name_of(code: CodeType) -> str:
+    """Return the name of a function of s3torch, as ``of`` has it; empty for others' code."""
+    known = _known.get(id(code)) or _know(code)
+    return known.name if known.places else ""
+
+
+class _Moment:
+    """A moment that is near.
+
+    Args:
+        left: Places until then.
+        act: What is to be done.
+    """
+
+    def __init__(self, left: int, act: Callable[[], None]) -> None:
+        self.left = left
+        self.act = act
 
 
 class Tracer:
-    """Counts the places of the main thread, and calls back at chosen ones; lets threads take turns.
+    """Counts calls and places, and calls back at chosen ones; lets threads take turns.
 
     Attributes:
-        count: Places so far, since it was last set to 0.
-        is_on: Whether it counts now.
-        due: What is to be called at which count.
-        tick: Called for each place of any thread.
-        trail: The code of each place, if that is to be remembered.
+        trail: The code of each place of the main thread, if that is to be remembered.
         met: Where something happened, as file, line and function.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.is_on = False
-        self.due: dict[int, list[Callable[[], None]]] = {}
-        self.tick: Callable[[], None] | None = None
         self.trail: list[CodeType] | None = None
         self.met: list[str] = []
         self._main = threading.get_ident()
+        self._awaited: dict[str, list[tuple[int, _Moment]]] = {}
+        self._calls: dict[str, int] = {}
+        self._near: dict[int, list[_Moment]] = {}
+        self._draw: Callable[[], tuple[int, int]] | None = None
+        self._switch: Callable[[], None] = lambda: None
+        self._until_switch = 0
+        self._places_more = 1
+
+    def begin(self, due: Iterable[tuple[Coincidence, Callable[[], None]]], trail: list[CodeType] | None = None) -> None:
+        """Begin a step, and to trace the calling thread, if there is anything to wait for.
+
+        Args:
+            due: What is to be called when.
+            trail: Takes the code of each place; None if nobody wants that.
+        """
+        self.trail = trail
+        self._awaited, self._calls, self._near = {}, {}, {}
+        for coincidence, act in due:
+            moment = _Moment(coincidence.at, act)
+            if coincidence.of:
+                self._awaited.setdefault(coincidence.of, []).append((coincidence.call, moment))
+            elif coincidence.at:
+                self._near.setdefault(self._main, []).append(moment)
+        if self._awaited or self._near or trail is not None:
+            self.start()
+
+    def take_turns(self, draw: Callable[[], tuple[int, int]], switch: Callable[[], None]) -> None:
+        """Let threads take turns from now on.
+
+        Args:
+            draw: Returns after how many calls, and how many places more, the next switch is due.
+            switch: Passes the turn on.
+        """
+        self._draw, self._switch = draw, switch
+        self._until_switch, self._places_more = draw()
+
+    def end_turns(self) -> None:
+        """Let them do so no more."""
+        self._draw = None
+
+    def leave(self) -> None:
+        """Take down that the calling thread has done its part."""
+        sys.settrace(None)
+        if self._near.pop(threading.get_ident(), None) and self._draw is not None:
+            self._until_switch, self._places_more = self._draw()
 
     def start(self) -> None:
         """Begin to trace the calling thread."""
@@ -179,35 +293,78 @@ class Tracer:
     def stop(self) -> None:
         """End it."""
         sys.settrace(None)
+        self._awaited, self._near = {}, {}
 
     def _enter(self, frame: FrameType, _event: str, _argument: Any) -> Any:  # noqa: ANN401  # as settrace has it
         code = frame.f_code
-        places = _known_places.get(code)
-        if places is None:
-            places = _known_places[code] = places_of(code)
-        if not places:
+        known = _known.get(id(code)) or _know(code)
+        if not known.places:
             return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if threading.get_ident() == self._main:
-            return self._local_of_main
-        return self._local_of_other
+        if self._awaited and known.name in self._awaited and threading.get_ident() == self._main:
+            self._count_call(known.name, frame)
+        if self._draw is not None:
+            self._until_switch -= 1
+            if not self._until_switch:
+                self._await(threading.get_ident(), [_Moment(self._places_more, self._switch_now)], frame)
+        if self.trail is None:
+            if not self._near:
+                if not self._awaited and self._draw is None:
+                    sys.settrace(None)
+                return None
+            if not self._near.get(threading.get_ident()):
+                return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._local
 
-    def _local_of_main(self, frame: FrameType, event: str, _argument: Any) -> Any:  # noqa: ANN401  # as settrace has it
-        if event == "opcode" and self.is_on and frame.f_lasti in _known_places[frame.f_code]:
-            self.count += 1
-            if self.trail is not None:
-                self.trail.append(frame.f_code)
-            if self.count in self.due:
+    def _await(self, thread: int, moments: list[_Moment], frame: FrameType) -> None:
+        """Count places from now on: in the functions that are called, and in those that have called."""
+        self._near.setdefault(thread, []).extend(moments)
+        caller = frame.f_back
+        while caller is not None:
+            if name_of(caller.f_code):
+                caller.f_trace_opcodes, caller.f_trace_lines = True, False
+                caller.f_trace = self._local
+            caller = caller.f_back
+
+    def _count_call(self, name: str, frame: FrameType) -> None:
+        """Count a call of a function that something is to happen in or after."""
+        count = self._calls[name] = self._calls.get(name, 0) + 1
+        waiting = self._awaited[name]
+        if near := [moment for call, moment in waiting if call == count]:
+            self._await(self._main, near, frame)
+        self._awaited[name] = [pair for pair in waiting if pair[0] > count]
+        if not self._awaited[name]:
+            del self._awaited[name]
+
+    def _local(self, frame: FrameType, event: str, _argument: Any) -> Any:  # noqa: ANN401  # as settrace has it
+        if event != "opcode":
+            return self._local
+        thread = threading.get_ident()
+        near = self._near.get(thread)
+        if not near and self.trail is None:
+            frame.f_trace_opcodes = False
+            frame.f_trace = None
+            return None
+        code = frame.f_code
+        if frame.f_lasti not in _known[id(code)].places:
+            return self._local
+        if self.trail is not None and thread == self._main:
+            self.trail.append(code)
+        if near:
+            self._pass_place(frame, near)
+        return self._local
+
+    def _pass_place(self, frame: FrameType, near: list[_Moment]) -> None:
+        for moment in near:
+            moment.left -= 1
+        for moment in [moment for moment in near if moment.left <= 0]:
+            near.remove(moment)
+            if moment.act != self._switch_now:
                 code = frame.f_code
                 self.met.append(f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}")
-                for action in self.due.pop(self.count):
-                    action()
-            if self.tick is not None:
-                self.tick()
-        return self._local_of_main
+            moment.act()
 
-    def _local_of_other(self, frame: FrameType, event: str, _argument: Any) -> Any:  # noqa: ANN401  # as settrace has it
-        if event == "opcode" and self.tick is not None and frame.f_lasti in _known_places[frame.f_code]:
-            self.tick()
-        return self._local_of_other
+    def _switch_now(self) -> None:
+        if self._draw is not None:
+            self._until_switch, self._places_more = self._draw()
+            self._switch()

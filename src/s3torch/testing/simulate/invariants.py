@@ -109,6 +109,7 @@ def no_uploads(play: Play) -> None:
     """Check that no upload is open that the client knows of."""
     may_fail = play.program.has_faults  # its abort may have failed, which a warning says
     known = [upload.key for upload in play.world.server.uploads.values() if upload.is_known]
+    known = [key for key in known if key not in play.resumed]  # there what arrived stays, for the next writer
     if known and not may_fail:
         play.find("uploads", f"uploads of {known} are open, and their writers have ended")
 

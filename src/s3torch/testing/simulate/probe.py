@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+from collections import deque
+from types import MethodType
 from typing import Any
 
-from s3torch import S3Client
+from s3torch import S3Checkpoint, S3Client, S3Reader
+from s3torch._transfer.engine import Engine
+from s3torch._transfer.loop import Loop
 from s3torch.readers.budget import BUDGET
+from s3torch.readers.window import Block
+from s3torch.testing.simulate.coincidences import name_of
 
-__all__ = ["ahead", "budget_held", "client_of_dataset", "engines", "in_flight", "memory_in_flight", "records"]
+__all__ = [
+    "ahead",
+    "budget_held",
+    "client_of_checkpoint",
+    "client_of_dataset",
+    "engines",
+    "held_by",
+    "in_flight",
+    "memory_in_flight",
+    "records",
+]
 
 
 def engines(client: S3Client) -> list[Any]:
@@ -35,10 +52,64 @@ def budget_held() -> int:
     return BUDGET.held
 
 
+# What is walked through, beside objects of s3torch; and what is not: a reader keeps what it has read, and is its
+# user's; an engine is its thread's.
+_CONTAINERS = (list, dict, tuple, deque, MethodType)
+_OTHERS = (S3Reader, S3Client, Block, Engine, Loop)
+_LEAST = 1000  # bytes; less is a head or a name
+
+
+def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
+    """Return what memory an error keeps alive by the frames of s3torch that it has passed.
+
+    Args:
+        error: That was raised.
+        known: The caller's own memory, by identity.
+    """
+    found: list[str] = []
+    seen: set[int] = set(known)
+    left: list[tuple[Any, str]] = []
+    errors: list[BaseException | None] = [error]
+    while errors:
+        each = errors.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        errors += [each.__cause__, each.__context__]
+        passed = each.__traceback__
+        while passed is not None:
+            if where := name_of(passed.tb_frame.f_code):
+                left += [(value, f"{where} {name}") for name, value in passed.tb_frame.f_locals.items()]
+            passed = passed.tb_next
+    while left:
+        value, where = left.pop()
+        if isinstance(value, memoryview):
+            value = value.obj
+        if id(value) in seen or isinstance(value, _OTHERS):
+            continue
+        seen.add(id(value))
+        if isinstance(value, (bytes, bytearray)):
+            if len(value) >= _LEAST:
+                found.append(f"{len(value)} bytes by {where}")
+        elif isinstance(value, _CONTAINERS) or _is_ours(value):
+            left += [(each, where) for each in gc.get_referents(value)]
+    return found
+
+
+def _is_ours(value: object) -> bool:
+    module = type(value).__module__
+    return module.startswith("s3torch.") and not module.startswith("s3torch.testing") and not isinstance(value, type)
+
+
 def ahead(dataset: Any) -> tuple[int, int]:  # noqa: ANN401  # either dataset
     """Return the bytes that a dataset's look-ahead counts, and those of what it has begun."""
     windows = [kept.window for kept in getattr(dataset, "_windows", None) or ()]
     return sum(window._bytes for window in windows), sum(each.footprint for window in windows for each in window)
+
+
+def client_of_checkpoint(checkpoint: S3Checkpoint) -> S3Client:
+    """Return the client that saves and loads checkpoints."""
+    return checkpoint._client
 
 
 def client_of_dataset(dataset: Any) -> S3Client:  # noqa: ANN401  # either dataset

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from s3torch import S3ClientConfig
@@ -23,6 +24,7 @@ from s3torch.testing.simulate.steps import (
     Head,
     Iterate,
     ListPages,
+    Load,
     LoseInCycle,
     Next,
     Open,
@@ -34,6 +36,8 @@ from s3torch.testing.simulate.steps import (
     ReadRange,
     ReadRanges,
     ReplaceObject,
+    Resume,
+    Save,
     Seek,
     Step,
     Together,
@@ -300,6 +304,21 @@ class _Writer:
         ends: tuple[Step, ...] = (EndWriter(name, "close"), EndWriter(name, "abort"), self.loss(name))
         return [*steps, chance.choice(ends)]
 
+    def checkpointing(self) -> list[Step]:
+        chance = self.chance
+        key = self.name("c/")
+        if chance.random() < 0.4:
+            size = chance.choice((9_000, 40_000, 130_000))
+            ends = [chance.choice(("raise", "raise", "close")) for _ in range(chance.randint(1, 2))]
+            return [Resume(key, size, how) for how in (*ends, "close")]
+        steps: list[Step] = []
+        for _ in range(chance.randint(1, 2)):
+            sizes = tuple(chance.choice((1, 500, 9_000, 60_000)) for _ in range(chance.randint(1, 3)))
+            steps.append(Save(key, sizes))
+            if chance.random() < 0.7:
+                steps.append(Load(key))
+        return steps
+
     def listing(self) -> list[Step]:
         chance = self.chance
         return [ListPages("k/", chance.choice((1, 2, 5, 1000)), chance.choice((1, 2, 100)))]
@@ -315,6 +334,7 @@ class _Writer:
             *(self.reading,) * 3,
             *(self.ranges,) * 2,
             *(self.writing,) * 2,
+            self.checkpointing,
             self.listing,
             self.little,
         )
@@ -395,7 +415,7 @@ def draft(seed: int, only: str | None = None) -> Program:
     elif kind == "collections" and chance.random() < 0.5:
         steps = [*writer.lost_thing(), *(writer.ranges() if chance.random() < 0.5 else writer.some(1))]
     elif kind == "silence":
-        steps = writer.writing() if chance.random() < 0.7 else writer.some(1)
+        steps = chance.choice((writer.writing, writer.writing, writer.checkpointing, partial(writer.some, 1)))()
     else:
         steps = writer.some(chance.randint(1, 2 if is_traced else 4))
     faults: list[tuple[int, str]] = []

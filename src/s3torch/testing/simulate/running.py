@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import dataclasses
 import gc
+import itertools
 import logging
 import random
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 from s3torch.testing.simulate import seam
 from s3torch.testing.simulate.coincidences import (
@@ -26,6 +29,7 @@ from s3torch.testing.simulate.coincidences import (
     Replace,
     Signal,
     Tracer,
+    name_of,
 )
 from s3torch.testing.simulate.invariants import (
     AFTER_A_TURN,
@@ -34,7 +38,7 @@ from s3torch.testing.simulate.invariants import (
     Finding,
     look_ahead_is_given_back,
 )
-from s3torch.testing.simulate.model import BucketModel, Stored, bytes_of
+from s3torch.testing.simulate.model import BucketModel, Stored
 from s3torch.testing.simulate.play import Play, ReaderState
 from s3torch.testing.simulate.programs import Program, draft, kind_of
 from s3torch.testing.simulate.scheduler import StuckError
@@ -44,16 +48,19 @@ from s3torch.testing.simulate.steps import (
     Head,
     ListPages,
     ReadRange,
+    Save,
     Step,
     Together,
     Write,
 )
 from s3torch.testing.simulate.world import World
 
-__all__ = ["Result", "check", "everywhere", "program_of", "run", "shrunk", "simulate"]
+__all__ = ["Result", "check", "everywhere", "program_of", "result_of", "run", "shrunk", "simulate"]
 
 _PROBE = "z"
 _SHARE_OF_RARE_CODE = 0.6
+# How many places after the beginning of a function something happens: most functions have fewer than five.
+_PLACES_AFTER = (1, 1, 2, 2, 3, 4, 5, 6, 8, 10, 14, 20, 40)
 
 
 @dataclass
@@ -63,39 +70,45 @@ class Result:
     Attributes:
         findings: Which invariants did not hold; empty if all did.
         places: For each step, the code of each place that it passed where signals are looked for, if somebody counted.
+        calls: For each step, how often each function of s3torch was called, if somebody counted.
         selects: For each step, how often it waited for the network.
         log: The requests that the server saw, with their times.
         met: Where in s3torch something happened in the middle of a step.
         names: The readers, writers and iterators that were there at the beginning of each step.
+        happened: What happened at all, beside the steps.
+        pairs: What of it met: in one program, or in the middle of a step of some kind.
     """
 
     findings: list[Finding] = field(default_factory=list)
     places: list[list[CodeType]] = field(default_factory=list)
+    calls: list[dict[str, int]] = field(default_factory=list)
     selects: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
     met: list[str] = field(default_factory=list)
+    happened: set[str] = field(default_factory=set)
+    pairs: set[tuple[str, str]] = field(default_factory=set)
 
 
-def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ()) -> Result:
+def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore: Collection[str] = ()) -> Result:
     """Run a program and check all invariants.
 
     Args:
         program: What runs.
         ignore: Names of invariants that are known not to hold.
-        counts: Whether to count the places where something may happen in the middle.
+        counts: What to count, so that something may happen in the middle: ``places``, which takes long, or ``calls``.
     """
     bucket = BucketModel()
     for key, size in zip(program.keys, program.objects, strict=True):
         if size is not None:
-            bucket.put(key, Stored.of(bytes_of(key, 0, size)))
+            bucket.put(key, Stored.first(key, size))
     bucket.put(_PROBE, Stored.of(b"z"))
     bucket.begin()
     world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls)
     result = Result(log=world.log)
     with seam.connected(world), _collector_off(), _quiet() as in_finalisers:
         play = Play(program, world, frozenset(ignore))
-        is_traced = counts or any(each.at for each in program.coincidences)
+        is_traced = counts == "places" or any(each.at for each in program.coincidences)
         is_traced |= any(isinstance(step, Together) for step in program.steps)
         if is_traced:
             play.tracer = Tracer()
@@ -122,11 +135,13 @@ def run(program: Program, *, counts: bool = False, ignore: Collection[str] = ())
         gc.collect()  # a client and its buckets refer to each other
         for invariant in AFTER_ALL if not play.findings else ():
             invariant(play)
+    result.happened = {*play.happened, *(f"fault: {fault}" for fault in world.faults_met)}
+    result.pairs = {*play.pairs, *itertools.combinations(sorted(result.happened), 2)}
     return result
 
 
-def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: bool) -> None:
-    world, tracer = play.world, play.tracer
+def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: str) -> None:
+    world, tracer, play.step = play.world, play.tracer, step
     mine = [each for each in play.program.coincidences if each.step == number]
     first = world.selects
     by_select = {first + each.select: each for each in mine if each.select}
@@ -134,30 +149,41 @@ def _run_step(play: Play, number: int, step: Step, result: Result, *, counts: bo
     def on_select() -> None:
         coincidence = by_select.pop(world.selects, None)
         if coincidence is not None:
-            coincidence.happen(play)
+            coincidence.come(play)
 
     world.on_select = on_select if by_select else lambda: None
+    trail: list[CodeType] = []
+    profile = cProfile.Profile(subcalls=False, builtins=False) if counts == "calls" else None
     if tracer is not None:
-        tracer.count, tracer.is_on = 0, True
-        tracer.due, tracer.trail = {}, [] if counts else None
-        for each in mine:
-            if each.at:
-                tracer.due.setdefault(each.at, []).append(partial(each.happen, play))
-        tracer.start()
+        due = [(each, partial(each.come, play)) for each in mine if each.at]
+        tracer.begin(due, trail if counts == "places" else None)
+    if profile is not None:
+        profile.enable()
     try:
         step.run(play)
     except KeyboardInterrupt:  # where no call of ours was the outermost, such as in a finaliser
         if not play.has_interrupted:
             raise
     finally:
+        if profile is not None:
+            profile.disable()
         if tracer is not None:
             tracer.stop()
-            tracer.is_on = False
         world.on_select = lambda: None
     play.interrupted_at = None
-    result.places.append(tracer.trail or [] if tracer is not None else [])
+    result.places.append(trail)
+    result.calls.append(_calls_of(profile) if profile is not None else {})
     result.selects.append(world.selects - first)
     play.check_memory(f"after step {number}")
+
+
+def _calls_of(profile: cProfile.Profile) -> dict[str, int]:
+    """Return how often each function of s3torch was called, in an order that does not depend on addresses."""
+    calls: Counter[str] = Counter()
+    for entry in profile.getstats():
+        if isinstance(entry.code, CodeType) and (name := name_of(entry.code)):
+            calls[name] += entry.callcount
+    return dict(sorted(calls.items()))
 
 
 def _finish(play: Play) -> None:
@@ -173,6 +199,7 @@ def _finish(play: Play) -> None:
         del thing
     look_ahead_is_given_back(play)
     play.datasets.clear()
+    play.forget_checkpoints()
     for invariant in AT_ONCE if not play.findings else ():
         if invariant.__name__ != "nothing_in_flight" or not play.is_lax:
             invariant(play)
@@ -212,8 +239,11 @@ def _quiet() -> Iterator[list[str]]:
             raised.append(f"a finaliser raised {type(error).__name__}: {error}")
 
     log = logging.getLogger("s3torch")
-    level, hook = log.level, sys.unraisablehook
-    log.setLevel(logging.CRITICAL + 1)
+    handlers, propagates, hook = log.handlers, log.propagate, sys.unraisablehook
+    log.handlers, log.propagate = (
+        [logging.NullHandler()],
+        False,
+    )  # to change the level would clear caches of all loggers
     sys.unraisablehook = note
     try:
         with warnings.catch_warnings():
@@ -221,7 +251,7 @@ def _quiet() -> Iterator[list[str]]:
             yield raised
     finally:
         sys.unraisablehook = hook
-        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagates
 
 
 def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result | None]:
@@ -236,7 +266,7 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
     kind = kind_of(seed, only)
     if kind not in ("interrupts", "signals", "collections", "silence"):
         return program, None
-    counted = run(program, counts=True, ignore=ignore)
+    counted = run(program, counts="calls", ignore=ignore)
     if counted.findings and kind != "silence":
         return program, counted
     chance = random.Random(f"{seed} in the middle")
@@ -247,16 +277,18 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
 def _placed(chance: random.Random, program: Program, counted: Result, kind: str) -> Coincidence | None:
     """Return something that happens in the middle of one of the steps."""
     by_select = chance.random() < (0.8 if kind == "silence" else 0.2)
-    counts = counted.selects if by_select else list(map(len, counted.places))
+    counts = counted.selects if by_select else [sum(calls.values()) for calls in counted.calls]
     if not any(counts):
         return None
     step = chance.choices(range(len(counts)), counts)[0]
-    moment = chance.randint(1, counts[step])
-    if not by_select and chance.random() < _SHARE_OF_RARE_CODE:
-        trail = counted.places[step]
-        code = chance.choice(list(dict.fromkeys(trail)))  # code that seldom runs is met as often as any other
-        moment = chance.choice([at for at, each in enumerate(trail, 1) if each is code])
-    where: dict[str, int] = {"step": step, "select" if by_select else "at": moment}
+    where: dict[str, Any] = {"step": step}
+    if by_select:
+        where["select"] = chance.randint(1, counts[step])
+    else:
+        calls = counted.calls[step]
+        is_even = chance.random() < _SHARE_OF_RARE_CODE  # code that seldom runs is met as often as any other
+        name = chance.choices(list(calls), None if is_even else list(calls.values()))[0]
+        where |= {"of": name, "call": chance.randint(1, calls[name]), "at": chance.choice(_PLACES_AFTER)}
     if kind in ("interrupts", "silence"):
         return Interrupt(**where)
     if kind == "signals":
@@ -277,6 +309,7 @@ def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
         Write("w/handler", (chance.choice((100, 40_000)),)),
         ListPages("k/", 5),
         Head(key),
+        Save("c/handler", (chance.choice((100, 40_000)),)),
     ]
     choices += [
         Batch(number, tuple(chance.randrange(len(program.objects)) for _ in range(4)))
@@ -288,8 +321,14 @@ def _handler(chance: random.Random, program: Program) -> tuple[Step, ...]:
 
 def simulate(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, list[Finding]]:
     """Run the program of a seed; returns it, and what was found."""
+    program, result = result_of(seed, only, ignore=ignore)
+    return program, result.findings
+
+
+def result_of(seed: int, only: str | None = None, *, ignore: Collection[str] = ()) -> tuple[Program, Result]:
+    """Run the program of a seed; returns it, and what came of it."""
     program, early = program_of(seed, only, ignore=ignore)
-    return program, (early or run(program, ignore=ignore)).findings
+    return program, early or run(program, ignore=ignore)
 
 
 def everywhere(program: Program, coincidence: Coincidence, *, stride: int = 1) -> Iterator[Program]:
@@ -300,7 +339,7 @@ def everywhere(program: Program, coincidence: Coincidence, *, stride: int = 1) -
         coincidence: What happens in the middle of its step.
         stride: Take only each n-th place.
     """
-    places = len(run(program, counts=True).places[coincidence.step])
+    places = len(run(program, counts="places").places[coincidence.step])
     for at in range(1, places + 1, stride):
         yield dataclasses.replace(program, coincidences=(dataclasses.replace(coincidence, at=at),))
 

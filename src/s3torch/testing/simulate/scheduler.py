@@ -7,6 +7,7 @@ the turn while it holds a lock of s3torch: the next to want that would wait for 
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import threading
@@ -19,6 +20,8 @@ __all__ = ["Scheduler", "StuckError"]
 
 # Seconds of real time after which threads are held to be stuck. Nothing is decided by it that a seed should decide.
 _PATIENCE = 60.0
+# Places where signals are looked for in a function of s3torch, about.
+_PLACES_OF_A_CALL = 4
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
@@ -30,7 +33,8 @@ class _Task:
     """One thread, and what it waits for."""
 
     def __init__(self) -> None:
-        self.gate = threading.Semaphore(0)
+        self.gate = threading.Lock()  # a bare lock: a semaphore is made of Python code, which takes ten times as long
+        self.gate.acquire()
         self.is_ready: Callable[[], bool] | None = None
         self.deadline = 0.0
         self.is_done = False
@@ -51,8 +55,7 @@ class Scheduler:
         self._gap = gap
         self._tasks: list[_Task] = []
         self._current: _Task | None = None
-        self._until_switch = self._draw()
-        self._locks = _known_locks()
+        self._locks = _locks_of(len(sys.modules))
         self.switches = 0
 
     def run(self, bodies: Sequence[Callable[[], None]]) -> None:
@@ -91,23 +94,20 @@ class Scheduler:
         finally:
             task.is_ready = None
 
-    def tick(self) -> None:
-        """Count a bytecode; passes the turn on now and then."""
-        self._until_switch -= 1
-        if self._until_switch <= 0:
-            self._until_switch = self._draw()
-            if self._current is not None and not self._holds_lock():
-                self._give_to(self._choose(), self._current)
+    def switch(self) -> None:
+        """Pass the turn on, perhaps."""
+        if self._current is not None and not self._holds_lock():
+            self._give_to(self._choose(), self._current)
 
-    def _draw(self) -> int:
-        return 1 + int(self._chance.expovariate(1.0 / self._gap))
+    def draw(self) -> tuple[int, int]:
+        """Return after how many calls of s3torch, and how many places more, the next switch is due."""
+        return divmod(_PLACES_OF_A_CALL + 1 + int(self._chance.expovariate(1.0 / self._gap)), _PLACES_OF_A_CALL)
 
     def _run(self, task: _Task, body: Callable[[], None]) -> None:
         self._await(task)
         try:
             body()
         finally:
-            sys.settrace(None)
             task.is_done = True
             self._pass_on(self._choose())
 
@@ -142,8 +142,10 @@ class Scheduler:
         return any(lock._is_owned() if hasattr(lock, "_is_owned") else lock.locked() for lock in self._locks)
 
 
-def _known_locks() -> list[Any]:
-    """Return the locks that modules of s3torch, and the objects that they hold, have."""
+@functools.lru_cache(maxsize=1)
+def _locks_of(modules: int) -> list[Any]:
+    """Return the locks that modules of s3torch, and the objects that they hold, have, while so many are loaded."""
+    del modules
     found = []
     for name, module in list(sys.modules.items()):
         if name == "s3torch" or (name.startswith("s3torch.") and not name.startswith("s3torch.testing")):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import context
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.utils.data._utils.worker as torch_worker
 
 from s3torch import LookAheadBatchSampler
@@ -35,6 +36,7 @@ __all__ = [
     "Head",
     "Iterate",
     "ListPages",
+    "Load",
     "LoseInCycle",
     "Next",
     "Open",
@@ -46,6 +48,8 @@ __all__ = [
     "ReadRange",
     "ReadRanges",
     "ReplaceObject",
+    "Resume",
+    "Save",
     "Seek",
     "Step",
     "Together",
@@ -55,6 +59,7 @@ __all__ = [
 ]
 
 BUCKET = seam.BUCKET
+_NEVER = 10**6  # bytecodes between two switches: threads take turns only where they wait
 
 
 class Step:
@@ -179,6 +184,7 @@ class Drop(Step):
         """Drop it."""
         if not isinstance(play.things.get(self.name), IterationState):
             play.is_lax = True
+        play.happened.add("an iterator or a reader was dropped")
         play.attempt("del", (), lambda: play.things.pop(self.name, None) and None)
 
 
@@ -192,6 +198,7 @@ class LoseInCycle(Step):
         """Put it into a cycle."""
         thing = play.things.pop(self.name, None)
         if thing is not None:
+            play.happened.add("something was left to the collector")
             play.has_lost = play.is_lax = True
             cycle: list[object] = [thing]
             cycle.append(cycle)
@@ -479,6 +486,71 @@ class Write(Step):
         return self.how
 
 
+@dataclass(frozen=True)
+class Resume(Step):
+    """A writer with ``resume=True``: goes on where an earlier one of this key was interrupted; see ``Write``."""
+
+    key: str
+    size: int
+    how: str = "close"
+
+    def run(self, play: Play) -> None:
+        """Write, the same bytes each time."""
+        play.resumed.add(self.key)
+        play.is_lax |= self.how == "drop"
+        content = play.same_bytes(self.key, self.size)
+        done = play.attempt(repr(self), [self.key], lambda: self._write(play, content), may=(OopsError,))
+        _check_written(play, repr(self), self.key, content, is_certain=done == "close")
+
+    def _write(self, play: Play, content: bytes) -> str:
+        writer = play.client.put_object(BUCKET, self.key, resume=True)
+        play.happened.add("an upload was resumed" if play.has_open_upload(self.key) else "an upload may be resumed")
+        with writer:
+            writer.write(content)
+            if self.how == "raise":
+                raise OopsError
+        return self.how
+
+
+@dataclass(frozen=True)
+class Save(Step):
+    """``S3Checkpoint.save`` of a few tensors."""
+
+    key: str
+    sizes: tuple[int, ...]
+
+    def run(self, play: Play) -> None:
+        """Save."""
+        state = play.new_state(self.key, self.sizes)
+        done = play.attempt(
+            repr(self), [self.key], lambda: play.checkpoint.save(state, f"s3://{BUCKET}/{self.key}", progress=False)
+        )
+        play.happened.add("a checkpoint was saved")
+        if done is not FAILED and play.bucket.get(self.key) is None:
+            play.find("results", f"{self!r} has stored nothing")
+
+
+@dataclass(frozen=True)
+class Load(Step):
+    """``S3Checkpoint.load``."""
+
+    key: str
+
+    def run(self, play: Play) -> None:
+        """Load, and compare with all that was saved there."""
+        found = play.attempt(
+            repr(self), [self.key], lambda: play.checkpoint.load(f"s3://{BUCKET}/{self.key}", progress=False)
+        )
+        if found is not FAILED:
+            play.happened.add("a checkpoint was loaded")
+            if not any(_are_equal(found, state) for state in play.states_of(self.key)):
+                play.find("results", f"{self!r} returned another state than those that were saved")
+
+
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def _check_written(play: Play, what: str, key: str, content: bytes, *, is_certain: bool) -> None:
     stored = play.bucket.get(key)
     if stored is None:
@@ -583,6 +655,7 @@ class CloseClient(Step):
 
     def run(self, play: Play) -> None:
         """Close it."""
+        play.happened.add("the client was closed")
         client = play.client if self.dataset is None else play.datasets[self.dataset].client
         play.attempt(repr(self), (), client.close)
 
@@ -607,6 +680,7 @@ class Elsewhere(Step):
 
     def run(self, play: Play) -> None:
         """Run them there."""
+        play.happened.add("another thread, one after the other")
         play.is_lax = True  # what this thread had begun and the other cancels is over with this one's next turn
         thread = threading.Thread(target=_run_all, args=(play, self.steps))
         thread.start()
@@ -649,23 +723,29 @@ class Together(Step):
         used = [{name for step in steps for name in step.names} for steps in self.threads]
         play.shared = {name for names in used for name in names if sum(name in each for each in used) > 1}
         scheduler = Scheduler(play.world, play.world.chance, self.gap)
-        tracer = play.tracer
+        tracer = play.tracer if self.gap < _NEVER else None
 
-        def other(steps: tuple[Step, ...]) -> None:
+        def body(steps: tuple[Step, ...]) -> None:
             if tracer is not None:
                 tracer.start()
-            _run_all(play, steps)
+            try:
+                _run_all(play, steps)
+            finally:
+                if tracer is not None:
+                    tracer.leave()
 
-        bodies: list[Callable[[], None]] = [partial(_run_all, play, self.threads[0])]
-        bodies += [partial(other, steps) for steps in self.threads[1:]]
         if tracer is not None:
-            tracer.tick = scheduler.tick
+            tracer.take_turns(scheduler.draw, scheduler.switch)
         try:
-            scheduler.run(bodies)
+            scheduler.run([partial(body, steps) for steps in self.threads])
         finally:
+            if scheduler.switches:
+                play.happened.add("threads in turn")
+            if play.shared:
+                play.happened.add("threads shared something")
             play.shared = set()
             if tracer is not None:
-                tracer.tick = None
+                tracer.end_turns()
 
 
 def _run_all(play: Play, steps: tuple[Step, ...]) -> None:
@@ -702,6 +782,7 @@ class Workers(Step):
             finally:
                 context.set_spawning_popen(None)
         play.clients += [copy.client for copy in copies]
+        play.happened.add("workers")
         found: list[str] = []
         for worker, copy in enumerate(copies):
             torch_worker._worker_info = torch_worker.WorkerInfo(

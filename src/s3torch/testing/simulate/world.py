@@ -32,6 +32,7 @@ _MOST_IDLE_SELECTS = 5_000
 _LONGEST = 100.0
 _LONGEST_WITH_FAULTS = 500.0
 _RECORD = 16 * 1024
+_CONNECTING = ConnectionState.CONNECTING
 
 
 class EndlessError(BaseException):
@@ -50,12 +51,14 @@ class World:
     Attributes:
         now: Seconds.
         selects: How often somebody selected.
+        empty_turns: How often nothing could move when somebody had selected.
         on_select: Called whenever somebody does; to interrupt it.
         scheduler: Says which thread runs; None while there is one only.
         is_kind: Whether faults are over.
         is_silent: Whether the server answers nothing more.
         requests: Requests that the server has received.
         log: Those requests, with their times and faults.
+        faults_met: What went wrong.
         open_connections: Those that the client has not closed.
     """
 
@@ -72,6 +75,7 @@ class World:
         self.scheduler: Scheduler | None = None
         self.is_kind = False
         self.is_silent = False
+        self.empty_turns = 0
         self.requests = 0
         self.requests_begun = 0
         self.bytes_sent = 0
@@ -79,6 +83,7 @@ class World:
         self.connections_opened = 0
         self.open_connections: set[SimulatedConnection] = set()
         self.log: list[str] = []
+        self.faults_met: set[str] = set()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._idle_selects = 0
@@ -149,12 +154,15 @@ class SimulatedNetwork:
         # A wait that is too short for the clock's precision still lets some time pass, as in earnest.
         began, deadline = world.now, world.now + (max(timeout, 1e-6) if timeout > 0 else 0.0)
         world.settle()
+        ready = self._ready()
         if world.scheduler is not None:
             world.scheduler.block(lambda: bool(self._ready()), deadline)
+            ready = self._ready()
         else:
-            while world.now < deadline and not self._ready():
+            while not ready and world.now < deadline:
                 world.step(deadline)
-        ready = self._ready()
+                ready = self._ready()
+        world.empty_turns += not ready
         world.count_select(has_waited=world.now > began)
         return ready
 
@@ -163,7 +171,18 @@ class SimulatedNetwork:
         self.is_closed = True
 
     def _ready(self) -> list[tuple[SimulatedConnection, int]]:
-        return [(connection, events) for connection in self.connections if (events := connection.events)]
+        """Return which connections can move; it is asked at each event, so it asks nobody else."""
+        ready = []
+        for connection in self.connections:
+            if connection.state is _CONNECTING:
+                events = WRITE if connection._accepted else 0
+            else:
+                events = READ if connection._has_ended or len(connection._on_its_way) >= connection.awaited else 0
+                if connection._wants_writing:
+                    events |= WRITE
+            if events:
+                ready.append((connection, events))
+        return ready
 
 
 class SimulatedConnection:
@@ -208,14 +227,6 @@ class SimulatedConnection:
     def is_drained(self) -> bool:
         """Whether nothing is left of what was decrypted."""
         return not self._decrypted
-
-    @property
-    def events(self) -> int:
-        """What select reports."""
-        if self.state is ConnectionState.CONNECTING:
-            return WRITE if self._accepted else 0
-        readable = READ if len(self._on_its_way) >= self.awaited or self._has_ended else 0
-        return readable | (WRITE if self._wants_writing else 0)
 
     def expect(self, count: int) -> None:
         """Say how many bytes are wanted."""
@@ -319,6 +330,8 @@ class SimulatedConnection:
         request = parse_request(head, body)
         fault = "" if world.is_kind else world.faults.get(number, "")
         world.log.append(f"{world.now:.4f} {request.name} {request.key} {request.fields.get('range', '')} {fault}")
+        if fault:
+            world.faults_met.add(fault)
         if fault == "silence":
             world.is_silent = True
         if world.is_silent:
