@@ -145,6 +145,24 @@ def test_the_size_comes_with_the_head(client, open_key):
     assert client.stats.requests == before + 1
 
 
+@pytest.mark.parametrize(("count", "held"), [(16 * KiB, 16 * KiB), (16 * KiB + 1, 0)])
+def test_the_first_read_of_an_object_of_unknown_size(open_key, budget, count: int, held: int):
+    """Up to a block, it brings the block, which is held; a longer one brings what is asked for, and nothing is held."""
+    reader = open_key("large")
+    assert reader.read(count) == LARGE[:count]
+    assert budget.held == held
+
+
+def test_a_read_of_all_pays_for_what_follows(open_key, budget):
+    """Who has read all of an object of unknown size gets a block for a small read, as for any other bytes read."""
+    reader = open_key("large")
+    assert reader.read() == LARGE
+    assert budget.held == 0
+    reader.seek(3 * MiB)
+    assert reader.read(10) == LARGE[3 * MiB :][:10]
+    assert budget.held == 16 * KiB
+
+
 def test_large_reads_go_into_the_callers_memory(open_key, budget):
     """A large read is held nowhere else, and brings nothing but itself while it follows no other."""
     reader = open_key("large", size=len(LARGE))
