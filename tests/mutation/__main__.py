@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from tests.mutation.modules import PACKAGES, files_of, wider_files
 from tests.mutation.operators import mutants
-from tests.mutation.reach import Recorder, Selection, Test, reaching
+from tests.mutation.reach import Recorder, Selection, Watched, reaching
 
 __all__ = ["main"]
 
@@ -103,7 +103,7 @@ class Measured(NamedTuple):
     """A run without a change: how long it took in seconds, and the tests that passed."""
 
     seconds: float
-    tests: list[Test]
+    tests: list[Watched]
 
 
 class Workshop:
@@ -159,7 +159,7 @@ class Workshop:
                 return Verdict(mutant, "time limit" if is_late else stage, how)
         return Verdict(mutant, "", f"{len(tests)} {stage}")
 
-    def _passes_alone(self, test: Test) -> bool:
+    def _passes_alone(self, test: Watched) -> bool:
         """Whether a test passes without a change and without those before it: its failure is the mutant's then."""
         if test.name not in self._alone:
             self._alone[test.name] = self._select([test]) == 0
@@ -168,7 +168,7 @@ class Workshop:
     def _patience(self, seconds: float) -> float:
         return _LEAST_PATIENCE + _PATIENCE * seconds
 
-    def _select(self, tests: Sequence[Test]) -> int | None:
+    def _select(self, tests: Sequence[Watched]) -> int | None:
         """Run tests up to the first that fails, which is the one that the result names."""
         self._result.write_text("")
         paths = dict.fromkeys(test.name.partition("::")[0] for test in tests)

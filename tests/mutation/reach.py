@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import pytest
 
-__all__ = ["Recorder", "Selection", "Test", "reaching"]
+__all__ = ["Recorder", "Selection", "Watched", "reaching"]
 
 
-class Test(NamedTuple):
+class Watched(NamedTuple):
     """What a test has done without a change.
 
     Attributes:
@@ -35,7 +35,7 @@ class Test(NamedTuple):
     called: frozenset[tuple[str, int]]
 
 
-def reaching(tests: Iterable[Test], module: str, source: str, line: int) -> list[Test]:
+def reaching(tests: Iterable[Watched], module: str, source: str, line: int) -> list[Watched]:
     """Return the tests that call the function that a line is in, or one within that function; the quickest first.
 
     Args:
@@ -73,7 +73,7 @@ class Recorder:
     """
 
     def __init__(self, package: Path) -> None:
-        self.tests: list[Test] = []
+        self.tests: list[Watched] = []
         self.failed: set[str] = set()
         self._package = f"{package}/"
         self._called: set[tuple[str, int]] = set()
@@ -91,7 +91,7 @@ class Recorder:
             sys.setprofile(None)
             threading.setprofile(None)  # type: ignore[arg-type] # typeshed knows no None here
             called = frozenset((path.removeprefix(self._package), line) for path, line in self._called)
-            self.tests.append(Test(item.nodeid, time.monotonic() - began, called))
+            self.tests.append(Watched(item.nodeid, time.monotonic() - began, called))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take down a failure."""
@@ -114,7 +114,7 @@ class Selection:
         current: A file that has the id of the test that was begun last.
     """
 
-    def __init__(self, tests: Sequence[Test], limits: Sequence[float], log: int, current: Path) -> None:
+    def __init__(self, tests: Sequence[Watched], limits: Sequence[float], log: int, current: Path) -> None:
         self._places = {test.name: place for place, test in enumerate(tests)}
         self._limits = dict(zip(self._places, limits, strict=True))
         self._log, self._current = log, current
