@@ -66,6 +66,19 @@ def test_progress_that_is_not_wanted_any_more(remote: RemoteObject):
     assert remote.access.engine().pending == 0
 
 
+def note_parts(monkeypatch) -> list[tuple[int, int, list[int]]]:
+    """Return a list that gets, of each request from now on, its range and how long each piece of its memory is."""
+    parts: list[tuple[int, int, list[int]]] = []
+    construct = GetObject.__init__
+
+    def note(get, bucket, key, start, stop, into, **options: object) -> None:
+        parts.append((start, stop, [len(into)] if isinstance(into, memoryview) else [*map(len, into)]))
+        construct(get, bucket, key, start, stop, into, **options)
+
+    monkeypatch.setattr(GetObject, "__init__", note)
+    return parts
+
+
 @pytest.fixture
 def large() -> Iterator[RemoteObject]:
     """An object of several parts, whose size is known."""
@@ -86,14 +99,26 @@ def large() -> Iterator[RemoteObject]:
 )
 def test_each_part_has_memory_of_its_own(large: RemoteObject, monkeypatch, read):
     """The memory of a part is as long as the part: whatever its answer brings reaches no byte of another part."""
-    parts: list[tuple[int, int, int]] = []
-    construct = GetObject.__init__
-
-    def note(get, bucket, key, start, stop, into, **options: object) -> None:
-        parts.append((start, stop, len(into)))
-        construct(get, bucket, key, start, stop, into, **options)
-
-    monkeypatch.setattr(GetObject, "__init__", note)
+    parts = note_parts(monkeypatch)
     read(large)
     assert len(parts) > 1
-    assert [length for _, _, length in parts] == [stop - start for start, stop, _ in parts]
+    assert [sum(lengths) for _, _, lengths in parts] == [stop - start for start, stop, _ in parts]
+
+
+def test_parts_of_a_range_in_several_pieces(monkeypatch):
+    """Each part fills the pieces that it reaches, and no byte of those before and behind it."""
+    content = bytes(range(251)) * (12 * MiB // 251)
+    with ScriptedServer(serve_object(content)) as server:
+        config = S3ClientConfig(unsigned=True, hedging=False)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        remote = RemoteObject(client._access, "b", "k", size=len(content))
+        pieces = [bytearray(size) for size in (5, 4 * MiB - 1, 7, 3 * MiB, 11, 100)]
+        expected = memoryview(content)[3 : 3 + sum(map(len, pieces))]
+        parts = note_parts(monkeypatch)
+        fetch = remote.new_range_fetch(3, *map(memoryview, pieces))
+        fetch.begin()
+        fetch.finish()
+        client.close()
+    assert b"".join(pieces) == expected
+    assert len(parts) > 1
+    assert [sum(lengths) for _, _, lengths in parts] == [stop - start for start, stop, _ in parts]

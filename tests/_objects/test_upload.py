@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from s3torch._objects.upload import _Flying
+from s3torch import S3ClientConfig
+from s3torch._aws.object_options import ObjectOptions
+from s3torch._objects.upload import MultipartUpload, _Flying
 
 
 @pytest.mark.parametrize("is_free", [True, False])
@@ -20,3 +23,42 @@ def test_parts_move_while_the_next_is_written(is_free: bool):
     _Flying(access, nothing, nothing).nudge()
     assert len(intervals) == int(is_free)
     assert all(interval > 0 for interval in intervals)
+
+
+def find_parts(*pages: dict[str, object]) -> list[object]:
+    """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
+    markers = []
+    answers = list(pages)
+
+    def call(name: str, *_: object, **parameters: object) -> dict[str, object]:
+        if name == "ListMultipartUploads":
+            begun = {"Key": "k", "UploadId": "1", "Initiated": datetime.fromtimestamp(0, timezone.utc)}
+            return {"Uploads": [begun]}
+        assert (name, parameters["UploadId"]) == ("ListParts", "1")
+        markers.append(parameters["PartNumberMarker"])
+        return answers.pop(0)
+
+    access: Any = SimpleNamespace(call=call, config=S3ClientConfig())
+    MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+    return markers
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {},
+        {"IsTruncated": False, "NextPartNumberMarker": 3},
+        {"IsTruncated": True},
+        {"IsTruncated": True, "NextPartNumberMarker": 2},
+        {"IsTruncated": True, "NextPartNumberMarker": 1},
+    ],
+)
+def test_pages_of_parts(last: dict[str, object]):
+    """Parts are asked for up to the page without more, without a way to them, or that leads back."""
+    assert find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, last) == [0, 2]
+
+
+def test_aborting_what_was_not_begun():
+    """An upload of which the service knows nothing has nothing to abort."""
+    nobody: Any = SimpleNamespace(config=S3ClientConfig())
+    MultipartUpload(nobody, "b", "k", ObjectOptions()).abort()

@@ -25,7 +25,7 @@ from PIL import Image
 
 from s3torch import S3Client, S3ClientConfig, S3ReaderConfig
 from s3torch._objects.remote import RemoteObject
-from s3torch.errors import ObjectNotFoundError
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError
 from s3torch.readers import AdaptiveS3Reader, S3Reader
 from s3torch.readers.budget import BUDGET, MemoryBudget
 
@@ -244,6 +244,18 @@ def test_failures_hold_nothing(open_key, budget):
         with pytest.raises(ObjectNotFoundError):
             call()
         assert (budget.held, reader.tell()) == (0, 0)
+
+
+def test_an_object_that_is_replaced_before_a_large_read(client, open_key, budget):
+    """A large read with bytes ahead of it that fails raises, holds nothing, and moves nothing."""
+    _put(client, "replaced", LARGE)
+    reader = open_key("replaced")
+    assert reader.read(MiB) == LARGE[:MiB]
+    _put(client, "replaced", LARGE[:-1])
+    for call in (lambda: reader.read(MiB), lambda: reader.readinto(bytearray(MiB))):
+        with pytest.raises(ObjectChangedError):
+            call()
+        assert (budget.held, reader.tell()) == (0, MiB)
 
 
 def test_pickle(client):

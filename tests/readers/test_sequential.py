@@ -11,7 +11,7 @@ import pytest
 
 from s3torch._objects.fetch import Fetch
 from s3torch._transfer import buffers
-from s3torch.errors import ObjectChangedError
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError
 from s3torch.readers import SequentialS3Reader
 
 MiB = 1024 * 1024
@@ -184,4 +184,18 @@ def test_when_a_prefetch_is_sent(reader, monkeypatch, arguments: dict[str, bool]
     monkeypatch.setattr(Fetch, "nudge", nudge)
     reader.prefetch(**arguments)
     assert nudged == count
+    reader.close()
+
+
+def test_a_prefetch_after_one_that_failed(client, bucket, monkeypatch):
+    """A prefetch whose object was missing is over once a read has said so: the next one asks again."""
+    reader = client.get_object(bucket, "not there yet")
+    reader.prefetch()
+    with pytest.raises(ObjectNotFoundError):
+        reader.read(1)
+    begun: list[Fetch] = []
+    monkeypatch.setattr(Fetch, "begin", begun.append)
+    monkeypatch.setattr(Fetch, "nudge", begun.append)
+    reader.prefetch()
+    assert len(begun) == 2
     reader.close()
