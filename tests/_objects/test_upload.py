@@ -12,6 +12,8 @@ from s3torch import S3ClientConfig
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._objects.upload import MultipartUpload, _Flying
 
+MiB = 1024 * 1024
+
 
 @pytest.mark.parametrize("is_free", [True, False])
 def test_parts_move_while_the_next_is_written(is_free: bool):
@@ -23,6 +25,21 @@ def test_parts_move_while_the_next_is_written(is_free: bool):
     _Flying(access, nothing, nothing).nudge()
     assert len(intervals) == int(is_free)
     assert all(interval > 0 for interval in intervals)
+
+
+def test_memory_of_a_part_that_has_arrived(client, bucket, key):
+    """It is used again at once, though there is room for more parts."""
+    upload = MultipartUpload(client._access, bucket, key, ObjectOptions())
+    upload.begin(resumes=False)
+    first = upload.buffer(5 * MiB)
+    first.add(memoryview(bytes(5 * MiB)))
+    upload.send(first)
+    assert upload.buffer(5 * MiB) is not first
+    engine = client._access.engine()
+    while engine.pending:
+        engine.turn(None)
+    assert upload.buffer(5 * MiB) is first
+    upload.abort()
 
 
 def find_parts(*pages: dict[str, object]) -> list[object]:

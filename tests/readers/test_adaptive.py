@@ -183,6 +183,17 @@ def test_lines(client, open_key):
     assert client.stats.requests - before <= 12
 
 
+def test_lines_pay_for_what_follows(open_key, budget):
+    """A line far away counts as a block that was asked for: afterwards a small read still gets a block."""
+    reader = open_key("large", size=len(LARGE))
+    for place in range(25):
+        reader.seek(5 * MiB - place * 200 * KiB)
+        reader.readline()
+    reader.seek(100 * KiB)
+    assert reader.read(10) == LARGE[100 * KiB :][:10]
+    assert budget.held == 16 * KiB
+
+
 def test_what_is_held(open_key, budget):
     """Its blocks count against the budget, and closing gives all back."""
     reader = open_key("large")
