@@ -10,7 +10,8 @@ import pytest
 
 from s3torch import S3ClientConfig
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._objects.upload import MultipartUpload, _Flying
+from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from tests._aws import answering
 
 MiB = 1024 * 1024
 
@@ -40,6 +41,26 @@ def test_memory_of_a_part_that_has_arrived(client, bucket, key):
         engine.turn(None)
     assert upload.buffer(5 * MiB) is first
     upload.abort()
+
+
+def test_an_upload_moves_what_is_under_way():
+    """Whoever writes moves the parts that are under way, if there are any."""
+    moved: list[float] = []
+    engine = SimpleNamespace(is_free=True, nudge=lambda interval=0.0: moved.append(interval), submit=lambda _: None)
+    access: Any = SimpleNamespace(
+        engine=lambda: engine,
+        bucket=lambda _: answering.bucket(),
+        config=S3ClientConfig(),
+    )
+    upload = MultipartUpload(access, "b", "k", ObjectOptions())
+    upload.nudge()
+    assert moved == []
+    part = PartBuffer(5)
+    part.add(memoryview(b"bytes"))
+    upload.send(part)
+    before = len(moved)
+    upload.nudge()
+    assert len(moved) == before + 1
 
 
 def find_parts(*pages: dict[str, object]) -> list[object]:
