@@ -46,7 +46,13 @@ def test_memory_of_a_part_that_has_arrived(client, bucket, key):
 def test_an_upload_moves_what_is_under_way():
     """Whoever writes moves the parts that are under way, if there are any."""
     moved: list[float] = []
-    engine = SimpleNamespace(is_free=True, nudge=lambda interval=0.0: moved.append(interval), submit=lambda _: None)
+
+    def ignore(_: object) -> None:
+        pass
+
+    engine = SimpleNamespace(
+        is_free=True, nudge=lambda interval=0.0: moved.append(interval), submit=ignore, cancel=ignore
+    )
     access: Any = SimpleNamespace(
         engine=lambda: engine,
         bucket=lambda _: answering.bucket(),
@@ -61,6 +67,7 @@ def test_an_upload_moves_what_is_under_way():
     before = len(moved)
     upload.nudge()
     assert len(moved) == before + 1
+    upload.cancel()
 
 
 def find_parts(*pages: dict[str, object]) -> list[object]:
