@@ -26,6 +26,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "_transfer/pauses.py": ("_transfer/test_pauses.py", *_ENGINE),
     "_transfer/buffers.py": ("_transfer/test_buffers.py",),
     "_aws/operations.py": ("_aws/test_operations.py", "_transfer/test_hedging.py", "test_integrity.py"),
+    "_aws/sending.py": ("_aws/test_operations.py", *_UPLOADS, "test_integrity.py"),
     "_aws/multipart.py": ("_aws/test_multipart.py", *_UPLOADS),
     "_aws/session.py": ("_aws/test_session.py", "_aws/test_configuration.py", "test_client.py", "test_security.py"),
     "_access": ("test_ownership.py", "test_client.py"),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .modules import files_of
+from .__main__ import every_mutant
+from .modules import files_of, wider_files
 from .operators import mutants
 from .reach import Watched, reaching
 
@@ -99,6 +100,14 @@ def test_tests_of_a_module():
     """The table tells which tests meet a module first; without a line it is the file of the same name."""
     assert files_of("_transfer/loop.py") == ["tests/_transfer/test_engine.py", "tests/_transfer/test_hedging.py"]
     assert files_of("datasets/map.py") == ["tests/datasets/test_map.py"]
+
+
+def test_tests_of_all_modules():
+    """The files that the table names are there, and a module without a line has a file of its name."""
+    root = Path(__file__).parents[2]
+    for module in {mutant.module for mutant in every_mutant(root / "src" / "s3torch")}:
+        missing = [path for path in (*files_of(module), *wider_files(module)) if not (root / path).is_file()]
+        assert not missing, module
 
 
 SOURCE = """
