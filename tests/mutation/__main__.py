@@ -177,7 +177,7 @@ class Workshop:
         return self._run(lambda: _pytest([*paths], selection, "-x"), self._patience(sum(limits)))
 
     def _record(self, run: str) -> int:
-        recorder = Recorder(self._src / "s3torch")
+        recorder = Recorder(self._src / "s3torch", self._result.with_suffix(".forks"))
         status = _pytest([run], recorder)
         self._result.write_bytes(pickle.dumps((recorder.tests, recorder.failed)))
         return status

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import faulthandler
+import os
 import sys
 import threading
 import time
@@ -66,17 +67,20 @@ def _function_around(tree: ast.AST, line: int) -> tuple[int, int]:
 
 
 class Recorder:
-    """Takes down what each test calls, and which tests fail.
+    """Takes down what each test calls, in processes that it forks, too, and which tests fail.
 
     Args:
         package: The folder of the library.
+        notes: A file for what forked processes call.
     """
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, notes: Path) -> None:
         self.tests: list[Watched] = []
         self.failed: set[str] = set()
         self._package = f"{package}/"
         self._called: set[tuple[str, int]] = set()
+        self._owner = os.getpid()
+        self._notes = notes.open("w+b", buffering=0)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -90,6 +94,7 @@ class Recorder:
         finally:
             sys.setprofile(None)
             threading.setprofile(None)  # type: ignore[arg-type] # typeshed knows no None here
+            self._called |= self._called_by_forks()
             called = frozenset((path.removeprefix(self._package), line) for path, line in self._called)
             self.tests.append(Watched(item.nodeid, time.monotonic() - began, called))
 
@@ -100,8 +105,20 @@ class Recorder:
 
     def _note(self, frame: FrameType, event: str, _argument: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(self._package):
-            self._called.add((code.co_filename, code.co_firstlineno))
+        if event != "call" or not code.co_filename.startswith(self._package):
+            return
+        called = code.co_filename, code.co_firstlineno
+        if called not in self._called:
+            self._called.add(called)
+            if os.getpid() != self._owner:
+                self._notes.write(f"{called[1]} {called[0]}\n".encode())  # they share the place to write at
+
+    def _called_by_forks(self) -> set[tuple[str, int]]:
+        self._notes.seek(0)
+        lines = self._notes.read().decode().splitlines()
+        self._notes.seek(0)
+        self._notes.truncate()
+        return {(path, int(number)) for number, _, path in (line.partition(" ") for line in lines)}
 
 
 class Selection:

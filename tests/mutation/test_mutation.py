@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_a_line_outside_of_functions():
 
 
 TESTS = """
-import threading, time
+import os, threading, time
 from library import one, two
 
 def test_one():
@@ -157,6 +158,13 @@ def test_thread():
     thread = threading.Thread(target=two)
     thread.start()
     thread.join()
+
+def test_fork():
+    child = os.fork()
+    if not child:
+        two()
+        os._exit(0)
+    os.waitpid(child, 0)
 
 def test_failing():
     assert one() is two()
@@ -184,10 +192,11 @@ def run_watched(folder: Path, script: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False).stdout
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_what_is_recorded(tmp_path: Path):
-    """The functions that each test calls, in its threads, too, and the tests that fail."""
+    """The functions that each test calls, in its threads and forks, too, and the tests that fail."""
     script = """
-        recorder = Recorder(folder)
+        recorder = Recorder(folder, folder / "notes")
         run(recorder, "-k", "not hanging")
         print(json.dumps([sorted(recorder.failed), {test.name: sorted(test.called) for test in recorder.tests}]))
     """
@@ -196,7 +205,7 @@ def test_what_is_recorded(tmp_path: Path):
     library = {
         name.partition("::")[2]: [line for path, line in at if path == "library.py"] for name, at in called.items()
     }
-    assert library == {"test_one": [1], "test_thread": [4], "test_failing": [1, 4]}
+    assert library == {"test_one": [1], "test_thread": [4], "test_fork": [4], "test_failing": [1, 4]}
 
 
 def test_what_is_selected(tmp_path: Path):
