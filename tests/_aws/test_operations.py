@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.operations import DeleteObject, GetObject
 from s3torch._aws.sending import PutObject
@@ -55,6 +56,17 @@ def test_another_version_than_is_wanted():
     with pytest.raises(ObjectChangedError):
         answer(get, 206, CONTENT, content_range="bytes 0-99/100", etag='"new"')
     assert get.filled == 0
+
+
+@pytest.mark.parametrize(("has_checksums", "told"), [(True, True), (True, False), (False, True)])
+def test_what_was_verified(has_checksums: bool, told: bool):
+    """A read of all bytes whose checksum came with them says that it was verified, so that nobody asks again."""
+    get = GetObject(bucket(has_checksums=has_checksums), "key", 0, 100, memoryview(bytearray(100)))
+    assert not get.is_verified
+    checksum = str(checksums.compute(checksums.CRC32, [memoryview(CONTENT)])) if told else None
+    fields = {"x_amz_checksum_crc32": checksum, "x_amz_checksum_type": "FULL_OBJECT"}
+    assert answer(get, 206, CONTENT, content_range="bytes 0-99/100", **fields) is None
+    assert get.is_verified is (has_checksums and told)
 
 
 def test_rest_of_another_size():
