@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from s3torch._transfer.connection import READ, WRITE, Address, Connection, ConnectionState, Network, Origin
+from s3torch._transfer.connection import READ, WRITE, Address, AddressBook, Connection, ConnectionState, Network, Origin
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Inbox, read_head, read_small_body
@@ -341,6 +341,18 @@ def test_next_address(dead_address: Address, place: int):
             ask = Ask(Origin("http", "many.test", server.port))
             engine.run([ask])
     assert (ask.body, ask.attempts) == (b"hello", 1)
+
+
+def test_the_order_of_addresses():
+    """Those that took no connection within a minute come last, each time another of the others first."""
+    origin = Origin("http", "many.test", 80)
+    one, two, three = ((socket.AF_INET, (f"10.0.0.{number}", 80)) for number in (1, 2, 3))
+    book = AddressBook()
+    book.note_dead(one, 100.0)
+    book.note_dead(two, 101.0)
+    for now, first in ((102.0, {three}), (159.9, {three}), (160.0, {one, three}), (161.0, {one, two, three})):
+        book.note(origin, [one, two, three], now)
+        assert {book.find(origin, now)[0] for _ in range(3)} == first, now
 
 
 def test_no_address_left(dead_address: Address):
