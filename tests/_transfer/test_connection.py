@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -353,6 +355,33 @@ def test_the_order_of_addresses():
     for now, first in ((102.0, {three}), (159.9, {three}), (160.0, {one, three}), (161.0, {one, two, three})):
         book.note(origin, [one, two, three], now)
         assert {book.find(origin, now)[0] for _ in range(3)} == first, now
+
+
+def test_an_address_that_refuses_is_remembered(dead_address: Address):
+    """The next connection begins with an address that does not refuse."""
+    with ScriptedServer(greet) as server:
+        addresses = [dead_address, (socket.AF_INET, ("127.0.0.1", server.port))]
+        book = AddressBook()
+        network = Network(lookup=lambda host, port: addresses, clock=lambda: 100.0, addresses=book)
+        with engine_of(network) as engine:
+            ask = Ask(Origin("http", "many.test", server.port))
+            engine.run([ask])
+    assert {book.find(ask.origin, 100.0)[0] for _ in range(4)} == {addresses[1]}
+
+
+def test_a_peer_that_is_gone_before_tls():
+    """That TLS cannot even begin is a failed connection, as any other."""
+
+    def wrap_socket(*_: object, **__: object) -> ssl.SSLSocket:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    tls: Any = SimpleNamespace(wrap_socket=wrap_socket)
+    with (
+        ScriptedServer(greet) as server,
+        engine_of(Network(tls=lambda: tls), max_attempts=1) as engine,
+        pytest.raises(ConnectionFailedError, match="Transport endpoint is not connected"),
+    ):
+        engine.run([Ask(Origin("https", "127.0.0.1", server.port))])
 
 
 def test_no_address_left(dead_address: Address):

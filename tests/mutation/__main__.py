@@ -142,11 +142,10 @@ class Workshop:
             caught_by = "time limit" if status is None else stage if status else ""
             return Verdict(mutant, caught_by, self._first_failure() if status else "")
         source = (self._src / "s3torch" / mutant.module).read_text()
-        tests = [
-            test
-            for run in runs_of(mutant.module)[stage]
-            for test in reaching(self.usual[run].tests, mutant.module, source, mutant.line)
-        ]
+        runs = [self.usual[run].tests for run in runs_of(mutant.module)[stage]]
+        tests = [test for run in runs for test in reaching(run, mutant.module, source, mutant.line)]
+        if stage != "wider tests":  # who is called at the import alone, or in a spawned process, was not seen
+            tests = tests or [test for run in runs for test in run]
         while tests := [test for test in tests if self._alone.get(test.name, True)]:
             with self._changed(mutant):
                 status = self._select(tests)
