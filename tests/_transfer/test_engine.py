@@ -1778,12 +1778,13 @@ def test_the_order_after_an_interrupt():
         raise KeyboardInterrupt
 
     network = FakeNetwork(never, then=echo)
-    network.on_select = interrupt
     engine = make(network, limits=Limits(connections=1))
     asks = [Ask("a"), Ask("b")]
     for ask in asks:
         engine.submit(ask)
+    engine.turn()
+    network.on_select = interrupt
     with pytest.raises(KeyboardInterrupt):
-        engine.wait(asks)
+        engine.turn()
     engine.wait(asks)
     assert targets(network)[1:] == [[b"/a", b"/b"]]
