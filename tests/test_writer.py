@@ -274,6 +274,23 @@ def test_a_block_that_ends_while_another_thread_writes(small_parts, bucket, key,
     assert open_uploads() == []
 
 
+def test_a_block_that_ends_before_a_part_is_sent(small_parts, bucket, key, monkeypatch):
+    """A part that is sent after another thread has left the block is cancelled, while the error is kept, too."""
+    writer = small_parts.put_object(bucket, key)
+    send = MultipartUpload.send
+
+    def leave_before(upload: MultipartUpload, buffer: PartBuffer) -> None:
+        writer.__exit__(ValueError, ValueError(), None)
+        send(upload, buffer)
+
+    monkeypatch.setattr(MultipartUpload, "send", leave_before)
+    monkeypatch.setattr(MultipartUpload, "buffer", lambda _, capacity: PartBuffer(capacity))
+    with pytest.raises(ConcurrentUseError) as raised:
+        writer.write(CONTENT[: _PART + 1])
+    assert [engine.pending for engine in small_parts._access.engines] == [0]
+    del raised
+
+
 def test_an_abort_that_is_interrupted(small_parts, bucket, key, monkeypatch, open_uploads):
     """The next call that sends anything does what an interrupted abort has left."""
     writer = small_parts.put_object(bucket, key)
