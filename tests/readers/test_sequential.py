@@ -159,7 +159,7 @@ def test_replaced_after_the_first_part(small_parts, bucket, key):
 
 
 def test_a_prefetch_that_is_interrupted(client, bucket, large, monkeypatch):
-    """After a prefetch that failed to begin the object is read as if there had been none."""
+    """After a prefetch that failed to begin the object is prefetched, and read, as if there had been none."""
 
     def interrupt(_fetch: Fetch) -> None:
         raise KeyboardInterrupt
@@ -169,6 +169,9 @@ def test_a_prefetch_that_is_interrupted(client, bucket, large, monkeypatch):
             patch.setattr(Fetch, "nudge", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 reader.prefetch()
+        begun = client._access.engine().pending
+        reader.prefetch(send=False)
+        assert client._access.engine().pending > begun == 0
         assert reader.read(100) == large[1][:100]
 
 
