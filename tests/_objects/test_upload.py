@@ -70,6 +70,30 @@ def test_an_upload_moves_what_is_under_way():
     upload.cancel()
 
 
+def test_a_cancel_that_is_interrupted():
+    """An interrupt while parts are cancelled arrives, and all parts are cancelled nevertheless."""
+    cancelled: list[object] = []
+
+    def cancel(exchanges: list[object]) -> None:
+        cancelled.extend(exchanges)
+        if len(cancelled) == 1:
+            raise KeyboardInterrupt
+
+    engine = SimpleNamespace(is_free=True, nudge=lambda: None, submit=lambda _: None, cancel=cancel)
+    access: Any = SimpleNamespace(engine=lambda: engine, bucket=lambda _: answering.bucket(), config=S3ClientConfig())
+    upload = MultipartUpload(access, "b", "k", ObjectOptions())
+    for _ in range(2):
+        part = PartBuffer(5)
+        part.add(memoryview(b"bytes"))
+        upload.send(part)
+    with pytest.raises(KeyboardInterrupt):
+        upload.cancel()
+    assert len(set(cancelled)) == 2
+    before = len(cancelled)
+    upload.cancel()
+    assert len(cancelled) == before
+
+
 def find_parts(*pages: dict[str, object]) -> list[object]:
     """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
     markers = []

@@ -34,7 +34,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "_objects/fetch.py": ("_objects/test_fetch.py", *_READS),
     "_objects/upload.py": ("_objects/test_upload.py", *_UPLOADS),
     "_objects/uploads.py": ("_objects/test_uploads.py", *_UPLOADS),
-    "_objects/listing.py": ("datasets/test_listing.py", "test_client.py"),
+    "_objects/listing.py": ("_objects/test_listing.py", "datasets/test_listing.py", "test_client.py"),
     "writer.py": _UPLOADS,
     "readers/base.py": ("readers/test_readers.py", "readers/test_ranged.py", "readers/test_sequential.py"),
     "readers/__init__.py": ("readers/test_readers.py",),
