@@ -499,6 +499,25 @@ def test_a_silent_server_does_not_hold_up_an_interrupt(server: FaultyServer, end
     client.close()
 
 
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_the_engine_of_a_handler_that_has_returned(client: S3Client, is_busy: bool):
+    """The engine that a handler was given is closed when it has returned, unless something is still under way there."""
+    access = client._access
+    usual = access.engine()
+    usual.is_entered = True
+    second = access.engine()
+    assert second is not usual
+    head = HeadObject(access.bucket("bucket"), "00000")
+    if is_busy:
+        second.submit(head)
+    usual.is_entered = False
+    assert access.engine() is usual
+    usual.is_entered = True
+    assert (access.engine() is second) is is_busy
+    usual.is_entered = False
+    second.cancel([head])
+
+
 # The collector
 
 

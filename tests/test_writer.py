@@ -23,14 +23,16 @@ import pytest
 import torch
 
 from s3torch import S3Client, S3ClientConfig, S3Writer
-from s3torch._objects.upload import PartBuffer
+from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch.errors import (
     AccessDeniedError,
     ArgumentError,
     ArgumentTypeError,
     ClosedError,
+    ConcurrentUseError,
     CredentialsError,
     ObjectExistsError,
+    ObjectNotFoundError,
     RequestError,
 )
 from s3torch.testing import FaultyServer, faults
@@ -252,6 +254,58 @@ def test_a_forgotten_writer(small_parts, bucket, key, open_uploads, size):
     with pytest.warns(ResourceWarning, match=f"s3://{bucket}/{key} .* was never closed: what was written is discarded"):
         small_parts.put_object(bucket, key).write(CONTENT[:size])
     assert _keys(small_parts, bucket, key) == []
+    assert open_uploads() == []
+
+
+def test_a_block_that_ends_while_another_thread_writes(small_parts, bucket, key, monkeypatch, open_uploads):
+    """Who waited for memory when another thread left the block by an error is told so, and no part stays behind."""
+    writer = small_parts.put_object(bucket, key)
+    take = MultipartUpload.buffer
+
+    def leave_meanwhile(upload: MultipartUpload, capacity: int) -> PartBuffer:
+        buffer = take(upload, capacity)
+        writer.__exit__(ValueError, ValueError(), None)
+        return buffer
+
+    monkeypatch.setattr(MultipartUpload, "buffer", leave_meanwhile)
+    with pytest.raises(ConcurrentUseError):
+        writer.write(CONTENT[: _PART + 1])
+    assert writer.closed
+    assert open_uploads() == []
+
+
+def test_a_block_that_ends_before_a_part_is_sent(small_parts, bucket, key, monkeypatch):
+    """A part that is sent after another thread has left the block is cancelled, while the error is kept, too."""
+    writer = small_parts.put_object(bucket, key)
+    send = MultipartUpload.send
+
+    def leave_before(upload: MultipartUpload, buffer: PartBuffer) -> None:
+        writer.__exit__(ValueError, ValueError(), None)
+        send(upload, buffer)
+
+    monkeypatch.setattr(MultipartUpload, "send", leave_before)
+    monkeypatch.setattr(MultipartUpload, "buffer", lambda _, capacity: PartBuffer(capacity))
+    with pytest.raises(ConcurrentUseError) as raised:
+        writer.write(CONTENT[: _PART + 1])
+    assert [engine.pending for engine in small_parts._access.engines] == [0]
+    del raised
+
+
+def test_an_abort_that_is_interrupted(small_parts, bucket, key, monkeypatch, open_uploads):
+    """The next call that sends anything does what an interrupted abort has left."""
+    writer = small_parts.put_object(bucket, key)
+    writer.write(CONTENT[: _PART + 1])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3torch._objects.upload.abort_multipart_upload", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            writer.abort()
+    assert open_uploads() == [key]
+    with pytest.raises(ObjectNotFoundError):
+        small_parts.head_object(bucket, key)
     assert open_uploads() == []
 
 

@@ -16,11 +16,11 @@ __all__ = ["answer", "bucket"]
 _ORIGIN = Origin("http", "bucket.test", 80)
 
 
-def bucket(origin: Origin = _ORIGIN) -> Bucket:
+def bucket(origin: Origin = _ORIGIN, *, has_checksums: bool = False) -> Bucket:
     """Return a bucket whose requests are not signed."""
     endpoint = SimpleNamespace(origin=origin, host=origin.host, base_path="")
     session: Any = SimpleNamespace(region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None)
-    return Bucket("bucket", lambda: session, "test")
+    return Bucket("bucket", lambda: session, "test", has_checksums=has_checksums)
 
 
 def answer(operation: Operation, status: int, body: bytes = b"", **fields: object) -> S3Error | None:

@@ -148,10 +148,11 @@ def test_what_is_stored_is_another_object(etags: list[str], stored: dict[str, ob
 
 
 def test_nothing_is_stored():
-    """Where no object is, what failed has failed."""
+    """Where no object is, what failed has failed, and nothing is said of an object."""
     engine: Any = Engine((504, {}), (404, {}))
-    with pytest.raises(ServerError):
+    with pytest.raises(ServerError) as raised:
         complete(engine, bucket(), "key", "upload", [UploadedPart("a", 5)], BEGAN)
+    assert "object that is there" not in str(raised.value)
     assert engine.asked == ["CompleteMultipartUpload", "HeadObject"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.operations import DeleteObject, GetObject
 from s3torch._aws.sending import PutObject
@@ -54,6 +55,53 @@ def test_another_version_than_is_wanted():
     get = GetObject(bucket(), "key", 0, 100, memoryview(bytearray(100)), etag='"old"')
     with pytest.raises(ObjectChangedError):
         answer(get, 206, CONTENT, content_range="bytes 0-99/100", etag='"new"')
+    assert get.filled == 0
+
+
+@pytest.mark.parametrize(("has_checksums", "told"), [(True, True), (True, False), (False, True)])
+def test_what_was_verified(has_checksums: bool, told: bool):
+    """A read of all bytes whose checksum came with them says that it was verified, so that nobody asks again."""
+    get = GetObject(bucket(has_checksums=has_checksums), "key", 0, 100, memoryview(bytearray(100)))
+    assert not get.is_verified
+    checksum = str(checksums.compute(checksums.CRC32, [memoryview(CONTENT)])) if told else None
+    fields = {"x_amz_checksum_crc32": checksum, "x_amz_checksum_type": "FULL_OBJECT"}
+    assert answer(get, 206, CONTENT, content_range="bytes 0-99/100", **fields) is None
+    assert get.is_verified is (has_checksums and told)
+
+
+def ask_for_size() -> GetObject:
+    """Return a read whose answer said that nothing is there, and not how large the object is: a HEAD is to tell."""
+    get = GetObject(bucket(), "key", 200, 300, memoryview(bytearray(100)))
+    get.attempts = 1
+    error = answer(get, 416)
+    assert error is not None
+    assert get.recover(error)
+    assert bytes(get.request()[0]).startswith(b"HEAD ")
+    return get
+
+
+def test_a_size_that_is_asked_for():
+    """The HEAD belongs to the same attempt, and its size is the object's."""
+    get = ask_for_size()
+    assert get.attempts == 0
+    assert answer(get, 200, content_length=100) is None
+    assert get.total == 100
+
+
+def test_a_size_that_contradicts():
+    """If the HEAD tells that something should be there, the range is asked for again."""
+    get = ask_for_size()
+    assert isinstance(answer(get, 200, content_length=1000), ProtocolError)
+    assert bytes(get.request()[0]).startswith(b"GET ")
+    assert b"range: bytes=200-299" in bytes(get.request()[0])
+
+
+def test_a_body_that_is_misframed():
+    """What came of a body whose frames are wrong is not kept, and the answer is an error."""
+    get = GetObject(bucket(), "key", 0, 100, memoryview(bytearray(100)))
+    frames = b"5\r\nabcde\r\nxyz\r\n"
+    with pytest.raises(ProtocolError):
+        answer(get, 206, frames, content_length=None, transfer_encoding="chunked", content_range="bytes 0-99/100")
     assert get.filled == 0
 
 

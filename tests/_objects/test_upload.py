@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from s3torch._objects.upload import _Flying
+from s3torch import S3ClientConfig
+from s3torch._aws.object_options import ObjectOptions
+from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from tests._aws import answering
+
+MiB = 1024 * 1024
 
 
 @pytest.mark.parametrize("is_free", [True, False])
@@ -20,3 +26,108 @@ def test_parts_move_while_the_next_is_written(is_free: bool):
     _Flying(access, nothing, nothing).nudge()
     assert len(intervals) == int(is_free)
     assert all(interval > 0 for interval in intervals)
+
+
+def test_memory_of_a_part_that_has_arrived(client, bucket, key):
+    """It is used again at once, though there is room for more parts."""
+    upload = MultipartUpload(client._access, bucket, key, ObjectOptions())
+    upload.begin(resumes=False)
+    first = upload.buffer(5 * MiB)
+    first.add(memoryview(bytes(5 * MiB)))
+    upload.send(first)
+    assert upload.buffer(5 * MiB) is not first
+    engine = client._access.engine()
+    while engine.pending:
+        engine.turn(None)
+    assert upload.buffer(5 * MiB) is first
+    upload.abort()
+
+
+def test_an_upload_moves_what_is_under_way():
+    """Whoever writes moves the parts that are under way, if there are any."""
+    moved: list[float] = []
+
+    def ignore(_: object) -> None:
+        pass
+
+    engine = SimpleNamespace(
+        is_free=True, nudge=lambda interval=0.0: moved.append(interval), submit=ignore, cancel=ignore
+    )
+    access: Any = SimpleNamespace(
+        engine=lambda: engine,
+        bucket=lambda _: answering.bucket(),
+        config=S3ClientConfig(),
+    )
+    upload = MultipartUpload(access, "b", "k", ObjectOptions())
+    upload.nudge()
+    assert moved == []
+    part = PartBuffer(5)
+    part.add(memoryview(b"bytes"))
+    upload.send(part)
+    before = len(moved)
+    upload.nudge()
+    assert len(moved) == before + 1
+    upload.cancel()
+
+
+def test_a_cancel_that_is_interrupted():
+    """An interrupt while parts are cancelled arrives, and all parts are cancelled nevertheless."""
+    cancelled: list[object] = []
+
+    def cancel(exchanges: list[object]) -> None:
+        cancelled.extend(exchanges)
+        if len(cancelled) == 1:
+            raise KeyboardInterrupt
+
+    engine = SimpleNamespace(is_free=True, nudge=lambda: None, submit=lambda _: None, cancel=cancel)
+    access: Any = SimpleNamespace(engine=lambda: engine, bucket=lambda _: answering.bucket(), config=S3ClientConfig())
+    upload = MultipartUpload(access, "b", "k", ObjectOptions())
+    for _ in range(2):
+        part = PartBuffer(5)
+        part.add(memoryview(b"bytes"))
+        upload.send(part)
+    with pytest.raises(KeyboardInterrupt):
+        upload.cancel()
+    assert len(set(cancelled)) == 2
+    before = len(cancelled)
+    upload.cancel()
+    assert len(cancelled) == before
+
+
+def find_parts(*pages: dict[str, object]) -> list[object]:
+    """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
+    markers = []
+    answers = list(pages)
+
+    def call(name: str, *_: object, **parameters: object) -> dict[str, object]:
+        if name == "ListMultipartUploads":
+            begun = {"Key": "k", "UploadId": "1", "Initiated": datetime.fromtimestamp(0, timezone.utc)}
+            return {"Uploads": [begun]}
+        assert (name, parameters["UploadId"]) == ("ListParts", "1")
+        markers.append(parameters["PartNumberMarker"])
+        return answers.pop(0)
+
+    access: Any = SimpleNamespace(call=call, config=S3ClientConfig())
+    MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+    return markers
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {},
+        {"IsTruncated": False, "NextPartNumberMarker": 3},
+        {"IsTruncated": True},
+        {"IsTruncated": True, "NextPartNumberMarker": 2},
+        {"IsTruncated": True, "NextPartNumberMarker": 1},
+    ],
+)
+def test_pages_of_parts(last: dict[str, object]):
+    """Parts are asked for up to the page without more, without a way to them, or that leads back."""
+    assert find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, last) == [0, 2]
+
+
+def test_aborting_what_was_not_begun():
+    """An upload of which the service knows nothing has nothing to abort."""
+    nobody: Any = SimpleNamespace(config=S3ClientConfig())
+    MultipartUpload(nobody, "b", "k", ObjectOptions()).abort()

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
 
-from s3torch._transfer.connection import READ, WRITE, Address, Connection, ConnectionState, Network, Origin
+from s3torch._transfer.connection import READ, WRITE, Address, AddressBook, Connection, ConnectionState, Network, Origin
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Inbox, read_head, read_small_body
@@ -341,6 +343,45 @@ def test_next_address(dead_address: Address, place: int):
             ask = Ask(Origin("http", "many.test", server.port))
             engine.run([ask])
     assert (ask.body, ask.attempts) == (b"hello", 1)
+
+
+def test_the_order_of_addresses():
+    """Those that took no connection within a minute come last, each time another of the others first."""
+    origin = Origin("http", "many.test", 80)
+    one, two, three = ((socket.AF_INET, (f"10.0.0.{number}", 80)) for number in (1, 2, 3))
+    book = AddressBook()
+    book.note_dead(one, 100.0)
+    book.note_dead(two, 101.0)
+    for now, first in ((102.0, {three}), (159.9, {three}), (160.0, {one, three}), (161.0, {one, two, three})):
+        book.note(origin, [one, two, three], now)
+        assert {book.find(origin, now)[0] for _ in range(3)} == first, now
+
+
+def test_an_address_that_refuses_is_remembered(dead_address: Address):
+    """The next connection begins with an address that does not refuse."""
+    with ScriptedServer(greet) as server:
+        addresses = [dead_address, (socket.AF_INET, ("127.0.0.1", server.port))]
+        book = AddressBook()
+        network = Network(lookup=lambda host, port: addresses, clock=lambda: 100.0, addresses=book)
+        with engine_of(network) as engine:
+            ask = Ask(Origin("http", "many.test", server.port))
+            engine.run([ask])
+    assert {book.find(ask.origin, 100.0)[0] for _ in range(4)} == {addresses[1]}
+
+
+def test_a_peer_that_is_gone_before_tls():
+    """That TLS cannot even begin is a failed connection, as any other."""
+
+    def wrap_socket(*_: object, **__: object) -> ssl.SSLSocket:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    tls: Any = SimpleNamespace(wrap_socket=wrap_socket)
+    with (
+        ScriptedServer(greet) as server,
+        engine_of(Network(tls=lambda: tls), max_attempts=1) as engine,
+        pytest.raises(ConnectionFailedError, match="Transport endpoint is not connected"),
+    ):
+        engine.run([Ask(Origin("https", "127.0.0.1", server.port))])
 
 
 def test_no_address_left(dead_address: Address):

@@ -1738,3 +1738,53 @@ def test_abandon():
     gc.collect()
     assert network.is_closed
     assert [connection.was_abandoned for connection in network.connections] == [True]
+
+
+def test_a_throttled_server_holds_up_no_other():
+    """What one server says of too many requests holds for it alone: others get as many as there are connections."""
+    other = Origin("http", "other.test", 80)
+    network = FakeNetwork(serve(*[answer(503)] * 5, answer()), then=slow_echo)
+    engine = make(network)
+    engine.run([Ask()])
+    asks = [Ask(str(number), origin=other) for number in range(LIMITS.connections)]
+    engine.run(asks)
+    assert [ask.body for ask in asks] == [f"/{number}".encode() for number in range(LIMITS.connections)]
+    assert len(network.connections) - 1 == LIMITS.connections
+
+
+def test_whatever_is_ended_is_ended_in_a_turn():
+    """While exchanges are cancelled, which may run code of their owners, nobody else can enter the engine."""
+
+    class Watching(Ask):
+        def release(self) -> None:
+            entered.append(engine.is_entered)
+            super().release()
+
+    entered: list[bool] = []
+    engine = make(FakeNetwork(then=never))
+    ask = Watching()
+    engine.submit(ask)
+    engine.nudge()
+    engine.cancel([ask])
+    assert entered == [True]
+    assert not engine.is_entered
+
+
+def test_the_order_after_an_interrupt():
+    """After an interrupt all that is not done is sent again, once each, in the order in which it was submitted."""
+
+    def interrupt() -> None:
+        network.on_select = lambda: None
+        raise KeyboardInterrupt
+
+    network = FakeNetwork(never, then=echo)
+    engine = make(network, limits=Limits(connections=1))
+    asks = [Ask("a"), Ask("b")]
+    for ask in asks:
+        engine.submit(ask)
+    engine.turn()
+    network.on_select = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.turn()
+    engine.wait(asks)
+    assert targets(network)[1:] == [[b"/a", b"/b"]]

@@ -121,16 +121,17 @@ def check(engine: Engine, network: FakeNetwork) -> None:
     assert len(set(waiting)) == len(waiting)
 
 
-def learnt(network: FakeNetwork) -> Engine:
+def learnt(network: FakeNetwork, connections: int = 16) -> Engine:
     """Return an engine that knows what the first byte takes here, and may send a few second requests."""
-    limits = Limits(connections=16, first_byte_timeout=2.0, stall_timeout=2.0)
+    limits = Limits(connections=connections, first_byte_timeout=2.0, stall_timeout=2.0)
     engine = Engine(network, RetryPolicy(max_attempts=50, base=0.01, cap=0.1), limits, jitter=lambda: 1.0)
     engine.run([GetObject(bucket(), "key", 0, 1, memoryview(bytearray(1))) for _ in range(500)])
     return engine
 
 
 @pytest.mark.parametrize("framing", ["chunks", "close"])
-def test_only_the_end_is_late(framing: str):
+@pytest.mark.parametrize("connections", [2, 16])
+def test_only_the_end_is_late(framing: str, connections: int):
     """If all of a body is there, but not what ends it, a second request takes nothing back; the end ends both."""
 
     def script(peer: Peer) -> Act[None]:
@@ -149,7 +150,7 @@ def test_only_the_end_is_late(framing: str):
 
     asked: list[bytes] = []
     network = FakeNetwork(then=script)
-    engine = learnt(network)
+    engine = learnt(network, connections)
     memory = bytearray(500)
     read = Read(bucket(), "late", 100, 600, memoryview(memory))
     engine.submit(read)

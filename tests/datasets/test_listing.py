@@ -12,6 +12,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qsl, quote_plus, urlsplit
 
 import pytest
@@ -321,3 +323,23 @@ def test_messages(caplog):
         "Listing s3://b/p: 100000 keys in 100 pages so far",
         "Listing s3://b/p: 200000 keys in 200 pages so far",
     ]
+
+
+def test_a_bar_begins_with_the_listing(monkeypatch):
+    """The bar appears after two seconds, and counts the time and the keys from the beginning of the listing."""
+    bars: list[Any] = []
+
+    def new_bar(**_: object) -> Any:
+        bars.append(SimpleNamespace(start_t=1000.0, keys=0, close=lambda: None))
+        bars[-1].update = lambda keys: setattr(bars[-1], "keys", bars[-1].keys + keys)
+        return bars[-1]
+
+    monkeypatch.setattr("s3torch.datasets.listing.new_bar", new_bar)
+    monkeypatch.setattr("s3torch.datasets.listing._is_terminal", lambda: True)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    now = 50.0
+    progress = ListingProgress("s3://b/p", lambda: now)
+    for now in (51.9, 52.0, 53.0):
+        progress.add(1000)
+        assert len(bars) == (now >= 52)
+    assert (bars[0].start_t, bars[0].keys) == (998.0, 3000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets.look_ahead import ExpectedSize, LookAhead
+from s3torch.datasets.look_ahead import _SIZES_SEEN, ExpectedSize, LookAhead
 
 KiB = 1024
 
@@ -180,3 +180,13 @@ def test_readers_are_told_what_to_expect():
     list(consume(LookAhead(4, 8192 * KiB), numbered(readers)))
     assert readers[0].expected == 2048 * KiB
     assert readers[-1].expected == 125 * KiB
+
+
+def test_how_long_an_expectation_lasts():
+    """A large object is expected again until as many others were seen after those that it was among."""
+    sizes = ExpectedSize(0)
+    sizes.note(8192 * KiB)
+    assert sizes.expected == 10240 * KiB
+    for seen in range(1, 2 * _SIZES_SEEN):
+        sizes.note(4096 * KiB)
+        assert sizes.expected == (10240 * KiB if seen < 2 * _SIZES_SEEN - 1 else 5120 * KiB), seen

@@ -1,9 +1,10 @@
 """Asks whether the tests notice mistakes: ``python -m tests.mutation --sample 400 --seed 1 --minutes 30``.
 
 A mutant is the library with one small change in one function. Each is written into a copy of src in a temporary folder,
-which PYTHONPATH names, and meets the tests of its module, the simulator, and, if it survives both, a wider group of
-tests. What the copy imports from others is imported once, here; each run is a fork of this process, so it begins at
-once and can be killed as a whole.
+which PYTHONPATH names. It meets the tests of its module that call the changed function, the simulator, and, if it
+survives both, tests of a wider group that call it. A test that fails counts if it passes alone without the change. What
+the copy imports from others is imported once, here; each run is a fork of this process, so it begins at once and can be
+killed as a whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import compileall
 import contextlib
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import resource
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
@@ -32,6 +34,7 @@ from typing import NamedTuple
 
 from tests.mutation.modules import PACKAGES, files_of, wider_files
 from tests.mutation.operators import mutants
+from tests.mutation.reach import Recorder, Selection, Watched, reaching
 
 __all__ = ["main"]
 
@@ -39,8 +42,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 _FORK = multiprocessing.get_context("fork")
 _SIMULATOR = "simulator"
 _STAGES = ("module's tests", _SIMULATOR, "wider tests")
-# A run that takes so many times as long as the same run without a change hangs; in seconds, the shortest limit.
+# A test that takes so many times as long as it does without a change hangs; in seconds, the shortest limit. Measuring
+# also takes longer than the same tests unwatched.
 _PATIENCE, _LEAST_PATIENCE = 3, 10.0
+# Seconds. What measuring a run may take.
+_LONGEST_MEASUREMENT = 900.0
+# A descriptor of the log that pytest, which takes over 1 and 2, leaves alone.
+_LOG = 60
 # Bytes. A mutant may allocate without end, on a machine that others use.
 _MOST_MEMORY = 8 * 1024**3
 
@@ -78,11 +86,11 @@ def runs_of(module: str) -> dict[str, list[str]]:
     return dict(zip(_STAGES, (files_of(module), [_SIMULATOR], wider_files(module)), strict=True))
 
 
-def _tests(paths: Sequence[str]) -> int:
+def _pytest(paths: Sequence[str], plugin: object, *options: str) -> int:
     import pytest
 
-    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
-    return int(pytest.main([*options, *(str(_ROOT / path) for path in paths)]))
+    common = ["-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
+    return int(pytest.main([*common, *options, *(str(_ROOT / path) for path in paths)], plugins=[plugin]))
 
 
 def _simulator() -> int:
@@ -91,36 +99,87 @@ def _simulator() -> int:
     return simulate(["--seeds", "60", "--findings", "1", "--whole"])
 
 
+class Measured(NamedTuple):
+    """A run without a change: how long it took in seconds, and the tests that passed."""
+
+    seconds: float
+    tests: list[Watched]
+
+
 class Workshop:
     """A copy of src, and the runs on it.
 
     Args:
         folder: A temporary one.
-        usual: How long runs take without a change, in seconds: of each test file, and of the simulator.
+
+    Attributes:
+        usual: The runs without a change: of each test file, and of the simulator.
     """
 
-    def __init__(self, folder: Path, usual: MutableMapping[str, float]) -> None:
-        self._src, self._log = folder / "src", folder / "log"
-        self._usual = usual
+    def __init__(self, folder: Path) -> None:
+        self._src, self._log, self._result = folder / "src", folder / "log", folder / "result"
+        self.usual: dict[str, Measured] = {}
+        self._alone: dict[str, bool] = {}
         shutil.copytree(_ROOT / "src", self._src)
         compileall.compile_dir(self._src, quiet=1)
 
-    def measure(self, run: str) -> None:
-        """Learn how long a run takes without a change; that must find nothing."""
+    def measure(self, run: str) -> Measured:
+        """Learn how long a run takes without a change, and what its tests call; those that fail are left out."""
         began = time.monotonic()
-        if self._run([run], 600.0) != 0:
+        status = self._run(lambda: _simulator() if run == _SIMULATOR else self._record(run), _LONGEST_MEASUREMENT)
+        tests, failed = ([], set[str]()) if run == _SIMULATOR else pickle.loads(self._result.read_bytes())
+        if status != 0 and not failed:
             raise SystemExit(f"{run} fails without a change: {self._first_failure()}")
-        self._usual[run] = time.monotonic() - began
+        for name in failed:
+            print(f"left out, as it fails without a change: {name}", flush=True)
+        return Measured(time.monotonic() - began, [test for test in tests if test.name not in failed])
 
     def judge(self, mutant: Chosen, stage: str) -> Verdict:
         """Run a mutant in one of the stages; the verdict says if that has caught it."""
-        runs = runs_of(mutant.module)[stage]
-        limit = _LEAST_PATIENCE + _PATIENCE * sum(self._usual[run] for run in runs)
-        with self._changed(mutant):
-            status = self._run(runs, limit)
-        if status is None:
-            return Verdict(mutant, "time limit", stage)
-        return Verdict(mutant, stage if status else "", self._first_failure() if status else "")
+        if stage == "simulator":
+            with self._changed(mutant):
+                status = self._run(_simulator, self._patience(self.usual[_SIMULATOR].seconds))
+            caught_by = "time limit" if status is None else stage if status else ""
+            return Verdict(mutant, caught_by, self._first_failure() if status else "")
+        source = (self._src / "s3torch" / mutant.module).read_text()
+        runs = [self.usual[run].tests for run in runs_of(mutant.module)[stage]]
+        tests = [test for run in runs for test in reaching(run, mutant.module, source, mutant.line)]
+        if stage != "wider tests":  # who is called at the import alone, or in a spawned process, was not seen
+            tests = tests or [test for run in runs for test in run]
+        while tests := [test for test in tests if self._alone.get(test.name, True)]:
+            with self._changed(mutant):
+                status = self._select(tests)
+            if status == 0:
+                break
+            name = self._result.read_text()
+            is_late = status is None or re.search(r"^Timeout \(", self._log.read_text(errors="replace"), re.MULTILINE)
+            how = name or self._first_failure()
+            if not name or self._passes_alone(next(test for test in tests if test.name == name)):
+                return Verdict(mutant, "time limit" if is_late else stage, how)
+        return Verdict(mutant, "", f"{len(tests)} {stage}")
+
+    def _passes_alone(self, test: Watched) -> bool:
+        """Whether a test passes without a change and without those before it: its failure is the mutant's then."""
+        if test.name not in self._alone:
+            self._alone[test.name] = self._select([test]) == 0
+        return self._alone[test.name]
+
+    def _patience(self, seconds: float) -> float:
+        return _LEAST_PATIENCE + _PATIENCE * seconds
+
+    def _select(self, tests: Sequence[Watched]) -> int | None:
+        """Run tests up to the first that fails, which is the one that the result names."""
+        self._result.write_text("")
+        paths = dict.fromkeys(test.name.partition("::")[0] for test in tests)
+        limits = [self._patience(test.seconds) for test in tests]
+        selection = Selection(tests, limits, _LOG, self._result)
+        return self._run(lambda: _pytest([*paths], selection, "-x"), self._patience(sum(limits)))
+
+    def _record(self, run: str) -> int:
+        recorder = Recorder(self._src / "s3torch", self._result.with_suffix(".forks"))
+        status = _pytest([run], recorder)
+        self._result.write_bytes(pickle.dumps((recorder.tests, recorder.failed)))
+        return status
 
     @contextlib.contextmanager
     def _changed(self, mutant: Chosen) -> Iterator[None]:
@@ -134,9 +193,9 @@ class Workshop:
         finally:
             path.write_text(source)
 
-    def _run(self, runs: Sequence[str], limit: float) -> int | None:
+    def _run(self, what: Callable[[], int], limit: float) -> int | None:
         """Run in a process group of its own; returns its status, or None if it was killed at the limit."""
-        process: BaseProcess = _FORK.Process(target=self._begin, args=(runs,))
+        process: BaseProcess = _FORK.Process(target=self._begin, args=(what,))
         process.start()
         process.join(limit)
         is_late = process.exitcode is None
@@ -145,16 +204,16 @@ class Workshop:
         process.join()
         return None if is_late else process.exitcode
 
-    def _begin(self, runs: Sequence[str]) -> None:
+    def _begin(self, what: Callable[[], int]) -> None:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))
-        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        for descriptor in (1, 2, _LOG):
+            os.dup2(log, descriptor)
         os.environ |= {"PYTHONPATH": str(self._src), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "ci"}
         sys.dont_write_bytecode = True  # its name would hold for the next mutant of the same second and size
         sys.path.insert(0, str(self._src))
-        status = _simulator() if runs == [_SIMULATOR] else _tests(runs)
+        status = what()
         sys.stdout.flush()
         os._exit(status)
 
@@ -165,7 +224,7 @@ class Workshop:
 
 
 def _work(
-    usual: MutableMapping[str, float],
+    usual: MutableMapping[str, Measured],
     all_measured: Barrier,
     runs: Sequence[str],
     mine: Sequence[Chosen],
@@ -176,10 +235,11 @@ def _work(
     survivors = []
     try:
         with tempfile.TemporaryDirectory(prefix="s3torch-mutation-") as folder:
-            workshop = Workshop(Path(folder), usual)
+            workshop = Workshop(Path(folder))
             for run in runs:
-                workshop.measure(run)
+                usual[run] = workshop.measure(run)
             all_measured.wait()
+            workshop.usual.update(usual)
             for mutant in mine:
                 if time.monotonic() > deadline:
                     break

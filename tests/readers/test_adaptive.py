@@ -25,7 +25,7 @@ from PIL import Image
 
 from s3torch import S3Client, S3ClientConfig, S3ReaderConfig
 from s3torch._objects.remote import RemoteObject
-from s3torch.errors import ObjectNotFoundError
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError
 from s3torch.readers import AdaptiveS3Reader, S3Reader
 from s3torch.readers.budget import BUDGET, MemoryBudget
 
@@ -145,6 +145,24 @@ def test_the_size_comes_with_the_head(client, open_key):
     assert client.stats.requests == before + 1
 
 
+@pytest.mark.parametrize(("count", "held"), [(16 * KiB, 16 * KiB), (16 * KiB + 1, 0)])
+def test_the_first_read_of_an_object_of_unknown_size(open_key, budget, count: int, held: int):
+    """Up to a block, it brings the block, which is held; a longer one brings what is asked for, and nothing is held."""
+    reader = open_key("large")
+    assert reader.read(count) == LARGE[:count]
+    assert budget.held == held
+
+
+def test_a_read_of_all_pays_for_what_follows(open_key, budget):
+    """Who has read all of an object of unknown size gets a block for a small read, as for any other bytes read."""
+    reader = open_key("large")
+    assert reader.read() == LARGE
+    assert budget.held == 0
+    reader.seek(3 * MiB)
+    assert reader.read(10) == LARGE[3 * MiB :][:10]
+    assert budget.held == 16 * KiB
+
+
 def test_large_reads_go_into_the_callers_memory(open_key, budget):
     """A large read is held nowhere else, and brings nothing but itself while it follows no other."""
     reader = open_key("large", size=len(LARGE))
@@ -163,6 +181,17 @@ def test_lines(client, open_key):
     with open_key("lines") as reader:
         assert list(reader) == text.splitlines(keepends=True)
     assert client.stats.requests - before <= 12
+
+
+def test_lines_pay_for_what_follows(open_key, budget):
+    """A line far away counts as a block that was asked for: afterwards a small read still gets a block."""
+    reader = open_key("large", size=len(LARGE))
+    for place in range(25):
+        reader.seek(5 * MiB - place * 200 * KiB)
+        reader.readline()
+    reader.seek(100 * KiB)
+    assert reader.read(10) == LARGE[100 * KiB :][:10]
+    assert budget.held == 16 * KiB
 
 
 def test_what_is_held(open_key, budget):
@@ -226,6 +255,18 @@ def test_failures_hold_nothing(open_key, budget):
         with pytest.raises(ObjectNotFoundError):
             call()
         assert (budget.held, reader.tell()) == (0, 0)
+
+
+def test_an_object_that_is_replaced_before_a_large_read(client, open_key, budget):
+    """A large read with bytes ahead of it that fails raises, holds nothing, and moves nothing."""
+    _put(client, "replaced", LARGE)
+    reader = open_key("replaced")
+    assert reader.read(MiB) == LARGE[:MiB]
+    _put(client, "replaced", LARGE[:-1])
+    for call in (lambda: reader.read(MiB), lambda: reader.readinto(bytearray(MiB))):
+        with pytest.raises(ObjectChangedError):
+            call()
+        assert (budget.held, reader.tell()) == (0, MiB)
 
 
 def test_pickle(client):

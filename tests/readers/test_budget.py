@@ -76,6 +76,29 @@ def test_fork_while_the_lock_is_held():
     assert budget.held == 10
 
 
+def test_while_another_counts(monkeypatch):
+    """Who cannot count within the patience of a reader takes nothing."""
+    monkeypatch.setattr("s3torch.readers.budget._PATIENCE", 0.0)
+    budget = MemoryBudget(100)
+    share = budget.share()
+    locked, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with budget._lock:
+            locked.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    taken = share.take(10)
+    done.set()
+    thread.join()
+    assert taken == 0
+    assert budget.held == 0
+    assert share.take(10) == 10
+
+
 def test_the_budget_of_a_process():
     """There is one, of 256 MiB."""
     assert BUDGET.limit == 256 * 1024**2

@@ -74,6 +74,20 @@ def test_a_large_read_comes_in_parallel_parts(open_large, large, traffic):
     assert peak < MiB
 
 
+def test_the_end_drops_nothing(client, bucket, key, traffic):
+    """Reads and lines that reach the end keep what is buffered before it."""
+    with client.put_object(bucket, key) as writer:
+        writer.write(b"line\n" * 100)
+    with client.get_object(bucket, key, reader_config=S3ReaderConfig.range_based(KiB)) as reader:
+        assert reader.read(5) == b"line\n"
+        traffic.restart()
+        for _ in range(2):
+            reader.seek(490)
+            assert reader.read(20) == b"line\n" * 2
+            assert reader.read(20) == reader.readline() == b""
+    assert traffic.requests == 0
+
+
 def test_memory_of_one_read(open_large, large):
     """All of a large object can be read with the memory of one read."""
     reader = open_large()

@@ -11,7 +11,7 @@ import pytest
 
 from s3torch._objects.fetch import Fetch
 from s3torch._transfer import buffers
-from s3torch.errors import ObjectChangedError
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError
 from s3torch.readers import SequentialS3Reader
 
 MiB = 1024 * 1024
@@ -159,7 +159,7 @@ def test_replaced_after_the_first_part(small_parts, bucket, key):
 
 
 def test_a_prefetch_that_is_interrupted(client, bucket, large, monkeypatch):
-    """After a prefetch that failed to begin the object is read as if there had been none."""
+    """After a prefetch that failed to begin the object is prefetched, and read, as if there had been none."""
 
     def interrupt(_fetch: Fetch) -> None:
         raise KeyboardInterrupt
@@ -169,6 +169,9 @@ def test_a_prefetch_that_is_interrupted(client, bucket, large, monkeypatch):
             patch.setattr(Fetch, "nudge", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 reader.prefetch()
+        begun = client._access.engine().pending
+        reader.prefetch(send=False)
+        assert client._access.engine().pending > begun == 0
         assert reader.read(100) == large[1][:100]
 
 
@@ -184,4 +187,21 @@ def test_when_a_prefetch_is_sent(reader, monkeypatch, arguments: dict[str, bool]
     monkeypatch.setattr(Fetch, "nudge", nudge)
     reader.prefetch(**arguments)
     assert nudged == count
+    reader.close()
+
+
+def test_a_prefetch_after_one_that_failed(client, bucket, monkeypatch):
+    """A prefetch whose object was missing is over once a read has said so: the next one asks again."""
+    reader = client.get_object(bucket, "not there yet")
+    reader.prefetch()
+    with pytest.raises(ObjectNotFoundError):
+        reader.read(1)
+    begun: list[Fetch] = []
+
+    def note(fetch: Fetch) -> None:
+        begun.append(fetch)
+
+    monkeypatch.setattr(Fetch, "begin", note)
+    reader.prefetch(send=False)
+    assert len(begun) == 1
     reader.close()

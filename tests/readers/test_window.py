@@ -185,6 +185,13 @@ def test_the_footer_of_a_table():
     assert model.steps == [Step(GiB - 64 * KiB, GiB, Kind.TAIL)]
 
 
+def test_what_is_too_long_for_a_tail():
+    """A longer read up to the end is fetched as it is, and not kept as the tail."""
+    model = Model(GiB)
+    model.read(GiB - 64 * KiB - 1, 64 * KiB + 1)
+    assert model.steps == [Step(GiB - 64 * KiB - 1, GiB, Kind.JUMP)]
+
+
 def test_a_directory_before_the_tail():
     """Of what reaches into the tail that is kept only the part before it is fetched."""
     model = Model(GiB)
