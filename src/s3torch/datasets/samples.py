@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch._exclusive import exclusive, in_use
-from s3torch.datasets.look_ahead import LookAhead, Source
+from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.sharding import Position, shard
 from s3torch.errors import S3Error
@@ -166,45 +166,49 @@ class Samples(Iterator[T], Generic[T]):
         # As ``exclusive`` does. But behind the sample no call may follow: an interrupt comes at calls, and a sample
         # that it keeps from the caller must not count as delivered.
         token: list[object] = []
-        users = self._users
+        users, items, window = self._users, self._items, self._window
+        begun = None
         try:
             if users.setdefault(0, token) is not token:
                 raise in_use(self)
-            place, sample = self._make_next()
-            self._items.delivered = place + 1
+            if self._is_torn:
+                window.cancel()
+                items.rewind()
+            self._is_torn = (
+                True  # until it has gone well: an interrupt may come anywhere, also in what follows an error
+            )
+            window.failed_place = None
+            try:
+                begun = window.take(items, self._source)
+                if begun is None:
+                    raise StopIteration
+                sample = self._source._sample(begun.item, begun.reader)
+                window.settle(begun)
+                place = begun.place
+            except Exception:
+                self._go_past(begun)
+                raise
+            except BaseException:
+                window.discard(begun)
+                window.cancel()
+                raise
+            begun = None  # and with it what its reader holds: its finaliser is a call, too
+            items.delivered = place + 1
             self._is_torn = False
             return sample
         finally:
             if 0 in users and users[0] is token:
                 del users[0]
 
-    def _make_next(self) -> tuple[int, T]:
-        """Return the next sample and its place."""
-        if self._is_torn:
-            self._window.cancel()
-            self._items.rewind()
-        self._is_torn = True  # until it has gone well: an interrupt may come anywhere, also in what follows an error
-        self._window.failed_place = begun = None
-        try:
-            begun = self._window.take(self._items, self._source)
-            if begun is None:
-                raise StopIteration
-            sample = self._source._sample(begun.item, begun.reader)
-            self._window.settle(begun)
-            return begun.place, sample
-        except Exception:
-            self._window.discard(begun)
-            self._window.cancel()
-            bad = begun.place if begun is not None else self._window.failed_place
-            if bad is not None:
-                self._items.delivered = bad + 1
-            self._items.rewind()
-            self._is_torn = False
-            raise
-        except BaseException:
-            self._window.discard(begun)
-            self._window.cancel()
-            raise
+    def _go_past(self, begun: Begun | None) -> None:
+        """Cancel everything, and go on behind the object that failed, if it was one."""
+        self._window.discard(begun)
+        self._window.cancel()
+        bad = begun.place if begun is not None else self._window.failed_place
+        if bad is not None:
+            self._items.delivered = bad + 1
+        self._items.rewind()
+        self._is_torn = False
 
     @exclusive
     def close(self) -> None:
