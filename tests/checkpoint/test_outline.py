@@ -18,9 +18,9 @@ import torch
 
 from s3torch import S3Checkpoint, S3ClientConfig
 from s3torch.checkpoint import outline as outline_module
-from s3torch.checkpoint.outline import Outline
+from s3torch.checkpoint.outline import Outline, torch_save
 from s3torch.checkpoint.storages import memory
-from s3torch.errors import IntegrityError
+from s3torch.errors import IntegrityError, S3Error
 from s3torch.safetensors import save_file
 from s3torch.testing import FaultyServer
 
@@ -285,3 +285,49 @@ def test_a_state_that_changes_while_it_is_saved(monkeypatch):
 def vars_of(config: S3ClientConfig) -> dict[str, object]:
     """Return the fields of a configuration."""
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+class _Failing:
+    """A file whose n-th write raises.
+
+    Args:
+        when: Which write, from 1.
+        error: What it raises.
+    """
+
+    def __init__(self, when, error):
+        self._left = when
+        self._error = error
+
+    def write(self, data):
+        self._left -= 1
+        if not self._left:
+            raise self._error
+        return len(data)
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), S3Error("no room")])
+@pytest.mark.parametrize("when", [1, 2, 5, 8])
+def test_what_a_write_raises_is_raised(error, when):
+    """Torch ends an archive in whose middle something was raised, and says that it cannot."""
+    with pytest.raises(type(error)) as caught:
+        torch_save({"a": torch.zeros(100)}, _Failing(when, error))
+    assert caught.value is error
+    assert error.__context__ is None
+
+
+def test_an_error_of_an_object_is_raised_as_it_is():
+    """What an object raises while it is pickled is no matter of the archive."""
+
+    class Odd:
+        def __reduce__(self):
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise RuntimeError("odd")  # noqa: B904
+
+    with pytest.raises(RuntimeError, match="odd"):
+        torch_save(Odd(), io.BytesIO())

@@ -217,4 +217,16 @@ FOUND: dict[str, Program] = {
         options={"part_size": 64 * KiB},
         faults=((8, "silence"),),
     ),
+    "an interrupt while torch writes a checkpoint": Program(
+        seed=1000755,
+        objects=(None,),
+        steps=(Save("c/1", (500,)),),
+        coincidences=(Interrupt(step=0, of="outline.py:<lambda>", call=1, at=14),),
+    ),
+    "an interrupt in torch.load, which keeps for ever what it was given": Program(
+        seed=1009381,
+        objects=(300,),
+        steps=(Save("c/1", (9_000, 500)), Load("c/1")),
+        coincidences=(Interrupt(step=1, of="_buffer.py:writable_bytes", call=27, at=5),),
+    ),
 }

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.loading import MapLocation, load_object
-from s3torch.checkpoint.outline import Outline
+from s3torch.checkpoint.outline import Outline, torch_save
 from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
@@ -95,7 +93,7 @@ class S3Checkpoint:
                 outline.write_to(writer, bar.update)
             else:
                 file: Any = _Counted(writer, bar.update)
-                torch.save(obj, file)
+                torch_save(obj, file)
 
     def save_async(self, obj: object, s3_uri: str) -> Future[None]:
         """Copy what torch.save can save, and save the copy while the caller goes on.

@@ -99,6 +99,10 @@ class _Later(_File):
             raise AssertionError("no error to take")
         return error
 
+    def forget(self) -> None:
+        """Drop all that it refers to."""
+        self.__dict__.clear()
+
     def _readinto(self, buffer: Buffer) -> int:
         view = _buffer.writable_bytes(buffer)
         start, stop = self._position, min(self._position + len(view), self._size)
@@ -157,6 +161,10 @@ class _Filler:
             if not self._fills_later or self._destination(location) != "cpu":
                 self.fill(None)
         return self._mapped(storage, location)
+
+    def forget(self) -> None:
+        """Drop all that it refers to."""
+        self.__dict__.clear()
 
     def fill(self, progress: Callable[[int], object] | None) -> None:
         """Read all storages on the list.
@@ -250,12 +258,16 @@ def load_object(
             fills_later=is_blind,
             checks=client.s3client_config.checksums == "strict",
         )
-        with _damage_named(remote, filler, weights_only=weights_only):
-            loaded = torch.load(file, map_location=filler, weights_only=weights_only)
-            if file.due is not None:
-                raise AssertionError(f"{file.due[0].name} was read and never used")
-            with new_byte_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
-                filler.fill(bar.update)
+        try:
+            with _damage_named(remote, filler, weights_only=weights_only):
+                loaded = torch.load(file, map_location=filler, weights_only=weights_only)
+                if file.due is not None:
+                    raise AssertionError(f"{file.due[0].name} was read and never used")
+                with new_byte_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
+                    filler.fill(bar.update)
+        finally:
+            for each in (file, filler):  # torch keeps them for ever if it was interrupted in the middle of a read
+                each.forget()
         return loaded
 
 

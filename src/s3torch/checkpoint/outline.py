@@ -25,12 +25,14 @@ import torch
 
 from s3torch.checkpoint.storages import memory
 
-__all__ = ["File", "Outline"]
+__all__ = ["File", "Outline", "torch_save"]
 
 _DESCRIPTOR = b"PK\x07\x08"
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _ENTRY_SIGNATURE = b"PK\x01\x02"
 _CRC32_OF_DESCRIPTOR, _CRC32_OF_ENTRY = 4, 16  # where it stands
+# How torch's errors begin that are about the archive, not about what is saved.
+_UNFINISHED = "inline_container.cc"
 _STORAGE = re.compile(rb"[^/]+/data/([^/]+)")
 
 
@@ -65,7 +67,7 @@ class Outline:
         sparse = _SparseFile()
         with ExitStack() as skipping:
             pickling = _Pickling(lambda: skipping.enter_context(skip_data()))
-            torch.save(obj, sparse, pickle_module=pickling.module)  # type: ignore[arg-type]
+            torch_save(obj, sparse, pickle_module=pickling.module)
         kept = [(key, storage) for key, storage in pickling.storages.items() if storage.nbytes()]
         if [storage.nbytes() for _, storage in kept] != sparse.holes:
             return None
@@ -121,6 +123,25 @@ class Outline:
                 keys.append(match[1])
             offset += _ENTRY.size + name + extra + comment
         return places if keys == self._keys else None
+
+
+def torch_save(obj: object, file: Any, **options: Any) -> None:  # noqa: ANN401  # as torch.save takes them
+    """Run torch.save, and raise what a write or an interrupt has raised in its middle.
+
+    Then torch ends the archive all the same, and raises that it cannot: "unexpected pos".
+    """
+    cause = None
+    try:
+        torch.save(obj, file, **options)
+    except RuntimeError as error:
+        cause = error.__context__ if _UNFINISHED in str(error) else None
+        if cause is None:
+            raise
+    if cause is not None:
+        try:
+            raise cause
+        finally:
+            del cause  # a frame that raised one of its own variables would be a cycle
 
 
 class _SparseFile:

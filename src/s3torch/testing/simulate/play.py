@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from s3torch.testing.simulate.programs import DatasetSpec, Program
     from s3torch.testing.simulate.steps import Step
 
-__all__ = ["FAILED", "IterationState", "OopsError", "Play", "ReaderState", "Transform", "reader_config"]
+__all__ = ["FAILED", "IterationState", "OopsError", "Play", "ReaderState", "Transform", "longest_call", "reader_config"]
 
 FAILED = object()
 
 # Virtual seconds that a call may take: without faults, with them, and after an interrupt. With few connections the
-# objects of a batch run out of attempts in turns, as long as a server says nothing: see ``_longest_call``.
+# objects ahead run out of attempts in turns, while a server says nothing and a call waits for the last of them.
 _LONGEST_CALL = 60.0
 _LONGEST_CALL_WITH_FAULTS = 400.0
-_CONNECTIONS_OF_A_BATCH = 4
+_CONNECTIONS_AHEAD = 8
 _LONGEST_INTERRUPT = 2.0
 # How often a call may turn the loop although nothing can move: at most half of this was seen in 25,000 calls. A loop
 # looks for late answers each 0.02 s; one that turns more often is busy, not waiting.
@@ -57,12 +57,12 @@ class OopsError(Exception):
     """What a transform of a program raises."""
 
 
-def _longest_call(program: Program) -> float:
+def longest_call(program: Program) -> float:
     """Return how many virtual seconds a call may take."""
     if not program.has_faults:
         return _LONGEST_CALL
-    connections = int(program.options.get("max_connections", _CONNECTIONS_OF_A_BATCH))
-    return _LONGEST_CALL_WITH_FAULTS * max(1.0, _CONNECTIONS_OF_A_BATCH / connections)
+    connections = int(program.options.get("max_connections", _CONNECTIONS_AHEAD))
+    return _LONGEST_CALL_WITH_FAULTS * max(1.0, _CONNECTIONS_AHEAD / connections)
 
 
 def reader_config(kind: str) -> S3ReaderConfig:
@@ -247,7 +247,7 @@ class Play:
             if not was_interrupted and not (shared and type(error) is RuntimeError and "same time" in str(error)):
                 self.find("documented errors", f"{what} raised {_named(error)}")
         finally:
-            if self.world.now - began > _longest_call(self.program) and not self.depth:
+            if self.world.now - began > longest_call(self.program) and not self.depth:
                 self.find("time", f"{what} took {self.world.now - began:.0f} s")
             turns, seconds = self.world.empty_turns - turns, self.world.now - began
             most = _TURNS + _TURNS_A_SECOND * seconds + _TURNS_A_REQUEST * (self.world.requests_begun - requests)

@@ -39,7 +39,7 @@ from s3torch.testing.simulate.invariants import (
     look_ahead_is_given_back,
 )
 from s3torch.testing.simulate.model import BucketModel, Stored
-from s3torch.testing.simulate.play import Play, ReaderState
+from s3torch.testing.simulate.play import Play, ReaderState, longest_call
 from s3torch.testing.simulate.programs import Program, draft, kind_of
 from s3torch.testing.simulate.scheduler import StuckError
 from s3torch.testing.simulate.server import Server
@@ -104,7 +104,9 @@ def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore
             bucket.put(key, Stored.first(key, size))
     bucket.put(_PROBE, Stored.of(b"z"))
     bucket.begin()
-    world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls)
+    # More than a call may take: a call that ends late is told with its result, one that does not end is ended.
+    longest = 100.0 + longest_call(program)
+    world = World(Server(bucket), program.seed, dict(program.faults), is_tls=program.is_tls, longest_call=longest)
     result = Result(log=world.log)
     with seam.connected(world), _collector_off(), _quiet() as in_finalisers:
         play = Play(program, world, frozenset(ignore))

@@ -27,10 +27,8 @@ __all__ = ["FAULTS", "EndlessError", "SimulatedConnection", "SimulatedNetwork", 
 # What may go wrong with the n-th request. Of "lost" and "cut" the request was carried out; of "reset" it was not.
 FAULTS = ("reset", "lost", "cut", "truncated", "stalled", "late", "slow down", "internal error", "hang up", "silence")
 
-# A loop that turns so often without any time passing turns for ever; one that waits so long waits for ever.
+# A loop that turns so often without any time passing turns for ever.
 _MOST_IDLE_SELECTS = 5_000
-_LONGEST = 100.0
-_LONGEST_WITH_FAULTS = 500.0
 _RECORD = 16 * 1024
 _CONNECTING = ConnectionState.CONNECTING
 
@@ -47,6 +45,7 @@ class World:
         seed: Of all that is left to chance.
         faults: What happens to which request, counted from 1.
         is_tls: Whether connections hand out what they have received in pieces that select does not see.
+        longest_call: Virtual seconds after which a call is taken for one that waits for ever.
 
     Attributes:
         now: Seconds.
@@ -63,7 +62,13 @@ class World:
     """
 
     def __init__(
-        self, server: Server, seed: int, faults: Mapping[int, str] | None = None, *, is_tls: bool = False
+        self,
+        server: Server,
+        seed: int,
+        faults: Mapping[int, str] | None = None,
+        *,
+        is_tls: bool = False,
+        longest_call: float = 500.0,
     ) -> None:
         self.server = server
         self.chance = random.Random(seed)
@@ -87,7 +92,8 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._idle_selects = 0
-        self._latest = self.now + (_LONGEST_WITH_FAULTS if self.faults else _LONGEST)
+        self._longest_call = longest_call
+        self.begin_call()
 
     def clock(self) -> float:
         """Return the virtual time."""
@@ -112,7 +118,7 @@ class World:
 
     def begin_call(self) -> None:
         """Take down that a call begins, which may take its time."""
-        self._latest = self.now + (_LONGEST_WITH_FAULTS if self.faults else _LONGEST)
+        self._latest = self.now + self._longest_call
 
     def count_select(self, *, has_waited: bool) -> None:
         """Notice a loop that turns without end."""
