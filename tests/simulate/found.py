@@ -229,4 +229,10 @@ FOUND: dict[str, Program] = {
         steps=(Save("c/1", (9_000, 500)), Load("c/1")),
         coincidences=(Interrupt(step=1, of="_buffer.py:writable_bytes", call=27, at=5),),
     ),
+    "an interrupt before the first line of what torch.load reads by": Program(
+        seed=2004468,
+        objects=(1,),
+        steps=(Save("c/1", (1,)), Load("c/1")),
+        coincidences=(Interrupt(step=1, of="loading.py:readinto", call=17, at=1),),
+    ),
 }

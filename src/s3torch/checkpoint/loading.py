@@ -38,6 +38,9 @@ __all__ = ["load_object"]
 # What refuses a function: torch._utils._get_restore_location says so. The first makes DTensors, among others.
 _REFUSES_FUNCTIONS = (b"_rebuild_wrapper_subclass", b"_rebuild_device_tensor_from_numpy")
 
+# What torch says of a file whose ``readinto`` has raised something.
+_TORCH_ASKS_FOR_READ = "object has no attribute 'read'"
+
 MapLocation = Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None
 
 
@@ -87,9 +90,10 @@ class _Later(_File):
             self._error = error  # torch drops it, an interrupt too, and asks for ``read`` instead
             raise
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a read has failed."""
+    def has_failed_before(self, error: Exception) -> bool:
+        """Whether this error is only what torch made of one that a read has raised."""
+        if self._error is None and _TORCH_ASKS_FOR_READ in str(error):
+            self._error = KeyboardInterrupt()  # it came before the first line of ``readinto``: nothing else does
         return self._error is not None
 
     def taken_error(self) -> BaseException:
@@ -251,6 +255,7 @@ def load_object(
             return torch.load(reader, map_location=map_location, weights_only=weights_only)
         file = _Later(reader, archive, remote.learn_size())
         is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
+        del archive  # whoever keeps an error keeps this frame
         filler = _Filler(
             file,
             remote,
@@ -304,11 +309,13 @@ def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool |
     except S3Error:
         raise
     except RuntimeError as error:
+        if filler.file.has_failed_before(error):
+            raise filler.file.taken_error() from None
         if "PytorchStreamReader" not in str(error):
             raise
         raise _named(error, remote) from error
     except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
-        if filler.file.has_failed:
+        if filler.file.has_failed_before(error):
             raise filler.file.taken_error() from None
         if weights_only is False or error is filler.users_error:
             raise

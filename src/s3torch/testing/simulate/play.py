@@ -457,6 +457,8 @@ class Play:
             has_reason = True
         elif isinstance(error, TransientError):
             has_reason = self.program.has_faults or self.has_interrupted
+        elif "Whether the object was stored is not known" in str(error):
+            has_reason = self.program.has_faults
         if isinstance(error, ClosedError):
             has_reason = self.has_interrupted
         # An error of a signal handler has that one for its context which is handled where it came, with all its frames.
