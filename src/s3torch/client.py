@@ -237,12 +237,12 @@ class S3Client:
         _buffer.check_text(version_id=version_id)
         request = HeadObject(self._access.bucket(bucket), key, version_id)
         self._access.run([request])
-        if request.head is None or request.head.content_length is None:
+        if request.head is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = request.head.fields
         return HeadObjectResult(
             fields.get("etag", ""),
-            request.head.content_length,
+            request.size,
             int(parse_http_date(fields.get("last-modified", "")) or 0),
             fields.get("x-amz-storage-class"),
             _restore_status(fields.get("x-amz-restore", "")),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3torch import _buffer
 from s3torch._access import leftovers
-from s3torch._aws import checksums
+from s3torch._aws import checksums, etags
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import HeadObject
@@ -330,7 +330,7 @@ class S3Writer(S3File):
             self._access.run([stored])
         except S3Error:
             return False
-        return stored.head is not None and stored.head.fields.get("etag", "").strip('"') == etag
+        return stored.head is not None and etags.opaque(stored.head.fields.get("etag")) == etag
 
 
 # Writers whose upload must be aborted before the interpreter ends.

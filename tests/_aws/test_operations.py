@@ -162,7 +162,10 @@ def test_a_fault_is_corrected_once(monkeypatch: pytest.MonkeyPatch):
         (206, "bytes 10-14/16", 5),
         (206, None, 10),
         (200, None, 10),
-        (200, "bytes 10-19/100", 10),
+        (200, "bytes 0-9/100", 10),
+        (200, "bytes 10-18/100", 9),
+        (200, "bytes 10-19/*", 10),
+        (200, "nonsense", 10),
     ],
 )
 def test_other_ranges_than_asked_for(status: int, told: str | None, count: int):
@@ -174,13 +177,24 @@ def test_other_ranges_than_asked_for(status: int, told: str | None, count: int):
     assert (get.filled, memory) == (0, bytes(10))
 
 
-@pytest.mark.parametrize(("told", "count"), [("bytes 10-19/100", 10), ("bytes 10-19/20", 10), ("bytes 10-14/15", 5)])
-def test_ranges_that_were_asked_for(told: str, count: int):
-    """A range is answered whole, or up to the end of the object."""
+@pytest.mark.parametrize("status", [200, 206])
+@pytest.mark.parametrize(
+    ("told", "count", "total"), [("bytes 10-19/100", 10, 100), ("bytes 10-19/20", 10, 20), ("bytes 10-14/15", 5, 15)]
+)
+def test_ranges_that_were_asked_for(status: int, told: str, count: int, total: int):
+    """A range is answered whole, or up to the end of the object; some servers answer it with status 200."""
     memory = bytearray(10)
     get = GetObject(bucket(), "key", 10, 20, memoryview(memory))
-    assert answer(get, 206, CONTENT[10 : 10 + count], content_range=told) is None
-    assert (get.filled, memory[:count]) == (count, CONTENT[10 : 10 + count])
+    assert answer(get, status, CONTENT[10 : 10 + count], content_range=told) is None
+    assert (get.filled, get.total, memory[:count]) == (count, total, CONTENT[10 : 10 + count])
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_range_with_status_200(is_whole: bool):
+    """The first range of an object is not the whole object, although its status is that of one."""
+    get = GetObject(bucket(), "key", 0, 20, memoryview(bytearray(20)), is_whole=is_whole)
+    assert answer(get, 200, CONTENT[:20], content_range="bytes 0-19/100", etag='"e"') is None
+    assert (get.filled, get.total) == (20, 100)
 
 
 @pytest.mark.parametrize("size", [0, 1, 19, 20])
@@ -188,7 +202,7 @@ def test_whole_objects(size: int):
     """An answer without a range is the whole object, if that is no longer than what was asked for."""
     memory = bytearray(20)
     get = GetObject(bucket(), "key", 0, 20, memoryview(memory))
-    assert answer(get, 200, CONTENT[:size]) is None
+    assert answer(get, 200, CONTENT[:size], etag='"e"') is None
     assert (get.total, get.filled, memory[:size]) == (size, size, CONTENT[:size])
 
 

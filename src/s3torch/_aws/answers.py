@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from s3torch._aws import etags
+from s3torch._transfer.http1 import Head
 from s3torch.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -20,6 +22,7 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ProtocolError,
     RegionError,
     RequestError,
     S3Error,
@@ -27,7 +30,19 @@ from s3torch.errors import (
     ThrottledError,
 )
 
-__all__ = ["ErrorDocument", "Subject", "element_text", "error_from_answer", "parse_error_document", "parse_http_date"]
+__all__ = [
+    "ErrorDocument",
+    "Shows",
+    "Subject",
+    "element_text",
+    "error_from_answer",
+    "must_be_s3",
+    "must_be_s3_document",
+    "not_s3",
+    "parse_error_document",
+    "parse_http_date",
+    "root_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,21 @@ class Subject:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" if self.key is None else f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shows:
+    """What shows that a success answers the operation; see ``must_be_s3``. By default: nothing but an empty body.
+
+    Attributes:
+        root: The root element of the document, such as ``ListBucketResult``; empty where S3 sends none.
+        stores: Whether the operation stores bytes: then the head has their ETag.
+        is_object: Whether the answer is a stored object, or the head of one.
+    """
+
+    root: str = ""
+    stores: bool = False
+    is_object: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +108,109 @@ _DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumM
 # S3 may answer with status 200, and find out then that it fails.
 _SERVER_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable"}
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+
+
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_MD5_ETAG = re.compile(r'"?[0-9a-f]{32}(?:-[0-9]{1,5})?"?')
+# What may stand before the root element, in the first bytes of a document.
+_ROOT = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:!DOCTYPE\s+)?(?:[\w.-]+:)?([\w.-]+)",
+    re.DOTALL | re.IGNORECASE,
+)
+_MOST_BEFORE_ROOT = 4096
+
+
+def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = None) -> None:
+    """Check that the head of a success is that of S3's answer to the operation.
+
+    A success is not believed for its status. Something else may answer in S3's place: a captive portal or a proxy with
+    a page for people, a web server, or S3 itself where it does not find the bucket's name in the host, so that
+    ``PUT /key`` makes a bucket, and ``GET /key`` lists one. The rule:
+
+    - What stores bytes has answered with their ETag.
+    - An object has an ETag, a Last-Modified or a Content-Range; some servers have no ETags.
+    - An object may be a page of HTML, and so may what a portal answers. So HTML is believed if the head shows S3: by a
+      field ``x-amz-*`` (or ``x-goog-*``), by an ETag that is an MD5, or by the ETag that was asked for.
+    - What S3 answers by a document has the document's root element, and what it answers by nothing has no body: that
+      is ``must_be_s3_document``.
+
+    Args:
+        subject: What was asked.
+        head: Of the answer.
+        shows: What shows that it is S3's.
+        etag: What the object's ETag must be, or None for any.
+
+    Raises:
+        ProtocolError: It is not, or nothing shows that it is.
+    """
+    fields = head.fields
+    found = fields.get("etag")
+    if shows.stores and not etags.opaque(found):
+        raise not_s3(subject, head, "without the ETag of what was to be stored")
+    if not shows.is_object:
+        return
+    if not (etags.opaque(found) or fields.get("last-modified") or fields.get("content-range")):
+        raise not_s3(
+            subject, head, "without ETag, Last-Modified and Content-Range, of which an object has one at least"
+        )
+    is_known = etag is not None and found is not None and etags.are_same(etag, found)
+    if _is_html_type(head) and not is_known and not _shows_s3(head):
+        raise not_s3(subject, head, "by a page of HTML, which nothing shows to be an object")
+
+
+def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes) -> None:
+    """Check that the body of a success, which is no object, is that of S3's answer; see ``must_be_s3``.
+
+    Raises:
+        ProtocolError: It is not.
+    """
+    root = root_of(body)
+    if root.lower() == "html" or (body.strip() and not shows.root and _is_html_type(head)):
+        raise not_s3(subject, head, "by a page of HTML")
+    if shows.root and root != shows.root:
+        raise not_s3(subject, head, f"by {f'<{root[:80]}>' if root else 'no XML'} where <{shows.root}> is due")
+    if not shows.root and body.strip() and not _shows_s3(head):
+        raise not_s3(subject, head, "with a body where none is due")
+
+
+def not_s3(subject: Subject, head: Head, how: str) -> ProtocolError:
+    """Return the error of a success that is not S3's answer.
+
+    Args:
+        subject: What was asked.
+        head: Of the answer.
+        how: It was answered.
+    """
+    return ProtocolError(
+        f"{subject.operation} on {subject} was answered {how}: that is no answer of S3. Check the endpoint "
+        f"({subject.where}). If that server does not know buckets by host name, pass "
+        "S3ClientConfig(force_path_style=True). A proxy or a captive portal on the way may answer like this, too.",
+        bucket=subject.bucket,
+        key=subject.key,
+        status=head.status,
+        request_id=head.fields.get("x-amz-request-id"),
+    )
+
+
+def _is_html_type(head: Head) -> bool:
+    return head.fields.get("content-type", "").lower().startswith(_HTML_TYPES)
+
+
+def _shows_s3(head: Head) -> bool:
+    """Whether a head has what S3 and the servers like it have; CloudFront puts ``x-amz-cf-*`` on pages of its own."""
+    marks = ("x-amz-", "x-goog-")
+    if any(name.startswith(marks) and not name.startswith("x-amz-cf-") for name in head.fields):
+        return True
+    return _MD5_ETAG.fullmatch(head.fields.get("etag", "")) is not None
+
+
+def root_of(body: bytes) -> str:
+    """Return the name of a document's root element; empty if it is no document.
+
+    White space may stand before it: S3 sends some while it is at work.
+    """
+    match = _ROOT.match(body.lstrip()[:_MOST_BEFORE_ROOT])
+    return "" if match is None else match[1].decode("latin-1")
 
 
 def parse_error_document(body: bytes) -> ErrorDocument:

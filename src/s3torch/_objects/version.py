@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from s3torch._aws import checksums
+from s3torch._aws import checksums, etags
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
 from s3torch._transfer import plan
@@ -22,7 +22,7 @@ class ObjectVersion:
     """One version of an object.
 
     The first answer fixes which version that is: all later requests carry its ETag, and an answer of another version
-    is an ObjectChangedError.
+    is an ObjectChangedError. Where a server has no ETags, size and Last-Modified are compared.
 
     Args:
         access: Sends the requests.
@@ -38,6 +38,7 @@ class ObjectVersion:
         is_strict: Whether what is read whole must be verified.
         size: In bytes; None while unknown.
         etag: None while unknown.
+        modified: The field Last-Modified of its answers, for servers without ETags; None while unknown.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ObjectVersion:
         # That an object is empty is asked again: no read would notice that it has grown since.
         self.size = size or None
         self.etag = etag
+        self.modified: str | None = None
         self._told_size = size
         self._checksum: Checksum | None = None
         self.version_id = version_id
@@ -69,7 +71,7 @@ class ObjectVersion:
             self.access.run([request])
             if request.head is None:
                 raise AssertionError("a HEAD that succeeded without an answer")
-            self.observe(request.head.content_length, request.head.fields.get("etag") or None)
+            self.observe(request.size, request.head.fields.get("etag"), request.head.fields.get("last-modified"))
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
@@ -91,6 +93,7 @@ class ObjectVersion:
             stop,
             into,
             etag=self.etag,
+            modified=self.modified,
             version_id=self.version_id,
             is_whole=bucket.has_checksums and not start and stop == self.size,
             has_gaps=has_gaps,
@@ -139,7 +142,7 @@ class ObjectVersion:
     def conclude(self, gets: Sequence[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
-            self.observe(get.total, get.etag)
+            self.observe(get.total, get.etag, get.modified)
         size, count = self.size, 0
         for get in gets:
             due = max(0, min(get.stop, size) - get.start) if size is not None else 0
@@ -153,25 +156,33 @@ class ObjectVersion:
             count += filled
         return count
 
-    def observe(self, size: int | None, etag: str | None) -> None:
+    def observe(self, size: int | None, etag: str | None, modified: str | None = None) -> None:
         """Learn what an answer tells.
 
         Raises:
             ObjectChangedError: It is of another version.
         """
-        if size is not None and size == self.size and size == self._told_size and etag == self.etag:
+        if (
+            size is not None
+            and size == self.size == self._told_size
+            and etag == self.etag
+            and modified == self.modified
+        ):
             return  # most answers tell nothing new
-        for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
-            if known is not None and found is not None and known != found:
-                raise ObjectChangedError(
-                    f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
-                    f"and is {found} now. List or open it again to read the new version.",
-                    bucket=self.bucket,
-                    key=self.key,
-                )
+        other = etags.other_version(self.etag, etag, self.modified, modified)
+        if size is not None and self._told_size is not None and size != self._told_size:
+            other = f"its size was {self._told_size}, and is {size} now"
+        if other is not None:
+            raise ObjectChangedError(
+                f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: {other}. List or open it "
+                "again to read the new version.",
+                bucket=self.bucket,
+                key=self.key,
+            )
         if size is not None:
             self.size = self._told_size = size
-        self.etag = etag or self.etag
+        self.etag = etags.preferred(self.etag, etag)
+        self.modified = self.modified or modified
 
     def check_reaches(self, start: int, stop: int) -> None:
         """Check, after a read, that the object has all bytes of a range that is not empty.
