@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from s3torch._aws.listing import ListObjectsResult, list_parameters, parse_page
+from s3torch._aws.listing import ListObjectsResult, PageChain, list_parameters, parse_page
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._exclusive import exclusive
 from s3torch._transfer.scope import LastingScope
@@ -62,6 +62,7 @@ class ListObjectStream:
         self.look_ahead = False
         self._access = access
         self._position: tuple[str | None, bool] = None, False  # one value, so that an interrupt finds no half of it
+        self._chain = PageChain()
         self._begun: _PageRead | None = None
         self._users: dict[int, object] = {}
 
@@ -89,6 +90,7 @@ class ListObjectStream:
         Raises:
             BucketNotFoundError: There is no such bucket.
             ConcurrentUseError: Another thread is in the middle of this.
+            ProtocolError: The server names a page twice, or 1,000 pages in a row are empty.
             S3Error: Any other failure; the same page can be asked for again.
         """
         if self.complete:
@@ -102,7 +104,8 @@ class ListObjectStream:
             if not read.is_begun:
                 read.begin()
             page = read.finish()
-            token = page.continuation_token
+            token, is_empty = page.continuation_token, not (page.object_info or page.common_prefixes)
+            self._chain.check(token, is_empty=is_empty)
             if self.look_ahead and token is not None:
                 following = _PageRead(self, self._access, token)
                 following.begin()
@@ -113,6 +116,7 @@ class ListObjectStream:
             raise
         self._begun = following
         self._position = token, token is None  # only now: whatever was raised before, this page is asked for again
+        self._chain.add(token, is_empty=is_empty)  # behind that: to the chain the page must not be one that came before
         return page
 
     def _what_is_shared(self) -> str:
