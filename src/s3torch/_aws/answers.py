@@ -103,6 +103,8 @@ _CREDENTIALS_CODES = {
     "InvalidToken": "the session token is not valid for them",
     "InvalidSecurity": "they are not valid",
 }
+# A server that takes the first segment of a key for a bucket has made it already, at an attempt before.
+_OF_NEW_BUCKETS = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 _DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 # S3 may answer with status 200, and find out then that it fails.
@@ -146,16 +148,19 @@ def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = No
     fields = head.fields
     found = fields.get("etag")
     if shows.stores and not etags.opaque(found):
-        raise not_s3(subject, head, "without the ETag of what was to be stored")
+        raise not_s3(subject, head.status, fields, "without the ETag of what was to be stored")
     if not shows.is_object:
         return
     if not (etags.opaque(found) or fields.get("last-modified") or fields.get("content-range")):
         raise not_s3(
-            subject, head, "without ETag, Last-Modified and Content-Range, of which an object has one at least"
+            subject,
+            head.status,
+            fields,
+            "without ETag, Last-Modified and Content-Range, of which an object has one at least",
         )
     is_known = etag is not None and found is not None and etags.are_same(etag, found)
     if _is_html_type(head) and not is_known and not _shows_s3(head):
-        raise not_s3(subject, head, "by a page of HTML, which nothing shows to be an object")
+        raise not_s3(subject, head.status, fields, "by a page of HTML, which nothing shows to be an object")
 
 
 def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes) -> None:
@@ -165,30 +170,40 @@ def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes)
         ProtocolError: It is not.
     """
     root = root_of(body)
+    how = ""
     if root.lower() == "html" or (body.strip() and not shows.root and _is_html_type(head)):
-        raise not_s3(subject, head, "by a page of HTML")
-    if shows.root and root != shows.root:
-        raise not_s3(subject, head, f"by {f'<{root[:80]}>' if root else 'no XML'} where <{shows.root}> is due")
-    if not shows.root and body.strip() and not _shows_s3(head):
-        raise not_s3(subject, head, "with a body where none is due")
+        how = "by a page of HTML"
+    elif shows.root and root != shows.root:
+        how = f"by {f'<{root[:80]}>' if root else 'no XML'} where <{shows.root}> is due"
+    elif not shows.root and body.strip() and not _shows_s3(head):
+        how = "with a body where none is due"
+    if how:
+        raise not_s3(subject, head.status, head.fields, how)
 
 
-def not_s3(subject: Subject, head: Head, how: str) -> ProtocolError:
+def not_s3(subject: Subject, status: int, fields: Mapping[str, str], how: str) -> ProtocolError:
     """Return the error of a success that is not S3's answer.
 
     Args:
         subject: What was asked.
-        head: Of the answer.
+        status: Of the answer.
+        fields: Header fields of the answer, by lower-case name.
         how: It was answered.
     """
     return ProtocolError(
-        f"{subject.operation} on {subject} was answered {how}: that is no answer of S3. Check the endpoint "
-        f"({subject.where}). If that server does not know buckets by host name, pass "
-        "S3ClientConfig(force_path_style=True). A proxy or a captive portal on the way may answer like this, too.",
+        _not_s3(subject, how),
         bucket=subject.bucket,
         key=subject.key,
-        status=head.status,
-        request_id=head.fields.get("x-amz-request-id"),
+        status=status,
+        request_id=fields.get("x-amz-request-id"),
+    )
+
+
+def _not_s3(subject: Subject, how: str) -> str:
+    return (
+        f"{subject.operation} on {subject} was answered {how}: that is no answer of S3 to it. Check the endpoint "
+        f"({subject.where}). If that server does not know buckets by host name, pass "
+        "S3ClientConfig(force_path_style=True). A proxy or a captive portal on the way may answer like this, too."
     )
 
 
@@ -274,6 +289,8 @@ def parse_http_date(text: str) -> float | None:
 
 def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
     code = document.code
+    if code in _OF_NEW_BUCKETS and subject.key is not None:
+        return ProtocolError, _not_s3(subject, "as if it were to make a bucket")
     if code in _CREDENTIALS_CODES:
         return CredentialsError, (
             f"{subject.where} does not accept the credentials for {subject}: {_CREDENTIALS_CODES[code]}. "

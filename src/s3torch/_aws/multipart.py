@@ -102,7 +102,7 @@ class CreateMultipartUpload(Send):
         self.began = parse_http_date(head.fields.get("date", ""))
         self.checksum_algorithm = head.fields.get("x-amz-checksum-algorithm")
         self.checksum_type = head.fields.get("x-amz-checksum-type")
-        return None if self.upload_id else not_s3(self.subject, head, "without the UploadId")
+        return None if self.upload_id else not_s3(self.subject, head.status, head.fields, "without the UploadId")
 
 
 class AbortMultipartUpload(Operation):

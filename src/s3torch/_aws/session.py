@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, not_s3
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
@@ -189,6 +189,7 @@ class AwsSession:
             NoCredentialsError,
             SSLError,
         )
+        from botocore.parsers import ResponseParserError
 
         try:
             self.credentials()  # refused here if they cannot be sent: botocore would show them
@@ -217,10 +218,13 @@ class AwsSession:
                 bucket=subject.bucket,
                 key=subject.key,
             ) from error
+        except ResponseParserError as error:
+            raise not_s3(subject, 200, {}, "by something else than XML") from error
         except BotoCoreError as error:
             raise RequestError(
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
             ) from error
+        _check_answer(subject, answer)
         return answer
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
@@ -339,6 +343,19 @@ def _check_text_of(credentials: Credentials) -> None:
             raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
     if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
+
+
+def _check_answer(subject: Subject, answer: Mapping[str, Any]) -> None:
+    """Check that a success is S3's: of a document with another root botocore finds nothing, and says nothing.
+
+    Raises:
+        ProtocolError: It is not.
+    """
+    metadata = answer.get("ResponseMetadata", {})
+    result = answer.get("CopyObjectResult", {}) if subject.operation == "CopyObject" else answer
+    if not result.keys() - {"ResponseMetadata", "RequestCharged"}:
+        fields = metadata.get("HTTPHeaders", {})
+        raise not_s3(subject, int(metadata.get("HTTPStatusCode", 200)), fields, "without the document that is due")
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from s3torch._aws import checksums, etags
+from s3torch._aws.answers import parse_http_date
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
 from s3torch._transfer import plan
@@ -30,6 +31,7 @@ class ObjectVersion:
         key: Of the object.
         size: In bytes, if known beforehand.
         etag: If known beforehand.
+        modified_at: When it was changed, in seconds since the epoch, if known beforehand.
         version_id: The version to read; None for the newest.
 
     Attributes:
@@ -49,6 +51,7 @@ class ObjectVersion:
         *,
         size: int | None = None,
         etag: str | None = None,
+        modified_at: int | None = None,
         version_id: str | None = None,
     ) -> None:
         self.bucket = bucket
@@ -57,6 +60,7 @@ class ObjectVersion:
         self.size = size or None
         self.etag = etag
         self.modified: str | None = None
+        self._modified_at = modified_at
         self._told_size = size
         self._checksum: Checksum | None = None
         self.version_id = version_id
@@ -170,6 +174,8 @@ class ObjectVersion:
         ):
             return  # most answers tell nothing new
         other = etags.other_version(self.etag, etag, self.modified, modified)
+        if other is None and not etags.opaque(self.etag) and not self._is_as_listed(modified):
+            other = f"it was last changed {self._modified_at} s after 1970, and its Last-Modified is {modified} now"
         if size is not None and self._told_size is not None and size != self._told_size:
             other = f"its size was {self._told_size}, and is {size} now"
         if other is not None:
@@ -183,6 +189,13 @@ class ObjectVersion:
             self.size = self._told_size = size
         self.etag = etags.preferred(self.etag, etag)
         self.modified = self.modified or modified
+
+    def _is_as_listed(self, modified: str | None) -> bool:
+        """Whether a Last-Modified may be the time of a listing, which may be rounded in another way."""
+        if self._modified_at is None or not modified or self.modified is not None:
+            return True
+        when = parse_http_date(modified)
+        return when is None or abs(when - self._modified_at) <= 1
 
     def check_reaches(self, start: int, stop: int) -> None:
         """Check, after a read, that the object has all bytes of a range that is not empty.
