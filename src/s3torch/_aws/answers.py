@@ -34,6 +34,7 @@ __all__ = [
     "ErrorDocument",
     "Shows",
     "Subject",
+    "describe_root",
     "element_text",
     "error_from_answer",
     "must_be_s3",
@@ -174,7 +175,7 @@ def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes)
     if root.lower() == "html" or (body.strip() and not shows.root and _is_html_type(head)):
         how = "by a page of HTML"
     elif shows.root and root != shows.root:
-        how = f"by {f'<{root[:80]}>' if root else 'no XML'} where <{shows.root}> is due"
+        how = f"by {describe_root(body)} where <{shows.root}> is due"
     elif not shows.root and body.strip() and not _shows_s3(head):
         how = "with a body where none is due"
     if how:
@@ -228,6 +229,14 @@ def root_of(body: bytes) -> str:
     return "" if match is None else match[1].decode("latin-1")
 
 
+def describe_root(body: bytes) -> str:
+    """Return what a document is, by its root element, for a sentence."""
+    root = root_of(body)
+    if root.lower() == "html":
+        return "a page of HTML"
+    return f"<{root[:80]}>" if root else "no XML"
+
+
 def parse_error_document(body: bytes) -> ErrorDocument:
     """Return what can be found in an error's body; anything else than S3's XML gives empty fields."""
     code, message, request_id, region, size = (
@@ -254,6 +263,8 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
     """
     region = fields.get("x-amz-bucket-region") or document.region or None
     kind, sentence = _classify(subject, status, document, region)
+    if document.code in _OF_NEW_BUCKETS and subject.key is not None:
+        sentence = _not_s3(subject, "as if it were to make a bucket")
     return kind(
         sentence,
         bucket=subject.bucket,
@@ -289,8 +300,6 @@ def parse_http_date(text: str) -> float | None:
 
 def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
     code = document.code
-    if code in _OF_NEW_BUCKETS and subject.key is not None:
-        return ProtocolError, _not_s3(subject, "as if it were to make a bucket")
     if code in _CREDENTIALS_CODES:
         return CredentialsError, (
             f"{subject.where} does not accept the credentials for {subject}: {_CREDENTIALS_CODES[code]}. "

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, not_s3
+from s3torch._aws.answers import ErrorDocument, Subject, describe_root, error_from_answer, not_s3, root_of
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
@@ -27,6 +27,7 @@ from s3torch.errors import (
     ConfigError,
     ConnectionFailedError,
     CredentialsError,
+    ProtocolError,
     RequestError,
     S3Error,
 )
@@ -218,13 +219,14 @@ class AwsSession:
                 bucket=subject.bucket,
                 key=subject.key,
             ) from error
+        except ProtocolError as error:
+            raise not_s3(subject, 200, {}, str(error)) from None
         except ResponseParserError as error:
             raise not_s3(subject, 200, {}, "by something else than XML") from error
         except BotoCoreError as error:
             raise RequestError(
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
             ) from error
-        _check_answer(subject, answer)
         return answer
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
@@ -276,6 +278,7 @@ class AwsSession:
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
         client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
+        client.meta.events.register("before-parse.s3", _refuse_other_document)
         return client
 
     @contextlib.contextmanager
@@ -345,17 +348,23 @@ def _check_text_of(credentials: Credentials) -> None:
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
 
 
-def _check_answer(subject: Subject, answer: Mapping[str, Any]) -> None:
-    """Check that a success is S3's: of a document with another root botocore finds nothing, and says nothing.
+# The root elements of what is called. Of a document with another one botocore finds nothing, and says nothing.
+_ROOTS = {
+    "CopyObject": "CopyObjectResult",
+    "ListMultipartUploads": "ListMultipartUploadsResult",
+    "ListParts": "ListPartsResult",
+}
+
+
+def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401  # botocore's
+    """Refuse a success whose document is not S3's.
 
     Raises:
-        ProtocolError: It is not.
+        ProtocolError: It is not; the message says what is wrong only.
     """
-    metadata = answer.get("ResponseMetadata", {})
-    result = answer.get("CopyObjectResult", {}) if subject.operation == "CopyObject" else answer
-    if not result.keys() - {"ResponseMetadata", "RequestCharged"}:
-        fields = metadata.get("HTTPHeaders", {})
-        raise not_s3(subject, int(metadata.get("HTTPStatusCode", 200)), fields, "without the document that is due")
+    root, body = _ROOTS.get(operation_model.name), response_dict["body"]
+    if root is not None and response_dict["status_code"] < 300 and root_of(body) not in (root, "Error"):
+        raise ProtocolError(f"by {describe_root(body)} where <{root}> is due")
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:
