@@ -278,7 +278,8 @@ class AwsSession:
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
         client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
-        client.meta.events.register("before-parse.s3", _refuse_other_document)
+        for operation in _ROOTS:  # each by its name: only that comes before botocore's own look at the document
+            client.meta.events.register_first(f"before-parse.s3.{operation}", _refuse_other_document)
         return client
 
     @contextlib.contextmanager
@@ -348,12 +349,9 @@ def _check_text_of(credentials: Credentials) -> None:
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
 
 
-# The root elements of what is called. Of a document with another one botocore finds nothing, and says nothing.
-_ROOTS = {
-    "CopyObject": "CopyObjectResult",
-    "ListMultipartUploads": "ListMultipartUploadsResult",
-    "ListParts": "ListPartsResult",
-}
+# What the root elements of what is called end with; some servers shorten ListMultipartUploadsResult. Of a document with
+# another one botocore finds nothing, and says nothing.
+_ROOTS = {"CopyObject": "CopyObjectResult", "ListMultipartUploads": "UploadsResult", "ListParts": "PartsResult"}
 
 
 def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401  # botocore's
@@ -363,8 +361,8 @@ def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any
         ProtocolError: It is not; the message says what is wrong only.
     """
     root, body = _ROOTS.get(operation_model.name), response_dict["body"]
-    if root is not None and response_dict["status_code"] < 300 and root_of(body) not in (root, "Error"):
-        raise ProtocolError(f"by {describe_root(body)} where <{root}> is due")
+    if root is not None and response_dict["status_code"] < 300 and not root_of(body).endswith((root, "Error")):
+        raise ProtocolError(f"by {describe_root(body)} where a document {root} is due")
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:
