@@ -278,8 +278,7 @@ class AwsSession:
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
         client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
-        for operation in _ROOTS:  # each by its name: only that comes before botocore's own look at the document
-            client.meta.events.register_first(f"before-parse.s3.{operation}", _refuse_other_document)
+        client.meta.events.register("before-parse.s3", _refuse_other_document)
         return client
 
     @contextlib.contextmanager
