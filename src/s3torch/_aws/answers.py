@@ -135,7 +135,9 @@ def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = No
     - An object may be a page of HTML, and so may what a portal answers. So HTML is believed if the head shows S3: by a
       field ``x-amz-*`` (or ``x-goog-*``), by an ETag that is an MD5, or by the ETag that was asked for.
     - What S3 answers by a document has the document's root element, and what it answers by nothing has no body: that
-      is ``must_be_s3_document``.
+      is ``must_be_s3_document``. Neither is a part of something.
+
+    What remains is an answer to DELETE that is a status alone: nothing tells S3's from another one.
 
     Args:
         subject: What was asked.
@@ -148,6 +150,8 @@ def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = No
     """
     fields = head.fields
     found = fields.get("etag")
+    if not shows.is_object and (head.status == 206 or "content-range" in fields):
+        raise not_s3(subject, head.status, fields, "with a part of something")
     if shows.stores and not etags.opaque(found):
         raise not_s3(subject, head.status, fields, "without the ETag of what was to be stored")
     if not shows.is_object:
@@ -176,7 +180,7 @@ def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes)
         how = "by a page of HTML"
     elif shows.root and root != shows.root:
         how = f"by {describe_root(body)} where <{shows.root}> is due"
-    elif not shows.root and body.strip() and not _shows_s3(head):
+    elif not shows.root and not shows.stores and body.strip():
         how = "with a body where none is due"
     if how:
         raise not_s3(subject, head.status, head.fields, how)

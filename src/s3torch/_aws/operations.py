@@ -234,9 +234,10 @@ class HeadObject(Operation):
         if self._method == "GET":
             return (yield from self._accept_first_byte(inbox, head))
         # There is no body, whatever length is told (RFC 9110 9.3.2).
-        self._lacks_size = head.content_length is None
-        if head.content_length is None:
-            return ProtocolError("The answer to a HEAD has no Content-Length.")
+        is_part = head.status == 206 or "content-range" in head.fields
+        self._lacks_size = head.content_length is None or is_part
+        if head.content_length is None or is_part:
+            return ProtocolError("The answer to a HEAD has no Content-Length, or that of a part.")
         self.size = head.content_length
         return None
 

@@ -48,7 +48,8 @@ def list_multipart_uploads(access: Access, bucket: str, prefix: str) -> list[Mul
             for each in uploads
         ]
         if not page.get("IsTruncated"):
-            return sorted(found, key=lambda upload: (upload.key, upload.initiated))
+            # Once each: a server that does not know the markers sends the same again.
+            return sorted(dict.fromkeys(found), key=lambda upload: (upload.key, upload.initiated))
         marker = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
         follow(chain, marker, is_empty=not uploads, bucket=bucket, key=None)
 
