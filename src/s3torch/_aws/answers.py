@@ -123,8 +123,8 @@ _ROOT = re.compile(
 _MOST_BEFORE_ROOT = 4096
 
 
-def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = None) -> None:
-    """Check that the head of a success is that of S3's answer to the operation.
+def must_be_s3(head: Head, shows: Shows, etag: str | None = None) -> str:
+    """Return why the head of a success cannot be that of S3's answer to the operation; empty if it can.
 
     A success is not believed for its status. Something else may answer in S3's place: a captive portal or a proxy with
     a page for people, a web server, or S3 itself where it does not find the bucket's name in the host, so that
@@ -140,50 +140,33 @@ def must_be_s3(subject: Subject, head: Head, shows: Shows, etag: str | None = No
     What remains is an answer to DELETE that is a status alone: nothing tells S3's from another one.
 
     Args:
-        subject: What was asked.
         head: Of the answer.
         shows: What shows that it is S3's.
         etag: What the object's ETag must be, or None for any.
-
-    Raises:
-        ProtocolError: It is not, or nothing shows that it is.
     """
     fields = head.fields
     found = fields.get("etag")
-    if not shows.is_object and (head.status == 206 or "content-range" in fields):
-        raise not_s3(subject, head.status, fields, "with a part of something")
-    if shows.stores and not etags.opaque(found):
-        raise not_s3(subject, head.status, fields, "without the ETag of what was to be stored")
     if not shows.is_object:
-        return
-    if not (etags.opaque(found) or fields.get("last-modified") or fields.get("content-range")):
-        raise not_s3(
-            subject,
-            head.status,
-            fields,
-            "without ETag, Last-Modified and Content-Range, of which an object has one at least",
-        )
-    is_known = etag is not None and found is not None and etags.are_same(etag, found)
-    if _is_html_type(head) and not is_known and not _shows_s3(head):
-        raise not_s3(subject, head.status, fields, "by a page of HTML, which nothing shows to be an object")
+        if head.status == 206 or "content-range" in fields:
+            return "with a part of something"
+        return "without the ETag of what was to be stored" if shows.stores and not etags.opaque(found) else ""
+    if not (fields.get("content-range") or fields.get("last-modified") or etags.opaque(found)):
+        return "without ETag, Last-Modified and Content-Range, of which an object has one at least"
+    if not _is_html_type(head) or _shows_s3(head) or (etag and found and etags.are_same(etag, found)):
+        return ""
+    return "by a page of HTML, which nothing shows to be an object"
 
 
-def must_be_s3_document(subject: Subject, head: Head, shows: Shows, body: bytes) -> None:
-    """Check that the body of a success, which is no object, is that of S3's answer; see ``must_be_s3``.
-
-    Raises:
-        ProtocolError: It is not.
-    """
+def must_be_s3_document(head: Head, shows: Shows, body: bytes) -> str:
+    """Return why the body of a success, which is no object, cannot be S3's; empty if it can. See ``must_be_s3``."""
     root = root_of(body)
-    how = ""
     if root.lower() == "html" or (body.strip() and not shows.root and _is_html_type(head)):
-        how = "by a page of HTML"
-    elif shows.root and root != shows.root:
-        how = f"by {describe_root(body)} where <{shows.root}> is due"
-    elif not shows.root and not shows.stores and body.strip():
-        how = "with a body where none is due"
-    if how:
-        raise not_s3(subject, head.status, head.fields, how)
+        return "by a page of HTML"
+    if shows.root and root != shows.root:
+        return f"by {describe_root(body)} where <{shows.root}> is due"
+    if not shows.root and not shows.stores and body.strip():
+        return "with a body where none is due"
+    return ""
 
 
 def not_s3(subject: Subject, status: int, fields: Mapping[str, str], how: str) -> ProtocolError:
@@ -213,7 +196,7 @@ def _not_s3(subject: Subject, how: str) -> str:
 
 
 def _is_html_type(head: Head) -> bool:
-    return head.fields.get("content-type", "").lower().startswith(_HTML_TYPES)
+    return "content-type" in head.fields and head.fields["content-type"].lower().startswith(_HTML_TYPES)
 
 
 def _shows_s3(head: Head) -> bool:

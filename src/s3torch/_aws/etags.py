@@ -30,7 +30,7 @@ def for_if_match(etag: str | None) -> str | None:
 
 def preferred(known: str | None, found: str | None) -> str | None:
     """Return which of two ETags of one version to go on with: the one that may be asked for, or the newer one."""
-    if not opaque(found):
+    if known == found or not opaque(found):
         return known
     return known if for_if_match(known) is not None and for_if_match(found) is None else found
 
@@ -49,6 +49,8 @@ def other_version(
         modified: The field Last-Modified that is known, or None.
         found_modified: Of the answer, or None.
     """
+    if etag is not None and etag == found_etag:
+        return None
     if opaque(etag) and opaque(found_etag):
         same, name, known, found = are_same(etag or "", found_etag or ""), "ETag", etag, found_etag
     else:

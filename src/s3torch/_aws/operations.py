@@ -17,6 +17,7 @@ from s3torch._aws.answers import (
     error_from_answer,
     must_be_s3,
     must_be_s3_document,
+    not_s3,
     parse_error_document,
     root_of,
 )
@@ -112,7 +113,7 @@ class Operation(Exchange):
         """Read the answer: a success by ``accept``, anything else as an error."""
         self.head = head = yield from http1.read_head(inbox)
         if self.is_success(head):
-            self.check(head)
+            self._must_be_s3(self.doubt(head))
             return (yield from self.accept(inbox, head))
         return (yield from self._refusal(inbox, head))
 
@@ -120,20 +121,25 @@ class Operation(Exchange):
         """Whether ``accept`` is to read the answer."""
         return 200 <= head.status < 300
 
-    def check(self, head: Head) -> None:
-        """Check that the head of a success is S3's.
+    def doubt(self, head: Head) -> str:
+        """Return why the head of a success cannot be that of S3's answer; empty if it can."""
+        return must_be_s3(head, self.shows)
+
+    def _must_be_s3(self, doubt: str) -> None:
+        """Refuse an answer that is in doubt; the connection that it came from is not used again.
 
         Raises:
-            ProtocolError: It is not.
+            ProtocolError: It is.
         """
-        must_be_s3(self.subject, head, self.shows)
+        if doubt and self.head is not None:
+            raise not_s3(self.subject, self.head.status, self.head.fields, doubt)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Read the body of a success, and take it if it is S3's. Some failures are told after a status of 200."""
         body = yield from http1.read_small_body(inbox, head, self.most)
         if root_of(body) == "Error":
             return error_from_answer(self.subject, head.status, head.fields, parse_error_document(body))
-        must_be_s3_document(self.subject, head, self.shows, body)
+        self._must_be_s3(must_be_s3_document(head, self.shows, body))
         return self.take(head, body)
 
     def take(self, head: Head, body: bytes) -> S3Error | None:
@@ -224,10 +230,9 @@ class HeadObject(Operation):
         """Whether it is about an object, be it an empty one."""
         return super().is_success(head) or (head.status == 416 and self._method == "GET")
 
-    def check(self, head: Head) -> None:
-        """Check that the head is that of an object."""
-        if head.status != 416:
-            must_be_s3(self.subject, head, self.shows, self._etag)
+    def doubt(self, head: Head) -> str:
+        """Return why the head cannot be that of an object; empty if it can, or says that there is nothing in it."""
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self._etag)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Learn the size."""
@@ -415,15 +420,13 @@ class GetObject(Operation):
             self._fields.pop("range", None)
         else:
             self._fields["range"] = http1.format_range(begin, self.stop)
-        pinned = etags.for_if_match(self.etag)
-        if pinned is not None:
+        if self.etag is not None and (pinned := etags.for_if_match(self.etag)) is not None:
             self._fields["if-match"] = pinned
         return super().request()
 
-    def check(self, head: Head) -> None:
-        """Check that the head is that of an object, or says that it has none of the range."""
-        if head.status != 416:
-            must_be_s3(self.subject, head, self.shows, self.etag)
+    def doubt(self, head: Head) -> str:
+        """Return why the head cannot be that of an object; empty if it can, or says that it has none of the range."""
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self.etag)
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""
@@ -542,9 +545,10 @@ class GetObject(Operation):
         etag, modified = head.fields.get("etag"), head.fields.get("last-modified") if head.status != 416 else None
         if self.total is not None and total is not None and total != self.total:
             return self._changed(f"it was {self.total} bytes long, and is {total} now")
-        other = etags.other_version(self.etag, etag, self.modified, modified)
-        if other is not None:
-            return self._changed(other)
+        if self.etag is not None or self.modified is not None:
+            other = etags.other_version(self.etag, etag, self.modified, modified)
+            if other is not None:
+                return self._changed(other)
         self.total = total if total is not None else self.total
         self.etag = etags.preferred(self.etag, etag)
         self.modified = self.modified or modified

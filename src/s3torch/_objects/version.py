@@ -174,7 +174,7 @@ class ObjectVersion:
         ):
             return  # most answers tell nothing new
         other = etags.other_version(self.etag, etag, self.modified, modified)
-        if other is None and not etags.opaque(self.etag) and not self._is_as_listed(modified):
+        if other is None and not etag and not self.etag and not self._is_as_listed(modified):
             other = f"it was last changed {self._modified_at} s after 1970, and its Last-Modified is {modified} now"
         if size is not None and self._told_size is not None and size != self._told_size:
             other = f"its size was {self._told_size}, and is {size} now"
