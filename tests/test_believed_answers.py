@@ -182,7 +182,7 @@ def test_etags_with_and_without_quotes(listed: str, answered: str, reader: S3Rea
     info, other = (ObjectInfo("key", etag, len(LARGE), 0) for etag in (listed, "e2"))
     with serving(check) as (_, client):
         assert client.get_object("bucket", "key", object_info=info, reader_config=reader).read() == LARGE
-        with pytest.raises(ObjectChangedError, match="its ETag was e2, and is"):
+        with pytest.raises(ObjectChangedError, match=r"its ETag was e2,? and is"):
             client.get_object("bucket", "key", object_info=other, reader_config=reader).read()
 
 
@@ -211,7 +211,7 @@ def test_replaced_without_etags(reader: S3ReaderConfig):
     days = iter([MONDAY])
     with serving(without_etags(LARGE, lambda: next(days, TUESDAY))) as (_, client):
         opened = client.get_object("bucket", "key", reader_config=reader)
-        with pytest.raises(ObjectChangedError, match=r"its Last-Modified was .*, and is .* now"):
+        with pytest.raises(ObjectChangedError, match=r"its Last-Modified was .* and is .* now"):
             [opened.readinto(bytearray(10)) for _ in map(opened.seek, (0, 11 * MiB, 6 * MiB))]
 
 
@@ -226,7 +226,7 @@ def test_listed_without_etags(modified_at: int, is_fine: bool):
         if is_fine:
             assert reader.read() == CONTENT
         else:
-            with pytest.raises(ObjectChangedError, match="its Last-Modified is"):
+            with pytest.raises(ObjectChangedError, match=r"its Last-Modified was \d+ s after 1970 and is"):
                 reader.read()
 
 

@@ -15,7 +15,6 @@ from s3torch._aws.answers import (
     error_from_answer,
     parse_error_document,
     parse_http_date,
-    root_of,
 )
 from s3torch.errors import (
     AccessDeniedError,
@@ -300,22 +299,3 @@ def test_an_upload_that_is_gone():
     error = error_from_answer(OBJECT, 404, {}, ErrorDocument(code="NoSuchUpload"))
     assert type(error) is RequestError
     assert "does not exist any more: it was aborted" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("body", "root"),
-    [
-        (b"", ""),
-        (b"Please log in.", ""),
-        (b"<a/>", "a"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- it is so -->\n<n:a xmlns:n='u'>", "a"),
-        (b" " * 100_000 + b"<a>", "a"),
-        (b"<!DOCTYPE html>", "html"),
-        (b"<HTML>", "HTML"),
-        (b"<?xml?>" * 10_000, ""),
-        (b"<", ""),
-    ],
-)
-def test_roots(body: bytes, root: str):
-    """The root element is found behind what may stand before it, and in no time."""
-    assert root_of(body) == root

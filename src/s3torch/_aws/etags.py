@@ -37,8 +37,8 @@ def preferred(known: str | None, found: str | None) -> str | None:
 
 def other_version(
     etag: str | None, found_etag: str | None, modified: str | None, found_modified: str | None
-) -> str | None:
-    """Return by what an answer is of another version of an object than the one that is known; None if by nothing.
+) -> tuple[str, str | None, str | None] | None:
+    """Return what shows that an answer is of another version of an object than the one that is known; None if nothing.
 
     Where one of the two has no ETag, Last-Modified decides. It counts seconds: that two versions differ it proves only
     if there is one between them.
@@ -48,12 +48,14 @@ def other_version(
         found_etag: Of the answer, or None.
         modified: The field Last-Modified that is known, or None.
         found_modified: Of the answer, or None.
+
+    Returns:
+        What it is called, what was known of it, and what was found.
     """
     if etag is not None and etag == found_etag:
         return None
     if opaque(etag) and opaque(found_etag):
-        same, name, known, found = are_same(etag or "", found_etag or ""), "ETag", etag, found_etag
-    else:
-        same = not modified or not found_modified or modified == found_modified
-        name, known, found = "Last-Modified", modified, found_modified
-    return None if same else f"its {name} was {known}, and is {found} now"
+        return None if are_same(etag or "", found_etag or "") else ("ETag", etag, found_etag)
+    if not modified or not found_modified or modified == found_modified:
+        return None
+    return "Last-Modified", modified, found_modified

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from s3torch._aws import etags
-from s3torch._aws.answers import Shows, element_text, not_s3, parse_http_date
+from s3torch._aws.answers import element_text, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import HeadObject, Operation
+from s3torch._aws.proof import Shows, not_s3
 from s3torch._aws.sending import Send
 from s3torch.errors import ObjectNotFoundError, ProtocolError, S3Error
 

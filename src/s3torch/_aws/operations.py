@@ -1,6 +1,8 @@
 """The requests to S3 as exchanges; those that send an object are in ``sending``, those of uploads in ``multipart``.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
+
+It is one file of over 450 lines: what all requests have in common reads best beside those that read.
 """
 
 from __future__ import annotations
@@ -10,19 +12,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 from s3torch._aws import checksums, etags, sigv4
-from s3torch._aws.answers import (
-    ErrorDocument,
-    Shows,
-    Subject,
-    error_from_answer,
-    must_be_s3,
-    must_be_s3_document,
-    not_s3,
-    parse_error_document,
-    root_of,
-)
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
+from s3torch._aws.proof import Shows, must_be_s3, must_be_s3_document, not_s3, root_of
 from s3torch._transfer import http1
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.exchange import Exchange
@@ -52,7 +45,7 @@ _Page = TypeVar("_Page")
 class Operation(Exchange):
     """A request to S3 about one bucket, signed for each attempt.
 
-    A success must show that it is S3's: see ``answers.must_be_s3``. An operation says by ``shows`` what it has, and
+    A success must show that it is S3's: see ``proof.must_be_s3``. An operation says by ``shows`` what it has, and
     takes it by ``take``; one that says nothing takes an answer without a body only. ``accept`` is for those whose body
     is an object.
 
@@ -548,7 +541,7 @@ class GetObject(Operation):
         if self.etag is not None or self.modified is not None:
             other = etags.other_version(self.etag, etag, self.modified, modified)
             if other is not None:
-                return self._changed(other)
+                return self._changed("its {} was {}, and is {} now".format(*other))
         self.total = total if total is not None else self.total
         self.etag = etags.preferred(self.etag, etag)
         self.modified = self.modified or modified

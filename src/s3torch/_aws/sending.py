@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from s3torch._aws import checksums, sigv4
-from s3torch._aws.answers import Shows
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import Operation
+from s3torch._aws.proof import Shows
 from s3torch._transfer.http1 import Head
 from s3torch.errors import S3Error
 

@@ -15,9 +15,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws.answers import ErrorDocument, Subject, describe_root, error_from_answer, not_s3, root_of
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.proof import describe_root, not_s3, root_of
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK

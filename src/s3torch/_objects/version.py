@@ -173,15 +173,16 @@ class ObjectVersion:
             and modified == self.modified
         ):
             return  # most answers tell nothing new
-        other = etags.other_version(self.etag, etag, self.modified, modified)
-        if other is None and not etag and not self.etag and not self._is_as_listed(modified):
-            other = f"it was last changed {self._modified_at} s after 1970, and its Last-Modified is {modified} now"
+        other: tuple[object, ...] | None = etags.other_version(self.etag, etag, self.modified, modified)
         if size is not None and self._told_size is not None and size != self._told_size:
-            other = f"its size was {self._told_size}, and is {size} now"
+            other = "size", self._told_size, size
+        elif other is None and not etag and not self.etag and not self._is_as_listed(modified):
+            other = "Last-Modified", f"{self._modified_at} s after 1970", modified
         if other is not None:
+            name, known, found = other
             raise ObjectChangedError(
-                f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: {other}. List or open it "
-                "again to read the new version.",
+                f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
+                f"and is {found} now. List or open it again to read the new version.",
                 bucket=self.bucket,
                 key=self.key,
             )
