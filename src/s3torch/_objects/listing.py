@@ -31,6 +31,12 @@ class _PageRead(LastingScope):
         query = list_parameters(stream.prefix, stream.delimiter, stream.max_keys, token)
         self._request = ListObjectsV2(access.bucket(stream.bucket), query, parse_page)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the server's page, once it is there, holds nothing."""
+        page = self._request.page
+        return not (page.object_info or page.common_prefixes)
+
     def begin(self) -> None:
         """Send it, without waiting. It must be called inside the ``try`` that cancels."""
         self.is_begun = True
@@ -104,7 +110,7 @@ class ListObjectStream:
             if not read.is_begun:
                 read.begin()
             page = read.finish()
-            token, is_empty = page.continuation_token, not (page.object_info or page.common_prefixes)
+            token, is_empty = page.continuation_token, read.is_empty
             self._chain.check(token, is_empty=is_empty)
             if self.look_ahead and token is not None:
                 following = _PageRead(self, self._access, token)
