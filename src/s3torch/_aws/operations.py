@@ -106,7 +106,8 @@ class Operation(Exchange):
         """Read the answer: a success by ``accept``, anything else as an error."""
         self.head = head = yield from http1.read_head(inbox)
         if self.is_success(head):
-            self._must_be_s3(self.doubt(head))
+            if doubt := self.doubt(head):
+                raise not_s3(self.subject, head.status, head.fields, doubt)
             return (yield from self.accept(inbox, head))
         return (yield from self._refusal(inbox, head))
 
@@ -118,21 +119,13 @@ class Operation(Exchange):
         """Return why the head of a success cannot be that of S3's answer; empty if it can."""
         return must_be_s3(head, self.shows)
 
-    def _must_be_s3(self, doubt: str) -> None:
-        """Refuse an answer that is in doubt; the connection that it came from is not used again.
-
-        Raises:
-            ProtocolError: It is.
-        """
-        if doubt and self.head is not None:
-            raise not_s3(self.subject, self.head.status, self.head.fields, doubt)
-
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Read the body of a success, and take it if it is S3's. Some failures are told after a status of 200."""
         body = yield from http1.read_small_body(inbox, head, self.most)
         if root_of(body) == "Error":
             return error_from_answer(self.subject, head.status, head.fields, parse_error_document(body))
-        self._must_be_s3(must_be_s3_document(head, self.shows, body))
+        if doubt := must_be_s3_document(head, self.shows, body):
+            raise not_s3(self.subject, head.status, head.fields, doubt)
         return self.take(head, body)
 
     def take(self, head: Head, body: bytes) -> S3Error | None:
@@ -561,9 +554,9 @@ _OF_NOTHING = re.compile(r"bytes [0-9]{1,19}-(?:-1|[0-9]{1,19})/0")
 
 def _has_nothing(head: Head) -> bool:
     """Whether an answer that is no refusal has no byte of the object."""
-    field = head.fields.get("content-range")
-    is_empty = field is not None and _OF_NOTHING.fullmatch(field) is not None
-    return is_empty or (head.status == 206 and head.content_length == 0)
+    if head.fields.get("content-range", "").endswith("/0"):
+        return True
+    return head.status == 206 and head.content_length == 0
 
 
 def _size_of_whole(content_range: str) -> int | None:
