@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 import torch
 
 from s3torch import S3Client, S3ClientConfig, S3Writer
+from s3torch._objects.novelty import check_is_new
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch.errors import (
     AccessDeniedError,
@@ -36,7 +38,8 @@ from s3torch.errors import (
     RequestError,
 )
 from s3torch.testing import FaultyServer, faults
-from tests.support.server import Request, ScriptedServer, Wire
+from s3torch.testing.faulty.objects import Objects
+from tests.support.server import Request, ScriptedServer, Wire, fail
 
 MiB = 1024 * 1024
 _PART = 5 * MiB
@@ -366,6 +369,32 @@ class _Uploads:
             wire.respond(200, {"ETag": '"e"'}, b"<CompleteMultipartUploadResult/>" if request.method == "POST" else b"")
 
 
+class _Empty(_Uploads):
+    """A server of uploads that has no object yet."""
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        if request.method == "HEAD":
+            wire.respond(404)
+        else:
+            super().__call__(request, wire)
+
+
+class _Heedless:
+    """A server that replaces objects whatever the condition is.
+
+    Attributes:
+        objects: What is stored.
+    """
+
+    def __init__(self) -> None:
+        self.objects = Objects("bucket", {"old": b"old"})
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        headers = {name: value for name, value in request.headers.items() if name != "if-none-match"}
+        answer = self.objects.answer(replace(request, headers=headers))
+        wire.respond(answer.status, answer.fields, answer.body)
+
+
 def _client_of(server: ScriptedServer, **config: Any) -> S3Client:
     config = {"part_size": 5 * MiB, "max_attempts": 2, **config}
     return S3Client("us-east-1", endpoint=server.endpoint, s3client_config=S3ClientConfig(**config))
@@ -528,11 +557,45 @@ def test_encryption_is_asked_for(credentials, size):
 @pytest.mark.parametrize("size", [10, _PART + 1])
 def test_not_to_replace(credentials, size):
     """An object that is there is not replaced if that was asked for; the condition goes with what would do it."""
-    with ScriptedServer(_Uploads()) as server:
+    with ScriptedServer(_Empty()) as server:
         with _client_of(server).put_object("bucket", "key", if_none_match=True) as writer:
             writer.write(CONTENT[:size])
         conditional = [request.method for request in server.requests if request.headers.get("if-none-match") == "*"]
     assert conditional == (["PUT"] if size == 10 else ["POST"])
+
+
+@pytest.mark.parametrize("size", [10, _PART + 1])
+def test_not_to_replace_where_nobody_heeds_that(credentials, size):
+    """A server that ignores the condition is asked for the object before, so nothing is replaced silently."""
+    handler = _Heedless()
+    with ScriptedServer(handler) as server:
+        client = _client_of(server)
+        writer = client.put_object("bucket", "old", if_none_match=True)
+        writer.write(CONTENT[:size])
+        with pytest.raises(ObjectExistsError, match="s3://bucket/old is there already, and was not to be replaced"):
+            writer.close()
+        assert not [request for request in server.requests if "if-none-match" in request.headers]
+        with client.put_object("bucket", "new", if_none_match=True) as writer:
+            writer.write(CONTENT[:size])
+        client.close()
+    assert dict(handler.objects) == {"old": b"old", "new": CONTENT[:size]}
+    assert handler.objects.uploads == []
+
+
+def test_not_to_replace_what_may_not_be_looked_at(credentials):
+    """Where nobody may ask whether the object is there, it is not written: the server might replace it."""
+    with ScriptedServer(fail(403, "AccessDenied")) as server:
+        writer = _client_of(server).put_object("bucket", "key", if_none_match=True)
+        with pytest.raises(AccessDeniedError, match=r"HeadObject .* not every server heeds that condition"):
+            writer.close()
+        assert {request.method for request in server.requests} <= {"HEAD", "GET"}
+
+
+def test_amazon_heeds_conditions():
+    """Amazon S3 is not asked before."""
+    bucket = SimpleNamespace(endpoint=SimpleNamespace(is_amazons=True))
+    access: Any = SimpleNamespace(bucket=lambda name: bucket)
+    check_is_new(access, "bucket", "key")
 
 
 def test_an_object_is_in_the_way(small_parts, bucket, key, put):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from s3torch._aws.listing import KnownObject
 
-__all__ = ["as_index", "check_range", "check_text", "readable_bytes", "size_and_etag", "writable_bytes"]
+__all__ = ["as_index", "check_range", "check_text", "modified_at", "readable_bytes", "size_and_etag", "writable_bytes"]
 
 
 def writable_bytes(buffer: Buffer) -> memoryview:
@@ -101,6 +101,12 @@ def size_and_etag(known: KnownObject) -> tuple[int, str | None]:
     if size < 0:
         raise ArgumentError(f"size of object_info is negative: {size}.")
     return size, etag or None
+
+
+def modified_at(known: KnownObject) -> int | None:
+    """Return when an object was changed, in seconds since the epoch; None where that is not known."""
+    told = getattr(known, "last_modified", None)
+    return told if type(told) is int and told > 0 else None
 
 
 def check_range(start: SupportsIndex, stop: SupportsIndex | None) -> tuple[int, int | None]:

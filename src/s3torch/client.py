@@ -126,7 +126,7 @@ class S3Client:
             bucket: Of the object.
             key: Of the object.
             object_info: From a listing or ``head_object``, or another object with ``size`` and ``etag``: saves asking
-                for the size, and pins the version by its ETag.
+                for the size, and pins the version by its ETag (by size and ``last_modified`` if there is none).
             reader_config: Which reader; None is ``S3ReaderConfig.sequential()``.
             version_id: The version to read; None is the newest.
 
@@ -147,8 +147,13 @@ class S3Client:
         _check_object(bucket, key)
         if version_id is not None:
             _buffer.check_text(version_id=version_id)
-        size, etag = (None, None) if object_info is None else _buffer.size_and_etag(object_info)
-        return RemoteObject(self._access, bucket, key, size=size, etag=etag, version_id=version_id)
+        if object_info is None:
+            return RemoteObject(self._access, bucket, key, version_id=version_id)
+        size, etag = _buffer.size_and_etag(object_info)
+        modified_at = _buffer.modified_at(object_info)
+        return RemoteObject(
+            self._access, bucket, key, size=size, etag=etag, modified_at=modified_at, version_id=version_id
+        )
 
     @overload
     def read_range(self, bucket: str, key: str, start: int, stop: int | None = None, into: None = None) -> bytes: ...
@@ -237,12 +242,12 @@ class S3Client:
         _buffer.check_text(version_id=version_id)
         request = HeadObject(self._access.bucket(bucket), key, version_id)
         self._access.run([request])
-        if request.head is None or request.head.content_length is None:
+        if request.head is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = request.head.fields
         return HeadObjectResult(
             fields.get("etag", ""),
-            request.head.content_length,
+            request.size,
             int(parse_http_date(fields.get("last-modified", "")) or 0),
             fields.get("x-amz-storage-class"),
             _restore_status(fields.get("x-amz-restore", "")),
@@ -295,7 +300,9 @@ class S3Client:
             content_type: Its media type, such as ``application/zip``; None lets the service choose.
             server_side_encryption: ``AES256`` (SSE-S3), ``aws:kms`` or ``aws:kms:dsse``; None is the bucket's default.
             sse_kms_key_id: The key of KMS; None is the account's.
-            if_none_match: Whether to refuse, on closing, to replace an object that is there already.
+            if_none_match: Whether to refuse, on closing, to replace an object that is there already. Not every server
+                heeds that, so those that are not Amazon S3 are asked for the object just before (HeadObject): if such a
+                server does not heed it, the last of two writers at the same time replaces what the first has written.
             resume: Whether to go on where an earlier writer of this key was interrupted: parts that arrived then, and
                 hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
                 a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of

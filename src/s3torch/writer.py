@@ -30,6 +30,7 @@ from s3torch._aws.operations import HeadObject
 from s3torch._aws.sending import PutObject
 from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
+from s3torch._objects.novelty import check_is_new
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch._transfer import plan
 from s3torch.errors import ArgumentTypeError, ObjectExistsError, RequestError, S3Error
@@ -313,6 +314,8 @@ class S3Writer(S3File):
 
     def _put_whole(self) -> None:
         bucket = self._access.bucket(self.bucket)
+        if self.options.if_none_match:
+            check_is_new(self._access, self.bucket, self.key)
         crc32 = self._buffer.crc32 if bucket.has_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         etag = self._buffer.md5 if self.options.if_none_match else ""

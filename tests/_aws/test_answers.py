@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws import answers
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document, parse_http_date
+from s3torch._aws.answers import (
+    ErrorDocument,
+    Subject,
+    error_from_answer,
+    parse_error_document,
+    parse_http_date,
+)
 from s3torch.errors import (
     AccessDeniedError,
     BucketNotFoundError,

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3torch._aws import listing
-from s3torch._aws.listing import ListObjectsResult, ObjectInfo, list_parameters, parse_keys, parse_page
+from s3torch._aws.listing import ListObjectsResult, ObjectInfo, PageChain, list_parameters, parse_keys, parse_page
 from s3torch.errors import ProtocolError
 
 NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -600,3 +600,75 @@ def test_pages_are_values():
     assert hash(info) == hash(ObjectInfo("k", '"e"', 1, 0))
     with pytest.raises(AttributeError):
         info.size = 2
+
+
+# --- What servers write otherwise ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", range(10))
+@pytest.mark.parametrize("zone", ["Z", "+00:00", "+0000", ""])
+def test_decimals_of_a_time(decimals: int, zone: str):
+    """A time may have up to nine decimals, on every version of Python."""
+    fraction = f".{'9' * decimals}" if decimals else ""
+    document = _page(_contents("a")).decode()
+    document = re.sub("<LastModified>.*?</", f"<LastModified>2024-02-29T23:59:59{fraction}{zone}</", document)
+    assert [info.last_modified for info in parse_page(document.encode()).object_info] == [1709251199]
+
+
+CONTROLS = "".join(map(chr, [*range(1, 32), 0x7F, 0x85, 0xFFFE, 0xFFFF]))
+
+
+def _of_key(key: str) -> bytes:
+    """Return a page as a server writes it that encodes nothing but what XML must have encoded."""
+    return f"<ListBucketResult><Contents><Key>{escape(key)}</Key><Size>1</Size></Contents></ListBucketResult>".encode()
+
+
+@pytest.mark.parametrize("key", [f"a{character}b" for character in CONTROLS] + [CONTROLS, f"{CONTROLS}\ue000"])
+def test_control_characters(key: str):
+    """A key is read as it is where a server writes characters that XML does not know, or would change."""
+    assert _keys(_of_key(key)) == [key]
+    assert parse_keys(_of_key(key)).keys == [key.encode()]
+
+
+@pytest.mark.parametrize("written", ["&#{};", "&#x{:x};", "&#x{:X};", "&#00{};", "&#x0{:X};"])
+def test_references_to_control_characters(written: str):
+    """So it is where they are written as references, which XML 1.0 does not permit either."""
+    for character in CONTROLS:
+        page = _of_key("a@b").replace(b"@", written.format(ord(character)).encode())
+        assert _keys(page) == [f"a{character}b"]
+
+
+def test_control_characters_beside_private_ones():
+    """A page that has characters of all three private use areas leaves none to stand for control characters."""
+    assert _keys(_of_key("\1\ue000\U000f0001")) == ["\1\ue000\U000f0001"]
+    with pytest.raises(ProtocolError, match="private use"):
+        parse_page(_of_key("\1\ue000\U000f0001\U00100002"))
+
+
+# --- The end of a listing --------------------------------------------------------------------------------------------
+
+
+def test_a_circle_of_pages():
+    """A token that came before is refused, however long ago that was."""
+    chain = PageChain()
+    for token in ("a", "b", "c"):
+        chain.check(token, is_empty=False)
+        chain.add(token, is_empty=False)
+    for token in ("a", "b", "c"):
+        with pytest.raises(ProtocolError, match=f"names '{token}' as the next, which was named before"):
+            chain.check(token, is_empty=False)
+    chain.check("d", is_empty=False)
+    chain.check(None, is_empty=True)
+
+
+def test_empty_pages_without_end():
+    """A few empty pages are legal, and do not add up over those that are not."""
+    chain = PageChain()
+    for number in range(3000):
+        is_empty = number % 1000 != 0
+        chain.check(number, is_empty=is_empty)
+        chain.add(number, is_empty=is_empty)
+    with pytest.raises(ProtocolError, match="1000 pages of a listing in a row are empty"):
+        chain.check(3000, is_empty=True)
+    chain.check(None, is_empty=True)
+    chain.check(3000, is_empty=False)

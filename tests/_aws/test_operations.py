@@ -6,7 +6,7 @@ import pytest
 
 from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
-from s3torch._aws.operations import DeleteObject, GetObject
+from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, Operation
 from s3torch._aws.sending import PutObject
 from s3torch.errors import (
     ClockSkewError,
@@ -16,6 +16,7 @@ from s3torch.errors import (
     ProtocolError,
     RegionError,
     S3Error,
+    ThrottledError,
     TruncatedBodyError,
 )
 
@@ -162,7 +163,10 @@ def test_a_fault_is_corrected_once(monkeypatch: pytest.MonkeyPatch):
         (206, "bytes 10-14/16", 5),
         (206, None, 10),
         (200, None, 10),
-        (200, "bytes 10-19/100", 10),
+        (200, "bytes 0-9/100", 10),
+        (200, "bytes 10-18/100", 9),
+        (200, "bytes 10-19/*", 10),
+        (200, "nonsense", 10),
     ],
 )
 def test_other_ranges_than_asked_for(status: int, told: str | None, count: int):
@@ -174,13 +178,24 @@ def test_other_ranges_than_asked_for(status: int, told: str | None, count: int):
     assert (get.filled, memory) == (0, bytes(10))
 
 
-@pytest.mark.parametrize(("told", "count"), [("bytes 10-19/100", 10), ("bytes 10-19/20", 10), ("bytes 10-14/15", 5)])
-def test_ranges_that_were_asked_for(told: str, count: int):
-    """A range is answered whole, or up to the end of the object."""
+@pytest.mark.parametrize("status", [200, 206])
+@pytest.mark.parametrize(
+    ("told", "count", "total"), [("bytes 10-19/100", 10, 100), ("bytes 10-19/20", 10, 20), ("bytes 10-14/15", 5, 15)]
+)
+def test_ranges_that_were_asked_for(status: int, told: str, count: int, total: int):
+    """A range is answered whole, or up to the end of the object; some servers answer it with status 200."""
     memory = bytearray(10)
     get = GetObject(bucket(), "key", 10, 20, memoryview(memory))
-    assert answer(get, 206, CONTENT[10 : 10 + count], content_range=told) is None
-    assert (get.filled, memory[:count]) == (count, CONTENT[10 : 10 + count])
+    assert answer(get, status, CONTENT[10 : 10 + count], content_range=told) is None
+    assert (get.filled, get.total, memory[:count]) == (count, total, CONTENT[10 : 10 + count])
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_range_with_status_200(is_whole: bool):
+    """The first range of an object is not the whole object, although its status is that of one."""
+    get = GetObject(bucket(), "key", 0, 20, memoryview(bytearray(20)), is_whole=is_whole)
+    assert answer(get, 200, CONTENT[:20], content_range="bytes 0-19/100", etag='"e"') is None
+    assert (get.filled, get.total) == (20, 100)
 
 
 @pytest.mark.parametrize("size", [0, 1, 19, 20])
@@ -188,7 +203,7 @@ def test_whole_objects(size: int):
     """An answer without a range is the whole object, if that is no longer than what was asked for."""
     memory = bytearray(20)
     get = GetObject(bucket(), "key", 0, 20, memoryview(memory))
-    assert answer(get, 200, CONTENT[:size]) is None
+    assert answer(get, 200, CONTENT[:size], etag='"e"') is None
     assert (get.total, get.filled, memory[:size]) == (size, size, CONTENT[:size])
 
 
@@ -199,3 +214,58 @@ def test_a_released_body():
     assert [bytes(piece) for piece in put.request()[1:]] == [b"body"]
     put.release()
     memory.clear()  # refused as long as there is a view
+
+
+def operations(root: type[Operation] = Operation) -> set[type[Operation]]:
+    """Return all kinds of requests."""
+    return {root}.union(*map(operations, root.__subclasses__()))
+
+
+def test_who_reads_a_body_alone():
+    """Only what reads an object, or nothing, reads its answer itself: all others are judged where all are."""
+    own = {each for each in operations() if "accept" in vars(each)}
+    assert own == {Operation, GetObject, HeadObject}
+
+
+class New(Operation):
+    """An operation that says nothing of what shows that its answer is S3's."""
+
+    def __init__(self) -> None:
+        super().__init__("New", "POST", bucket(), "key")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fields"),
+    [
+        (200, b"<html></html>", {}),
+        (200, b"<!doctype html>", {"content_type": "text/html", "x_amz_request_id": "R"}),
+        (200, b"fine", {}),
+        (200, b"<NewResult/>", {"x_amz_request_id": "R"}),
+        (206, b"", {}),
+        (200, b"", {"content_range": "bytes 0-0/1"}),
+    ],
+)
+def test_a_new_operation(status: int, body: bytes, fields: dict[str, object]):
+    """An operation that says nothing of its answer takes none that says something."""
+    with pytest.raises(ProtocolError, match=r"that is no answer of S3 to it\. Check the endpoint"):
+        answer(New(), status, body, **fields)
+    assert answer(New(), 200) is None
+    assert answer(New(), 204) is None
+    assert type(answer(New(), 200, b"<Error><Code>SlowDown</Code></Error>")) is ThrottledError
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"content_length": 5, "content_range": "bytes 0-4/9"}, {"content_length": None}]
+)
+def test_a_head_that_tells_no_size(fields: dict[str, object]):
+    """The length of a part is not that of the object: the first byte is asked for, at no attempt."""
+    head = HeadObject(bucket(), "key")
+    told = {"content_length": None, "etag": '"e"', **fields}
+    error = answer(head, 200, **told)
+    assert isinstance(error, ProtocolError)
+    head.attempts = 1
+    assert head.recover(error)
+    assert head.attempts == 0
+    assert b"range: bytes=0-0" in bytes(head.request()[0])
+    assert answer(head, 206, b"x", content_range="bytes 0-0/9", etag='"e"') is None
+    assert head.size == 9

@@ -21,6 +21,14 @@ from botocore.credentials import Credentials as BotocoreCredentials
 
 from s3torch._aws.answers import Subject, error_from_answer, parse_error_document, parse_http_date
 from s3torch._aws.listing import parse_keys, parse_page
+from s3torch._aws.multipart import (
+    AbortMultipartUpload,
+    CompleteMultipartUpload,
+    CreateMultipartUpload,
+    UploadedPart,
+)
+from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, ListObjectsV2, Operation
+from s3torch._aws.sending import PutObject, UploadPart
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
 from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
@@ -29,11 +37,14 @@ from s3torch.errors import (
     CheckpointFormatError,
     ConnectionFailedError,
     InvalidURIError,
+    ObjectChangedError,
     ObjectTableError,
     ProtocolError,
+    S3Error,
     TruncatedBodyError,
 )
 from s3torch.uri import parse_s3_uri
+from tests._aws.answering import bucket
 
 __all__ = ["TARGETS", "Target", "mutate"]
 
@@ -162,6 +173,70 @@ def _error(data: bytes, chance: Random) -> None:
     assert error.status == status
 
 
+_SIZE = 16
+
+
+def _operations() -> list[Operation]:
+    """Return a new request of each kind."""
+    where, body = bucket(), [memoryview(b"body")]
+    return [
+        GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE))),
+        GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE)), etag='"e"', is_whole=True),
+        GetObject(where, "key", 5, 5 + _SIZE, memoryview(bytearray(_SIZE))),
+        HeadObject(where, "key"),
+        ListObjectsV2(where, {}, parse_page),
+        PutObject(where, "key", body, None),
+        UploadPart(where, "key", body, None, upload_id="u", part_number=1),
+        CreateMultipartUpload(where, "key"),
+        CompleteMultipartUpload(where, "key", "u", [UploadedPart("e", 4)]),
+        AbortMultipartUpload(where, "key", "u"),
+        DeleteObject(where, "key"),
+    ]
+
+
+_FINAL = (ConnectionFailedError, ObjectChangedError, ProtocolError, TruncatedBodyError)
+
+
+def _operation(data: bytes, chance: Random) -> None:
+    """Let an operation read an answer, and the corrections that it asks for the same one again."""
+    operations = _operations()
+    operation = operations[int(chance.random() * len(operations))]
+    for _ in range(3):
+        operation.request()
+        try:
+            error = _feed(operation.response(Inbox()), data, chance)
+        except _FINAL as raised:
+            error = raised
+        if error is None:
+            return _check_success(operation, data)
+        assert isinstance(error, S3Error), f"{operation} returns {error!r}"
+        if not operation.recover(error):
+            return None
+    return None
+
+
+def _check_success(operation: Operation, data: bytes) -> None:
+    """Check what an answer is taken for that was taken for a success."""
+    head = operation.head
+    assert head is not None
+    if isinstance(operation, GetObject):
+        assert operation.filled <= _SIZE
+        assert operation.total is not None
+        assert operation.filled == max(0, min(operation.stop, operation.total) - operation.start)
+        return
+    assert head.status != 206 or isinstance(operation, HeadObject)
+    if isinstance(operation, HeadObject):
+        assert operation.size >= 0
+    elif isinstance(operation, PutObject):
+        assert operation.etag.strip('W/"')
+    elif isinstance(operation, CreateMultipartUpload):
+        assert operation.upload_id
+    elif isinstance(operation, ListObjectsV2):
+        assert operation.page.object_info is not None
+    if operation.shows.root:
+        assert operation.shows.root.encode() in data
+
+
 def _uri(data: bytes, chance: Random) -> None:
     text = data.decode("utf-8", "surrogateescape")
     try:
@@ -279,7 +354,57 @@ _OBJECT = (
 _PAGE = b"<ListBucketResult xmlns='u'><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
 _PLAIN = b"<ListBucketResult>"
 
+_FOUND = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nx-amz-request-id: R\r\n'
+_RANGE = b"Content-Range: bytes 0-15/16\r\n"
+_DOCUMENTS = (
+    _PLAIN + b"<Contents><Key>k</Key><Size>1</Size></Contents></ListBucketResult>",
+    b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>",
+    b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+    b"<Error><Code>InternalError</Code></Error>",
+    b"<!DOCTYPE html><html><body>Please log in.</body></html>",
+)
+
 TARGETS: dict[str, Target] = {
+    "operation": Target(
+        _operation,
+        (
+            _FOUND + _RANGE + b"Content-Length: 16\r\n\r\n0123456789abcdef",
+            _FOUND + b"Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 16\r\n\r\n0123456789abcdef",
+            b'HTTP/1.1 206 OK\r\nETag: "e"\r\n' + _RANGE + b"Content-Length: 16\r\n\r\n0123456789abcdef",
+            b"HTTP/1.1 206 OK\r\nETag: e\r\nContent-Range: bytes 0--1/0\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 416 No\r\nContent-Range: bytes */3\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 204 No Content\r\n\r\n",
+            *(_FOUND + b"Content-Length: %d\r\n\r\n%b" % (len(document), document) for document in _DOCUMENTS),
+            *(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n" + document for document in _DOCUMENTS),
+        ),
+        (
+            b"\r\n",
+            b"\r\n\r\n",
+            b"HTTP/1.1 206 OK\r\n",
+            b"200",
+            b"206",
+            b"416",
+            b"Content-Length: 0\r\n",
+            b"Content-Range: bytes 0-0/0\r\n",
+            b"Content-Range: bytes 5-15/16\r\n",
+            b"Content-Range: bytes 0-15/*\r\n",
+            b"Content-Type: text/html\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b'ETag: W/"e"\r\n',
+            b'ETag: ""\r\n',
+            b"Last-Modified: x\r\n",
+            b"Connection: close\r\n",
+            b"<html>",
+            b"<!-- -->",
+            b"<?xml version='1.0'?>",
+            b"<Error>",
+            b"<Code>SlowDown</Code>",
+            b"<UploadId></UploadId>",
+            b"\x00",
+            b"\xef\xbb\xbf",
+        ),
+        weight=8,
+    ),
     "answer": Target(
         _answer,
         (
@@ -313,7 +438,7 @@ TARGETS: dict[str, Target] = {
     "content range": Target(
         _content_range,
         (b"bytes 0-9/10", b"bytes */10", b"bytes 5-5/*", b"bytes 9223372036854775807-9223372036854775808/*"),
-        (b"-", b"/", b"*", b"0", b"bytes ", b" ", b"9" * 20, b"\xb2", b"\n"),
+        (b"-", b"--1", b"/0", b"/", b"*", b"0", b"bytes ", b" ", b"9" * 20, b"\xb2", b"\n"),
         weight=4,
     ),
     "listing": Target(
@@ -351,6 +476,12 @@ TARGETS: dict[str, Target] = {
             b"<Size>3</Size>",
             b"xmlns=''",
             b"\x85",
+            b"\x01",
+            b"\r",
+            b"&#1;",
+            b"&#x1f;",
+            b"\xef\xbf\xbf",
+            b"\xee\x80\x81",
         ),
         weight=6,
     ),

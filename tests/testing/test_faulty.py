@@ -458,3 +458,78 @@ def test_tls_without_trustme(monkeypatch: pytest.MonkeyPatch):
         FaultyServer(tls=True)
     with FaultyServer({"key": CONTENT}) as server:
         assert ask(server)[2] == CONTENT
+
+
+# Answers of something else than S3, and of other servers
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "start"),
+    [
+        (faults.page_for_people(), 200, b"<!DOCTYPE html>"),
+        (faults.silent_success(), 200, b""),
+        (faults.silent_success(204), 204, b""),
+        (faults.other_document(), 200, b"<?xml"),
+        (faults.error_with_200("SlowDown"), 200, b"<?xml"),
+    ],
+)
+def test_successes_that_are_none(server: FaultyServer, fault: faults.Fault, status: int, start: bytes):
+    """What says that it is a success has stored nothing, and has no ETag."""
+    server.script(fault)
+    found, fields, body = ask(server, "/bucket/new", "PUT", b"new")
+    assert (found, body[: len(start)], "etag" in fields) == (status, start, False)
+    assert "new" not in server.objects
+
+
+def test_answers_of_other_servers(server: FaultyServer):
+    """Ranges, empty objects, fields and ETags are answered as servers do that are not Amazon S3."""
+    etag = ask(server)[1]["etag"]
+    server.objects["empty"] = b""
+    server.script(faults.range_as_200())
+    status, fields, body = ask(server, range="bytes=10-19")
+    assert (status, fields["content-range"], body) == (200, f"bytes 10-19/{len(CONTENT)}", CONTENT[10:20])
+    for told in ("bytes 0-0/0", "bytes 0--1/0", None):
+        server.script(faults.empty_as_206(told))
+        status, fields, body = ask(server, "/bucket/empty", range="bytes=0-9")
+        assert (status, fields.get("content-range"), body) == (206, told, b"")
+    server.script(faults.without_fields("ETag", "Content-Length"))
+    assert not {"etag", "content-length"} & ask(server, method="HEAD")[1].keys()
+    for form, written in (("{}", etag.strip('"')), ('W/"{}"', f"W/{etag}")):
+        server.script(faults.etag_as(form))
+        assert ask(server)[1]["etag"] == written
+
+
+def test_pages_without_end(server: FaultyServer):
+    """A page of a listing names another one: always the same, or always another, and may be empty."""
+    for name, tokens in (("t", 1), (None, 3)):
+        server.script(*[faults.another_page(name, is_empty=name is None)] * 3)
+        pages = [ask(server, "/bucket?list-type=2")[2] for _ in range(3)]
+        assert len({page.partition(b"<NextContinuationToken>")[2] for page in pages}) == tokens
+        assert all(page.count(b"<IsTruncated>true</IsTruncated>") == 1 for page in pages)
+        assert all((b"<Contents>" in page) == (name is not None) for page in pages)
+
+
+def test_a_condition_that_is_ignored(server: FaultyServer):
+    """What must be new replaces what is there."""
+    assert ask(server, KEY, "PUT", b"new", if_none_match="*")[0] == 412
+    server.script(faults.ignore_condition())
+    assert ask(server, KEY, "PUT", b"new", if_none_match="*")[0] == 200
+    assert server.objects["key"] == b"new"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.range_as_200(),
+        faults.without_fields("ETag"),
+        faults.etag_as("{}"),
+        faults.etag_as('W/"{}"'),
+    ],
+)
+def test_other_servers_are_read(server: FaultyServer, fault: faults.Fault):
+    """A client reads from servers that are always like this."""
+    server.rates({faults.on("GetObject", "HeadObject", fault=fault): 1})
+    client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+    assert client.get_object("bucket", "key").read() == CONTENT
+    assert client.head_object("bucket", "key").size == len(CONTENT)
+    client.close()

@@ -27,7 +27,15 @@ from s3torch.errors import (
     ThrottledError,
 )
 
-__all__ = ["ErrorDocument", "Subject", "element_text", "error_from_answer", "parse_error_document", "parse_http_date"]
+__all__ = [
+    "ErrorDocument",
+    "Subject",
+    "element_text",
+    "error_from_answer",
+    "not_s3_sentence",
+    "parse_error_document",
+    "parse_http_date",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +81,27 @@ _CREDENTIALS_CODES = {
     "InvalidToken": "the session token is not valid for them",
     "InvalidSecurity": "they are not valid",
 }
+# A server that takes the first segment of a key for a bucket has made it already, at an attempt before.
+_OF_NEW_BUCKETS = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 _DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 # S3 may answer with status 200, and find out then that it fails.
 _SERVER_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable"}
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+
+
+def not_s3_sentence(subject: Subject, how: str) -> str:
+    """Return what to say of an answer that is none of S3's.
+
+    Args:
+        subject: What was asked.
+        how: It was answered.
+    """
+    return (
+        f"{subject.operation} on {subject} was answered {how}: that is no answer of S3 to it. Check the endpoint "
+        f"({subject.where}). If that server does not know buckets by host name, pass "
+        "S3ClientConfig(force_path_style=True). A proxy or a captive portal on the way may answer like this, too."
+    )
 
 
 def parse_error_document(body: bytes) -> ErrorDocument:
@@ -106,6 +130,8 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
     """
     region = fields.get("x-amz-bucket-region") or document.region or None
     kind, sentence = _classify(subject, status, document, region)
+    if document.code in _OF_NEW_BUCKETS and subject.key is not None:
+        sentence = not_s3_sentence(subject, "as if it were to make a bucket")
     return kind(
         sentence,
         bucket=subject.bucket,

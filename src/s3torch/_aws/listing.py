@@ -19,6 +19,7 @@ __all__ = [
     "KnownObject",
     "ListObjectsResult",
     "ObjectInfo",
+    "PageChain",
     "RestoreStatus",
     "list_parameters",
     "parse_keys",
@@ -96,6 +97,50 @@ class KeyPage(NamedTuple):
     keys: list[bytes]
     sizes: list[int]
     continuation_token: str | None
+
+
+# Pages in a row that are empty although more follow. S3 and others send some where a filter or deleted objects left
+# nothing of what a page looked at; each looks at 1,000 keys or so. That many are a million keys. Not tuned.
+_MOST_EMPTY_PAGES = 1000
+
+
+class PageChain:
+    """The pages of one listing, of which each names the next: that they come to an end is not taken for granted.
+
+    A token that came before would bring the same pages again and again, and so may fresh ones without a single key.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._empty = 0
+
+    def check(self, token: object, *, is_empty: bool) -> None:
+        """Check a page before it is taken; changes nothing.
+
+        Args:
+            token: Names the next page; None on the last.
+            is_empty: Whether the page holds nothing.
+
+        Raises:
+            ProtocolError: The next page was there before, or too many pages in a row were empty.
+        """
+        if token is None:
+            return
+        if hash(token) in self._seen:
+            raise ProtocolError(
+                f"A page of a listing names {str(token)[:100]!r} as the next, which was named before: the server goes "
+                "round in a circle, and the listing would never end."
+            )
+        if is_empty and self._empty == _MOST_EMPTY_PAGES - 1:
+            raise ProtocolError(
+                f"{_MOST_EMPTY_PAGES} pages of a listing in a row are empty, and each says that there are more."
+            )
+
+    def add(self, token: object, *, is_empty: bool) -> None:
+        """Take a page: the next one must be another."""
+        if token is not None:
+            self._seen.add(hash(token))  # not the token itself, which may be of a kB, once for each 1,000 keys
+        self._empty = self._empty + 1 if is_empty else 0
 
 
 # Each element costs a hundred bytes of memory, and may be four bytes long. A page of 1,000 objects has some 25,000.
@@ -209,9 +254,48 @@ def _parse(document: bytes) -> ET.Element:
             raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
         if text.count("<") > _MAX_TAGS:
             raise ProtocolError(f"A page of a listing has more than {_MAX_TAGS} tags; S3 sends 1,000 objects at most.")
-        return ET.fromstring(text)  # noqa: S314  # entities were refused just above
+        return _tree(text)
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A page of a listing is not well-formed XML in UTF-8: {error}.") from error
+
+
+# What a key may hold and XML 1.0 may not (section 2.2), or what its parsers change (a carriage return, section 2.11).
+# Servers that do not know encoding-type=url write it as it is, or as a reference.
+_NO_XML = re.compile(
+    "[\x00-\x08\x0b-\x1f\ufffe\uffff]|&#(?:x0*(?:1?[0-9a-f]|fff[ef])|0*(?:[12]?[0-9]|3[01]|6553[45]));", re.IGNORECASE
+)
+# The first of 34 characters of private use that stand for these while the page is parsed.
+_STANDS_FOR_NUL = (0xE000, 0xF0000, 0x100000)
+
+
+def _tree(text: str) -> ET.Element:
+    """Return the root element of a page, which may hold characters that XML does not know."""
+    if _NO_XML.search(text) is None:
+        return ET.fromstring(text)  # noqa: S314  # its caller has refused entities
+    first = next((each for each in _STANDS_FOR_NUL if not _has_any(text, each)), None)
+    if first is None:
+        raise ProtocolError("A page of a listing holds control characters and characters of all private use areas.")
+    root = ET.fromstring(_NO_XML.sub(lambda match: chr(first + _place_of(match[0])), text))  # noqa: S314  # as above
+    back = {first + place: code for place, code in enumerate((*range(32), 0xFFFE, 0xFFFF))}
+    for element in root.iter():
+        for outside in (element.tail, element.text if element is root else None):
+            if outside and outside != outside.translate(back):
+                raise ProtocolError(
+                    "A page of a listing is not well-formed XML: control characters stand outside values."
+                )
+        element.text = element.text and element.text.translate(back)
+    return root
+
+
+def _has_any(text: str, first: int) -> bool:
+    return any(chr(code) in text for code in range(first, first + 34))
+
+
+def _place_of(written: str) -> int:
+    """Return the place of a character, or of a reference to one, among those that XML does not know."""
+    number = written[2:-1].lower()
+    code = ord(written) if len(written) == 1 else int(number[1:], 16) if number.startswith("x") else int(number)
+    return code if code < 32 else 32 + (code & 1)
 
 
 _SIZE = re.compile(r"[0-9]{1,18}")
@@ -304,9 +388,17 @@ _NAMES = (
 )
 
 
+_DECIMALS = re.compile(r"(?<=:[0-9]{2})[.,][0-9]*")
+_ZONE = re.compile(r"([+-][0-9]{2})([0-9]{2})$")
+
+
 def _seconds(text: str) -> int:
-    """Return an ISO 8601 time as seconds since the epoch; 0 where a server leaves it out."""
+    """Return an ISO 8601 time as seconds since the epoch; 0 where a server leaves it out.
+
+    Before Python 3.11 ``fromisoformat`` knows 3 and 6 decimals, no Z, and no zone without a colon.
+    """
     if not text:
         return 0
-    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    plain = _ZONE.sub(r"\1:\2", _DECIMALS.sub("", text).replace("Z", "+00:00"))
+    time = datetime.fromisoformat(plain)
     return int((time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp())

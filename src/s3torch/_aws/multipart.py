@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from s3torch._aws.answers import element_text, error_from_answer, parse_error_document, parse_http_date
+from s3torch._aws import etags
+from s3torch._aws.answers import element_text, parse_http_date
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import HeadObject, Operation
+from s3torch._aws.proof import Shows, not_s3
 from s3torch._aws.sending import Send
-from s3torch._transfer import http1
 from s3torch.errors import ObjectNotFoundError, ProtocolError, S3Error
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ __all__ = [
     "multipart_etag",
 ]
 
-_MAX_DOCUMENT = 1024 * 1024
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -80,6 +80,8 @@ class CreateMultipartUpload(Send):
         checksum_type: ``FULL_OBJECT`` or ``COMPOSITE``.
     """
 
+    shows = Shows(root="InitiateMultipartUploadResult")
+
     def __init__(self, bucket: Bucket, key: str, signed_fields: Mapping[str, str] | None = None) -> None:
         super().__init__(
             "CreateMultipartUpload",
@@ -95,14 +97,13 @@ class CreateMultipartUpload(Send):
         self.checksum_algorithm: str | None = None
         self.checksum_type: str | None = None
 
-    def accept(self, inbox: Inbox, head: Head) -> Generator[memoryview, int, S3Error | None]:
-        """Read the upload's id."""
-        body = yield from http1.read_small_body(inbox, head, _MAX_DOCUMENT)
+    def take(self, head: Head, body: bytes) -> S3Error | None:
+        """Remember the upload's id."""
         self.upload_id = element_text(body, "UploadId")
         self.began = parse_http_date(head.fields.get("date", ""))
         self.checksum_algorithm = head.fields.get("x-amz-checksum-algorithm")
         self.checksum_type = head.fields.get("x-amz-checksum-type")
-        return None if self.upload_id else ProtocolError("The answer has no UploadId.")
+        return None if self.upload_id else not_s3(self.subject, head.status, head.fields, "without the UploadId")
 
 
 class AbortMultipartUpload(Operation):
@@ -127,6 +128,7 @@ class CompleteMultipartUpload(Send):
     """
 
     is_slow = True
+    shows = Shows(root="CompleteMultipartUploadResult")
 
     def __init__(
         self,
@@ -167,19 +169,9 @@ class CompleteMultipartUpload(Send):
     def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
         """Read the answer. One of a gateway (5xx) does not say what became of the request."""
         error = yield from super().response(inbox)
-        if error is not None and error.status is not None and error.status < 500:
+        if error is not None and not isinstance(error, ProtocolError) and error.status and error.status < 500:
             self._refused += 1
         return error
-
-    def accept(self, inbox: Inbox, head: Head) -> Generator[memoryview, int, S3Error | None]:
-        """Read whether it succeeded: the status was sent before that was known."""
-        body = yield from http1.read_small_body(inbox, head, _MAX_DOCUMENT)
-        if re.search(rb"<CompleteMultipartUploadResult[\s/>]", body):
-            return None
-        document = parse_error_document(body)
-        if document.code:
-            return error_from_answer(self.subject, head.status, head.fields, document)
-        return ProtocolError("The answer does not say whether the upload was completed.")
 
 
 def complete(
@@ -222,24 +214,21 @@ def complete(
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer") from error
         etag, size = multipart_etag([part.etag for part in parts]), sum(part.length for part in parts)
-        if not _is_upload(stored.head, etag, size, began):
+        if stored.size != size or not _is_upload(stored.head, etag, began):
             _add(error, "The object that is there now has another size, ETag or time.")
             raise
 
 
-def _is_upload(head: Head, etag: str | None, size: int, began: float | None) -> bool:
-    """Return whether an object is the one that was uploaded.
+def _is_upload(head: Head, etag: str | None, began: float | None) -> bool:
+    """Return whether an object of the right size is the one that was uploaded.
 
     Args:
         head: The answer to HeadObject.
         etag: What its ETag must be; None if that cannot be told, and size and time must do.
-        size: Of what was uploaded, in bytes.
         began: When that was begun, in seconds since the epoch; None if that is not known.
     """
-    if head.content_length != size:
-        return False
     if etag is not None:
-        return head.fields.get("etag") == etag
+        return etags.are_same(head.fields.get("etag", ""), etag)
     modified = parse_http_date(head.fields.get("last-modified", ""))
     return modified is not None and began is not None and modified >= began
 

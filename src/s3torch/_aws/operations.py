@@ -1,17 +1,21 @@
 """The requests to S3 as exchanges; those that send an object are in ``sending``, those of uploads in ``multipart``.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
+
+It is one file of over 450 lines: what all requests have in common reads best beside those that read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from s3torch._aws import checksums, sigv4
+from s3torch._aws import checksums, etags, sigv4
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
+from s3torch._aws.proof import Shows, must_be_s3, must_be_s3_document, not_s3, root_of
 from s3torch._transfer import http1
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.exchange import Exchange
@@ -41,6 +45,14 @@ _Page = TypeVar("_Page")
 class Operation(Exchange):
     """A request to S3 about one bucket, signed for each attempt.
 
+    A success must show that it is S3's: see ``proof.must_be_s3``. An operation says by ``shows`` what it has, and
+    takes it by ``take``; one that says nothing takes an answer without a body only. ``accept`` is for those whose body
+    is an object.
+
+    Attributes:
+        shows: What shows that a success is S3's answer.
+        most: Bytes of a success's body at most.
+
     Args:
         name: The S3 API's name of the operation.
         method: The HTTP method.
@@ -50,6 +62,9 @@ class Operation(Exchange):
         signed_fields: Header fields that are signed: ``x-amz-*``.
         memory: Bytes that the answer fills.
     """
+
+    shows: ClassVar[Shows] = Shows()
+    most: ClassVar[int] = _MAX_ERROR_BODY
 
     def __init__(
         self,
@@ -91,6 +106,8 @@ class Operation(Exchange):
         """Read the answer: a success by ``accept``, anything else as an error."""
         self.head = head = yield from http1.read_head(inbox)
         if self.is_success(head):
+            if doubt := self.doubt(head):
+                raise not_s3(self.subject, head.status, head.fields, doubt)
             return (yield from self.accept(inbox, head))
         return (yield from self._refusal(inbox, head))
 
@@ -98,9 +115,22 @@ class Operation(Exchange):
         """Whether ``accept`` is to read the answer."""
         return 200 <= head.status < 300
 
+    def doubt(self, head: Head) -> str:
+        """Return why the head of a success cannot be that of S3's answer; empty if it can."""
+        return must_be_s3(head, self.shows)
+
     def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Read the body."""
-        yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
+        """Read the body of a success, and take it if it is S3's. Some failures are told after a status of 200."""
+        body = yield from http1.read_small_body(inbox, head, self.most)
+        if root_of(body) == "Error":
+            return error_from_answer(self.subject, head.status, head.fields, parse_error_document(body))
+        if doubt := must_be_s3_document(head, self.shows, body):
+            raise not_s3(self.subject, head.status, head.fields, doubt)
+        return self.take(head, body)
+
+    def take(self, head: Head, body: bytes) -> S3Error | None:
+        """Remember what a success says; returns an error if that is not enough."""
+        del head, body
         return None
 
     def recover(self, error: S3Error) -> bool:
@@ -142,15 +172,22 @@ class Operation(Exchange):
 class HeadObject(Operation):
     """HeadObject: ``head`` is the answer.
 
+    Some servers and proxies leave the Content-Length out. Then the size is asked for by a GET of the first byte, whose
+    answer tells it beside the range, and ``head`` is the head of that answer.
+
     Args:
         bucket: Of the object.
         key: Of the object.
         version_id: The version, or None for the newest.
         etag: What the object's ETag must be, or None for any.
         asks_checksum: Whether the answer is to tell the object's checksum.
+
+    Attributes:
+        size: The object's, in bytes, once the exchange has succeeded.
     """
 
     is_read = True
+    shows = Shows(is_object=True)
 
     def __init__(
         self,
@@ -163,16 +200,64 @@ class HeadObject(Operation):
     ) -> None:
         fields = checksums.MODE_FIELDS if asks_checksum else None
         super().__init__("HeadObject", "HEAD", bucket, key, query=_version(version_id), signed_fields=fields)
-        if etag is not None:
-            self._fields["if-match"] = etag
+        self.size = 0
+        self._etag = etag
+        self._lacks_size = False
+        if (pinned := etags.for_if_match(etag)) is not None:
+            self._fields["if-match"] = pinned
+
+    def request(self) -> Sequence[memoryview]:
+        """Return the signed head."""
+        if self._method == "GET":
+            self._fields["range"] = http1.format_range(0, 1)
+        return super().request()
+
+    def is_success(self, head: Head) -> bool:
+        """Whether it is about an object, be it an empty one."""
+        return super().is_success(head) or (head.status == 416 and self._method == "GET")
+
+    def doubt(self, head: Head) -> str:
+        """Return why the head cannot be that of an object; empty if it can, or says that there is nothing in it."""
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self._etag)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Check that it tells a length."""
-        del inbox  # there is no body, whatever length is told (RFC 9110 9.3.2)
-        yield from ()
-        if head.content_length is None:
-            return ProtocolError("The answer to a HEAD has no Content-Length.")
+        """Learn the size."""
+        if self._method == "GET":
+            return (yield from self._accept_first_byte(inbox, head))
+        # There is no body, whatever length is told (RFC 9110 9.3.2).
+        is_part = head.status == 206 or "content-range" in head.fields
+        self._lacks_size = head.content_length is None or is_part
+        if head.content_length is None or is_part:
+            return ProtocolError("The answer to a HEAD has no Content-Length, or that of a part.")
+        self.size = head.content_length
         return None
+
+    def recover(self, error: S3Error) -> bool:
+        """Ask for the first byte after an answer that does not tell the size."""
+        if not self._lacks_size:
+            return super().recover(error)
+        self._lacks_size = False
+        self._method = "GET"
+        self.attempts -= 1  # the two requests are one attempt
+        return True
+
+    def _accept_first_byte(self, inbox: Inbox, head: Head) -> Response:
+        body = yield from http1.read_small_body(inbox, head, self.most)
+        size = _told_size(head, body)
+        if size is None:
+            return ProtocolError("Neither the answer to a HEAD nor that to a GET of one byte tells the object's size.")
+        self.size = size
+        return None
+
+
+def _told_size(head: Head, body: bytes) -> int | None:
+    """Return the size of the object of which the first byte was asked for; None if the answer does not tell it."""
+    field = head.fields.get("content-range")
+    if field:
+        return _size_of_whole(field)
+    if head.status == 416:
+        return parse_error_document(body).object_size
+    return len(body) if head.status == 200 or not body else None
 
 
 class ListObjectsV2(Operation, Generic[_Page]):
@@ -188,15 +273,17 @@ class ListObjectsV2(Operation, Generic[_Page]):
     """
 
     is_read = True
+    shows = Shows(root="ListBucketResult")
+    most = _MAX_PAGE
     page: _Page
 
     def __init__(self, bucket: Bucket, query: Mapping[str, str], parse: Callable[[bytes], _Page]) -> None:
         super().__init__("ListObjectsV2", "GET", bucket, None, query=query)
         self._parse = parse
 
-    def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Read and parse the page."""
-        body = yield from http1.read_small_body(inbox, head, _MAX_PAGE)
+    def take(self, head: Head, body: bytes) -> S3Error | None:
+        """Parse the page."""
+        del head
         self.page = self._parse(body)
         return None
 
@@ -231,10 +318,11 @@ class GetObject(Operation):
     """GetObject of a range, received into given memory.
 
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
-    that bytes of two versions are never mixed. Every Content-Range and length is checked. If the answer has all bytes
-    of the object and their checksum, that is checked, too. A 416 that does not tell the object's size is not taken for
-    an answer: HeadObject is asked for it, once. Nor is a whole object that is longer than it should be: it is asked for
-    as a range, whose answer tells the size apart from the length.
+    that bytes of two versions are never mixed. Where a server has no ETags, Last-Modified and size are compared. Every
+    length and Content-Range is checked: an answer with one is that range, whatever its status. If the answer has all
+    bytes of the object and their checksum, that is checked, too. A 416 that does not tell the object's size is not
+    taken for an answer: HeadObject is asked for it, once. Nor is a whole object that is longer than it should be: it is
+    asked for as a range, whose answer tells the size apart from the length.
 
     Args:
         bucket: Of the object.
@@ -244,6 +332,7 @@ class GetObject(Operation):
         into: Memory of ``stop - start`` bytes, in one or several pieces; or what returns memory for the answered range
             once that is known.
         etag: What the object's ETag must be, or None for any.
+        modified: What its Last-Modified must be where there is no ETag, or None for any.
         version_id: The version to read, or None for the newest.
         is_whole: Whether this is the whole object, of ``stop`` bytes: then no range is asked for, since many servers
             tell no checksum with a range, even of all bytes.
@@ -253,11 +342,13 @@ class GetObject(Operation):
     Attributes:
         total: The object's size in bytes, once known.
         etag: The object's ETag, once known.
+        modified: The object's Last-Modified, once known.
         filled: Bytes received.
         is_verified: Whether they were compared with the object's checksum.
     """
 
     is_read = True
+    shows = Shows(is_object=True)
 
     def __init__(
         self,
@@ -268,6 +359,7 @@ class GetObject(Operation):
         into: memoryview | Sequence[memoryview] | PlaceRange,
         *,
         etag: str | None = None,
+        modified: str | None = None,
         version_id: str | None = None,
         is_whole: bool = False,
         has_gaps: bool = False,
@@ -279,6 +371,7 @@ class GetObject(Operation):
         self.start = start
         self.stop = stop
         self.etag = etag
+        self.modified = modified
         self.is_verified = False
         self._is_whole = is_whole
         self._checksum: Checksum | None = None
@@ -313,9 +406,13 @@ class GetObject(Operation):
             self._fields.pop("range", None)
         else:
             self._fields["range"] = http1.format_range(begin, self.stop)
-        if self.etag is not None:
-            self._fields["if-match"] = self.etag
+        if self.etag is not None and (pinned := etags.for_if_match(self.etag)) is not None:
+            self._fields["if-match"] = pinned
         return super().request()
+
+    def doubt(self, head: Head) -> str:
+        """Return why the head cannot be that of an object; empty if it can, or says that it has none of the range."""
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self.etag)
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""
@@ -325,12 +422,12 @@ class GetObject(Operation):
         """Read the body into its memory."""
         if self._method == "HEAD":
             self._method = "GET"
-            return self._end_at(head.content_length, head.fields.get("etag"))
-        if head.status == 416:
+            return self._end_at(head.content_length, head)
+        if head.status == 416 or _has_nothing(head):
             return (yield from self._accept_nothing(inbox, head))
         begin = self._missing_from
         content_range = self._answered_range(head, begin)
-        changed = self._observe(content_range.total, head.fields.get("etag"))
+        changed = self._observe(content_range.total, head)
         if changed is not None:
             raise changed  # the body is not wanted, so neither is the connection
         if content_range.total == 0:
@@ -373,14 +470,22 @@ class GetObject(Operation):
         return True
 
     def _accept_nothing(self, inbox: Inbox, head: Head) -> Response:
+        """Read an answer without a byte of the object: it is empty, or ends before the range."""
         body = yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
         field = head.fields.get("content-range")
-        total = http1.parse_content_range(field).total if field else parse_error_document(body).object_size
+        if field:
+            total = _size_of_whole(field)
+        elif head.status == 416:
+            total = parse_error_document(body).object_size
+        else:
+            total = 0 if self._missing_from == 0 else None
+        if head.status != 416 and body:
+            return ProtocolError(f"The answer's Content-Range is {field!r}, and its body has {len(body)} bytes.")
         if total is None and not self._has_asked_size:
             self._has_asked_size = self._lacks_size = True
-        return self._end_at(total, head.fields.get("etag"))
+        return self._end_at(total, head)
 
-    def _end_at(self, total: int | None, etag: str | None) -> S3Error | None:
+    def _end_at(self, total: int | None, head: Head) -> S3Error | None:
         """Take the answer for one of an object that ends before the range."""
         where = f"Bytes {self.start + self.filled}-{self.stop - 1} were asked for, and the server answers that"
         if total is None:
@@ -389,11 +494,12 @@ class GetObject(Operation):
             return ProtocolError(
                 f"{where} its {total} bytes have none of them. The server does not serve ranges properly."
             )
-        return self._observe(total, etag)
+        return self._observe(total, head)
 
     def _answered_range(self, head: Head, begin: int) -> ContentRange:
+        """Return which bytes an answer has: those that its Content-Range tells, whatever its status."""
         field = head.fields.get("content-range")
-        if head.status == 200 or field is None:
+        if field is None:
             return self._whole_object(head, begin)
         answered = http1.parse_content_range(field)
         if answered.total is None:
@@ -420,14 +526,18 @@ class GetObject(Operation):
             )
         return ContentRange(0, length, length)
 
-    def _observe(self, total: int | None, etag: str | None) -> S3Error | None:
-        """Remember size and ETag; a later answer with others is of another version."""
+    def _observe(self, total: int | None, head: Head) -> S3Error | None:
+        """Remember what tells the version; a later answer that tells another is of another version."""
+        etag, modified = head.fields.get("etag"), head.fields.get("last-modified") if head.status != 416 else None
         if self.total is not None and total is not None and total != self.total:
             return self._changed(f"it was {self.total} bytes long, and is {total} now")
-        if self.etag is not None and etag is not None and etag != self.etag:
-            return self._changed(f"its ETag was {self.etag}, and is {etag} now")
+        if self.etag is not None or self.modified is not None:
+            other = etags.other_version(self.etag, etag, self.modified, modified)
+            if other is not None:
+                return self._changed("its {} was {}, and is {} now".format(*other))
         self.total = total if total is not None else self.total
-        self.etag = etag or self.etag
+        self.etag = etags.preferred(self.etag, etag)
+        self.modified = self.modified or modified
         return None
 
     def _changed(self, how: str) -> ObjectChangedError:
@@ -436,6 +546,26 @@ class GetObject(Operation):
             bucket=self._bucket.name,
             key=self._key,
         )
+
+
+# What servers write for a range of an empty object, instead of 416; RFC 9110 14.4 has no way to say it.
+_OF_NOTHING = re.compile(r"bytes [0-9]{1,19}-(?:-1|[0-9]{1,19})/0")
+
+
+def _has_nothing(head: Head) -> bool:
+    """Whether an answer that is no refusal has no byte of the object."""
+    if head.fields.get("content-range", "").endswith("/0"):
+        return True
+    return head.status == 206 and head.content_length == 0
+
+
+def _size_of_whole(content_range: str) -> int | None:
+    """Return the size of the object that a Content-Range tells; None if it tells none.
+
+    Raises:
+        ProtocolError: It is malformed or contradicts itself.
+    """
+    return 0 if _OF_NOTHING.fullmatch(content_range) else http1.parse_content_range(content_range).total
 
 
 def damaged(stored: Checksum, arrived: Checksum, bucket: str, key: str | None) -> IntegrityError:

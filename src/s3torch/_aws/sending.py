@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from s3torch._aws import checksums, sigv4
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
-from s3torch._aws.operations import Operation, Response
-from s3torch._transfer.http1 import Head, Inbox
+from s3torch._aws.operations import Operation
+from s3torch._aws.proof import Shows
+from s3torch._transfer.http1 import Head
+from s3torch.errors import S3Error
 
 __all__ = ["PutObject", "Send", "UploadPart"]
 
@@ -89,6 +91,8 @@ class PutObject(Send):
         checksum: What the body is sent with.
     """
 
+    shows = Shows(stores=True)
+
     def __init__(
         self,
         bucket: Bucket,
@@ -109,10 +113,11 @@ class PutObject(Send):
         is_verified = verifies_checksum and self.checksum is not None
         super().__init__(name, "PUT", bucket, key, body, query=query, signed_fields=fields, is_verified=is_verified)
 
-    def accept(self, inbox: Inbox, head: Head) -> Response:
+    def take(self, head: Head, body: bytes) -> S3Error | None:
         """Remember the ETag."""
-        self.etag = head.fields.get("etag", "")
-        return (yield from super().accept(inbox, head))
+        del body
+        self.etag = head.fields["etag"]
+        return None
 
 
 class UploadPart(PutObject):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.proof import describe_root, not_s3, root_of
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK
@@ -27,6 +28,7 @@ from s3torch.errors import (
     ConfigError,
     ConnectionFailedError,
     CredentialsError,
+    ProtocolError,
     RequestError,
     S3Error,
 )
@@ -189,6 +191,7 @@ class AwsSession:
             NoCredentialsError,
             SSLError,
         )
+        from botocore.parsers import ResponseParserError
 
         try:
             self.credentials()  # refused here if they cannot be sent: botocore would show them
@@ -217,6 +220,10 @@ class AwsSession:
                 bucket=subject.bucket,
                 key=subject.key,
             ) from error
+        except ProtocolError as error:
+            raise not_s3(subject, 200, {}, str(error)) from None
+        except ResponseParserError as error:
+            raise not_s3(subject, 200, {}, "by something else than XML") from error
         except BotoCoreError as error:
             raise RequestError(
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
@@ -272,6 +279,7 @@ class AwsSession:
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
         client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
+        client.meta.events.register("before-parse.s3", _refuse_other_document)
         return client
 
     @contextlib.contextmanager
@@ -339,6 +347,22 @@ def _check_text_of(credentials: Credentials) -> None:
             raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
     if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
+
+
+# What the root elements of what is called end with; some servers shorten ListMultipartUploadsResult. Of a document with
+# another one botocore finds nothing, and says nothing.
+_ROOTS = {"CopyObject": "CopyObjectResult", "ListMultipartUploads": "UploadsResult", "ListParts": "PartsResult"}
+
+
+def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401  # botocore's
+    """Refuse a success whose document is not S3's.
+
+    Raises:
+        ProtocolError: It is not; the message says what is wrong only.
+    """
+    root, body = _ROOTS.get(operation_model.name), response_dict["body"]
+    if root is not None and response_dict["status_code"] < 300 and not root_of(body).endswith((root, "Error")):
+        raise ProtocolError(f"by {describe_root(body)} where a document {root} is due")
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:

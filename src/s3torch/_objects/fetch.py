@@ -140,7 +140,7 @@ class Fetch(LastingScope):
             self._engine.turn(deadline)
         if first.error is not None:
             return
-        self._version.observe(first.total, first.etag)
+        self._version.observe(first.total, first.etag, first.modified)
         self._memory = landing.memory
         if self._memory is not None:
             self._get_parts(first.stop)

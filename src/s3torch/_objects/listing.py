@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from s3torch._aws.listing import ListObjectsResult, list_parameters, parse_page
+from s3torch._aws.listing import ListObjectsResult, PageChain, list_parameters, parse_page
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._exclusive import exclusive
 from s3torch._transfer.scope import LastingScope
@@ -30,6 +30,12 @@ class _PageRead(LastingScope):
         self.is_begun = False
         query = list_parameters(stream.prefix, stream.delimiter, stream.max_keys, token)
         self._request = ListObjectsV2(access.bucket(stream.bucket), query, parse_page)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the server's page, once it is there, holds nothing."""
+        page = self._request.page
+        return not (page.object_info or page.common_prefixes)
 
     def begin(self) -> None:
         """Send it, without waiting. It must be called inside the ``try`` that cancels."""
@@ -62,6 +68,7 @@ class ListObjectStream:
         self.look_ahead = False
         self._access = access
         self._position: tuple[str | None, bool] = None, False  # one value, so that an interrupt finds no half of it
+        self._chain = PageChain()
         self._begun: _PageRead | None = None
         self._users: dict[int, object] = {}
 
@@ -89,6 +96,7 @@ class ListObjectStream:
         Raises:
             BucketNotFoundError: There is no such bucket.
             ConcurrentUseError: Another thread is in the middle of this.
+            ProtocolError: The server names a page twice, or 1,000 pages in a row are empty.
             S3Error: Any other failure; the same page can be asked for again.
         """
         if self.complete:
@@ -102,7 +110,8 @@ class ListObjectStream:
             if not read.is_begun:
                 read.begin()
             page = read.finish()
-            token = page.continuation_token
+            token, is_empty = page.continuation_token, read.is_empty
+            self._chain.check(token, is_empty=is_empty)
             if self.look_ahead and token is not None:
                 following = _PageRead(self, self._access, token)
                 following.begin()
@@ -113,6 +122,7 @@ class ListObjectStream:
             raise
         self._begun = following
         self._position = token, token is None  # only now: whatever was raised before, this page is asked for again
+        self._chain.add(token, is_empty=is_empty)  # behind that: to the chain the page must not be one that came before
         return page
 
     def _what_is_shared(self) -> str:

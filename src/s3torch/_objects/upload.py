@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
+from s3torch._aws.listing import PageChain
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.sending import UploadPart
-from s3torch._objects.uploads import abort_multipart_upload, list_multipart_uploads
+from s3torch._objects.novelty import check_is_new
+from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error
 
@@ -230,6 +232,8 @@ class MultipartUpload:
         while self._flying:
             self._await(self._flying[0])
             self._settle()
+        if self._options.if_none_match:
+            check_is_new(self._access, self._bucket, self._key)
         parts = [self._sent[number] for number in range(1, self.parts + 1)]
         known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
         fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)
@@ -335,13 +339,16 @@ class MultipartUpload:
 
     def _pages_of_parts(self, upload_id: str) -> Iterator[Mapping[str, object]]:
         marker = 0
+        chain = PageChain()
         while True:
             page = self._call("ListParts", "list_parts", UploadId=upload_id, PartNumberMarker=marker)
             yield page
-            following = page.get("NextPartNumberMarker")
-            if not page.get("IsTruncated") or not isinstance(following, int) or following <= marker:
+            if not page.get("IsTruncated"):
                 return
-            marker = following
+            told: Any = page.get("NextPartNumberMarker")
+            following = {} if not isinstance(told, int) or told <= marker else {"PartNumberMarker": told}
+            follow(chain, following, is_empty=not page.get("Parts"), bucket=self._bucket, key=self._key)
+            marker = told
 
     def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
         return self._access.call(operation, self._bucket, self._key, method, Key=self._key, **parameters)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from s3torch._aws.listing import PageChain
 from s3torch._aws.multipart import AbortMultipartUpload
-from s3torch.errors import S3Error
+from s3torch.errors import ProtocolError, S3Error
 
 if TYPE_CHECKING:
     from s3torch._access import Access
 
-__all__ = ["MultipartUploadInfo", "abort_multipart_upload", "list_multipart_uploads"]
+__all__ = ["MultipartUploadInfo", "abort_multipart_upload", "follow", "list_multipart_uploads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,46 @@ def list_multipart_uploads(access: Access, bucket: str, prefix: str) -> list[Mul
     """Return the uploads under a prefix; see ``S3Client.list_multipart_uploads``."""
     found: list[MultipartUploadInfo] = []
     marker: dict[str, object] = {}
+    chain = PageChain()
     while True:
         page: Any = access.call("ListMultipartUploads", bucket, None, "list_multipart_uploads", Prefix=prefix, **marker)
+        uploads = page.get("Uploads", [])
         found += [
             MultipartUploadInfo(
                 each["Key"], each["UploadId"], int(each["Initiated"].timestamp()), each.get("StorageClass")
             )
-            for each in page.get("Uploads", [])
+            for each in uploads
         ]
-        following = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
-        if not page.get("IsTruncated") or not following or following == marker:
-            return sorted(found, key=lambda upload: (upload.key, upload.initiated))
-        marker = following
+        if not page.get("IsTruncated"):
+            # Once each: a server that does not know the markers sends the same again.
+            return sorted(dict.fromkeys(found), key=lambda upload: (upload.key, upload.initiated))
+        marker = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
+        follow(chain, marker, is_empty=not uploads, bucket=bucket, key=None)
+
+
+def follow(chain: PageChain, marker: Mapping[str, object], *, is_empty: bool, bucket: str, key: str | None) -> None:
+    """Go on to the page that a page of uploads, or of parts, names as the next.
+
+    Args:
+        chain: Of the pages so far.
+        marker: What the page says of the next one.
+        is_empty: Whether the page holds nothing.
+        bucket: For the error.
+        key: For the error.
+
+    Raises:
+        ProtocolError: The page says that there are more, and not where, or leads back: those that are missing would
+            pass for not being there.
+    """
+    names = tuple(sorted(marker.items()))
+    try:
+        if not names:
+            raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
+        chain.check(names, is_empty=is_empty)
+    except ProtocolError as error:
+        error.bucket, error.key = bucket, key
+        raise
+    chain.add(names, is_empty=is_empty)
 
 
 def abort_multipart_upload(access: Access, bucket: str, key: str, upload_id: str, within: float | None = None) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from s3torch._aws import checksums
+from s3torch._aws import checksums, etags
+from s3torch._aws.answers import parse_http_date
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
 from s3torch._transfer import plan
@@ -22,7 +23,7 @@ class ObjectVersion:
     """One version of an object.
 
     The first answer fixes which version that is: all later requests carry its ETag, and an answer of another version
-    is an ObjectChangedError.
+    is an ObjectChangedError. Where a server has no ETags, size and Last-Modified are compared.
 
     Args:
         access: Sends the requests.
@@ -30,6 +31,7 @@ class ObjectVersion:
         key: Of the object.
         size: In bytes, if known beforehand.
         etag: If known beforehand.
+        modified_at: When it was changed, in seconds since the epoch, if known beforehand.
         version_id: The version to read; None for the newest.
 
     Attributes:
@@ -38,6 +40,7 @@ class ObjectVersion:
         is_strict: Whether what is read whole must be verified.
         size: In bytes; None while unknown.
         etag: None while unknown.
+        modified: The field Last-Modified of its answers, for servers without ETags; None while unknown.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ObjectVersion:
         *,
         size: int | None = None,
         etag: str | None = None,
+        modified_at: int | None = None,
         version_id: str | None = None,
     ) -> None:
         self.bucket = bucket
@@ -55,6 +59,8 @@ class ObjectVersion:
         # That an object is empty is asked again: no read would notice that it has grown since.
         self.size = size or None
         self.etag = etag
+        self.modified: str | None = None
+        self._modified_at = modified_at
         self._told_size = size
         self._checksum: Checksum | None = None
         self.version_id = version_id
@@ -69,7 +75,7 @@ class ObjectVersion:
             self.access.run([request])
             if request.head is None:
                 raise AssertionError("a HEAD that succeeded without an answer")
-            self.observe(request.head.content_length, request.head.fields.get("etag") or None)
+            self.observe(request.size, request.head.fields.get("etag"), request.head.fields.get("last-modified"))
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
@@ -91,6 +97,7 @@ class ObjectVersion:
             stop,
             into,
             etag=self.etag,
+            modified=self.modified,
             version_id=self.version_id,
             is_whole=bucket.has_checksums and not start and stop == self.size,
             has_gaps=has_gaps,
@@ -139,7 +146,7 @@ class ObjectVersion:
     def conclude(self, gets: Sequence[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
-            self.observe(get.total, get.etag)
+            self.observe(get.total, get.etag, get.modified)
         size, count = self.size, 0
         for get in gets:
             due = max(0, min(get.stop, size) - get.start) if size is not None else 0
@@ -153,25 +160,43 @@ class ObjectVersion:
             count += filled
         return count
 
-    def observe(self, size: int | None, etag: str | None) -> None:
+    def observe(self, size: int | None, etag: str | None, modified: str | None = None) -> None:
         """Learn what an answer tells.
 
         Raises:
             ObjectChangedError: It is of another version.
         """
-        if size is not None and size == self.size and size == self._told_size and etag == self.etag:
+        if (
+            size is not None
+            and size == self.size == self._told_size
+            and etag == self.etag
+            and modified == self.modified
+        ):
             return  # most answers tell nothing new
-        for name, known, found in (("size", self._told_size, size), ("ETag", self.etag, etag)):
-            if known is not None and found is not None and known != found:
-                raise ObjectChangedError(
-                    f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
-                    f"and is {found} now. List or open it again to read the new version.",
-                    bucket=self.bucket,
-                    key=self.key,
-                )
+        other: tuple[object, ...] | None = etags.other_version(self.etag, etag, self.modified, modified)
+        if size is not None and self._told_size is not None and size != self._told_size:
+            other = "size", self._told_size, size
+        elif other is None and not etag and not self.etag and not self._is_as_listed(modified):
+            other = "Last-Modified", f"{self._modified_at} s after 1970", modified
+        if other is not None:
+            name, known, found = other
+            raise ObjectChangedError(
+                f"s3://{self.bucket}/{self.key} was replaced since it was listed or opened: its {name} was {known} "
+                f"and is {found} now. List or open it again to read the new version.",
+                bucket=self.bucket,
+                key=self.key,
+            )
         if size is not None:
             self.size = self._told_size = size
-        self.etag = etag or self.etag
+        self.etag = etags.preferred(self.etag, etag)
+        self.modified = self.modified or modified
+
+    def _is_as_listed(self, modified: str | None) -> bool:
+        """Whether a Last-Modified may be the time of a listing, which may be rounded in another way."""
+        if self._modified_at is None or not modified or self.modified is not None:
+            return True
+        when = parse_http_date(modified)
+        return when is None or abs(when - self._modified_at) <= 1
 
     def check_reaches(self, start: int, stop: int) -> None:
         """Check, after a read, that the object has all bytes of a range that is not empty.

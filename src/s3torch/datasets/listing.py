@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
-from s3torch._aws.listing import KeyPage, list_parameters, parse_keys
+from s3torch._aws.listing import KeyPage, PageChain, list_parameters, parse_keys
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._progress import new_bar
 from s3torch.client import S3Client
@@ -126,11 +126,14 @@ class _Listing:
         """Yield the objects, asked for one page after the other."""
         progress = ListingProgress(self._where)
         token: str | None = None
+        chain = PageChain()
         try:
             while True:
                 request = self._request(token=token)
                 self._engine.run([request], self._deadline)
                 page = request.page
+                chain.check(page.continuation_token, is_empty=not page.keys)
+                chain.add(page.continuation_token, is_empty=not page.keys)
                 yield _columns(page.keys, page.sizes)
                 progress.add(len(page.keys))
                 token = page.continuation_token

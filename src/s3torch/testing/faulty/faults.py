@@ -26,6 +26,7 @@ from s3torch.testing.faulty.wire import Wire
 __all__ = [
     "ConnectionFault",
     "Fault",
+    "another_page",
     "answer_lost",
     "chunked",
     "clock_skew",
@@ -36,30 +37,39 @@ __all__ = [
     "corrupt_upload",
     "deleted",
     "emptied",
+    "empty_as_206",
     "endless_head",
+    "error_with_200",
+    "etag_as",
     "expired_certificate",
     "expired_token",
     "garbage_head",
     "handshake_failure",
+    "ignore_condition",
     "ignore_range",
     "late",
     "many_fields",
     "none",
     "on",
+    "other_document",
     "other_range",
     "other_version",
+    "page_for_people",
+    "range_as_200",
     "refuse",
     "replaced",
     "reset_after",
     "reset_after_head",
     "reset_before_head",
     "reset_mid_body",
+    "silent_success",
     "stall",
     "stall_before_head",
     "status",
     "trickle",
     "truncate",
     "until_close",
+    "without_fields",
     "wrong_content_range",
     "wrong_host",
     "wrong_length",
@@ -413,6 +423,146 @@ def connection_close() -> Fault:
         exchange.wire.close()
 
     return Fault("connection_close", act)
+
+
+# Answers of something else than S3, with a status of success
+
+
+def page_for_people(content: bytes = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>") -> Fault:
+    """The request is not carried out, and answered by a page of HTML with status 200, as by a captive portal.
+
+    Args:
+        content: The page.
+    """
+    answer = Answer(status=200, fields={"Content-Type": "text/html; charset=utf-8"}, body=content)
+    return Fault("page_for_people", lambda exchange: exchange.send(answer))
+
+
+def silent_success(number: int = 200) -> Fault:
+    """The request is not carried out, and answered by a status of success alone.
+
+    So answers a server that takes the key for the name of a bucket, and the request for one that makes it.
+
+    Args:
+        number: The HTTP status.
+    """
+    answer = Answer(status=number, fields={"x-amz-request-id": "REQUEST"})
+    return Fault("silent_success", lambda exchange: exchange.send(answer))
+
+
+def other_document(root: str = "ListAllMyBucketsResult") -> Fault:
+    """The request is not carried out, and answered by a document of S3's for another one.
+
+    Args:
+        root: The document's root element.
+    """
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<{root}><IsTruncated>false</IsTruncated></{root}>'.encode()
+    answer = Answer(status=200, fields={"Content-Type": "application/xml", "x-amz-request-id": "REQUEST"}, body=body)
+    return Fault("other_document", lambda exchange: exchange.send(answer))
+
+
+def error_with_200(code: str = "InternalError") -> Fault:
+    """The request is not carried out, and S3 says so after it has answered 200 already.
+
+    Args:
+        code: S3's error code.
+    """
+    answer = Answer(
+        status=200, fields={"Content-Type": "application/xml", "x-amz-request-id": "REQUEST"}, body=s3_error(code)
+    )
+    return Fault("error_with_200", lambda exchange: exchange.send(answer))
+
+
+# Answers that other servers than Amazon S3 give
+
+
+def range_as_200() -> Fault:
+    """The range that was asked for is answered with status 200, beside its Content-Range."""
+
+    def act(exchange: Exchange) -> None:
+        is_range = exchange.answer.status == 206
+        exchange.send(replace(exchange.answer, status=200) if is_range else None)
+
+    return Fault("range_as_200", act, frozenset({"GetObject"}))
+
+
+def empty_as_206(told: str | None = "bytes 0-0/0") -> Fault:
+    """A range of an empty object is answered with status 206; of any other object rightly.
+
+    Args:
+        told: The Content-Range; None leaves it out.
+    """
+
+    def act(exchange: Exchange) -> None:
+        if exchange.answer.status != 416 or exchange.objects.get(exchange.key) != b"":
+            return exchange.send()
+        fields = {"ETag": '"d41d8cd98f00b204e9800998ecf8427e"', "x-amz-request-id": "REQUEST", "Content-Range": told}
+        return exchange.send(Answer(status=206, fields=fields))
+
+    return Fault("empty_as_206", act, frozenset({"GetObject"}))
+
+
+def without_fields(*names: str) -> Fault:
+    """The right answer, without some of its header fields.
+
+    Args:
+        names: Of the fields, as ``ETag``, ``Last-Modified``, ``Content-Length`` (to HEAD alone).
+    """
+    dropped = dict.fromkeys(names)
+
+    def act(exchange: Exchange) -> None:
+        exchange.send(_altered(exchange.answer, dropped))
+
+    return Fault(f"without_fields {' '.join(names)}", act)
+
+
+def etag_as(form: str = "{}") -> Fault:
+    """The right answer, its ETag written in another way.
+
+    Args:
+        form: What is written, with ``{}`` for the ETag without quotes: ``W/"{}"`` makes it weak.
+    """
+
+    def act(exchange: Exchange) -> None:
+        etag = exchange.answer.fields.get("ETag")
+        exchange.send(_altered(exchange.answer, {} if etag is None else {"ETag": form.format(etag.strip('"'))}))
+
+    return Fault("etag_as", act)
+
+
+def another_page(name: str | None = "again", *, is_empty: bool = False) -> Fault:
+    """A page of a listing that names another one, whether there is more or not.
+
+    Args:
+        name: Its token; None is one that was not there before.
+        is_empty: Whether the page has no objects.
+    """
+
+    def act(exchange: Exchange) -> None:
+        token = f"{exchange.random.getrandbits(64):x}" if name is None else name
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>".encode()
+        body = re.sub(
+            rb"<IsTruncated>.*?</IsTruncated>|<NextContinuationToken>.*?</NextContinuationToken>",
+            b"",
+            exchange.answer.body,
+        )
+        if is_empty:
+            body = re.sub(rb"<Contents>.*</Contents>", b"", body)
+        exchange.send(
+            replace(exchange.answer, body=body.replace(b"</ListBucketResult>", more + b"</ListBucketResult>"))
+        )
+
+    return Fault("another_page", act, frozenset({"ListObjectsV2"}))
+
+
+def ignore_condition() -> Fault:
+    """``If-None-Match: *`` is ignored: an object that is there is replaced."""
+
+    def act(exchange: Exchange) -> None:
+        headers = {name: value for name, value in exchange.request.headers.items() if name != "if-none-match"}
+        exchange.send(exchange.objects.answer(replace(exchange.request, headers=headers)))
+
+    return Fault("ignore_condition", act, frozenset({"PutObject", "CompleteMultipartUpload"}))
 
 
 # What the service refuses

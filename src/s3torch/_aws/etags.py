@@ -1,0 +1,61 @@
+"""ETags as servers write them: which are the same, and which may be asked for (RFC 9110 8.8.3 and 13.1.1). Pure.
+
+Some servers leave the quotes out, in listings or everywhere. Some proxies make an ETag weak (``W/"x"``) when they
+compress; If-Match compares strongly, so a weak one there would match nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["are_same", "for_if_match", "opaque", "other_version", "preferred"]
+
+
+def opaque(etag: str | None) -> str:
+    """Return what an ETag says, without quotes and weakness; empty if it says nothing."""
+    return (etag or "").strip().removeprefix("W/").strip('"')
+
+
+def are_same(one: str, other: str) -> bool:
+    """Whether two ETags are of one version, however they are written."""
+    return one == other or opaque(one) == opaque(other)
+
+
+def for_if_match(etag: str | None) -> str | None:
+    """Return the ETag for a field If-Match; None if it cannot stand there.
+
+    Not only a weak one cannot. One without quotes is not valid, and nobody knows how the server that wrote it compares;
+    its answers have an ETag, too, which is compared with the known one here.
+    """
+    return etag if etag and etag.startswith('"') and len(etag) > 2 else None
+
+
+def preferred(known: str | None, found: str | None) -> str | None:
+    """Return which of two ETags of one version to go on with: the one that may be asked for, or the newer one."""
+    if known == found or not opaque(found):
+        return known
+    return known if for_if_match(known) is not None and for_if_match(found) is None else found
+
+
+def other_version(
+    etag: str | None, found_etag: str | None, modified: str | None, found_modified: str | None
+) -> tuple[str, str | None, str | None] | None:
+    """Return what shows that an answer is of another version of an object than the one that is known; None if nothing.
+
+    Where one of the two has no ETag, Last-Modified decides. It counts seconds: that two versions differ it proves only
+    if there is one between them.
+
+    Args:
+        etag: That is known, or None.
+        found_etag: Of the answer, or None.
+        modified: The field Last-Modified that is known, or None.
+        found_modified: Of the answer, or None.
+
+    Returns:
+        What it is called, what was known of it, and what was found.
+    """
+    if etag is not None and etag == found_etag:
+        return None
+    if opaque(etag) and opaque(found_etag):
+        return None if are_same(etag or "", found_etag or "") else ("ETag", etag, found_etag)
+    if not modified or not found_modified or modified == found_modified:
+        return None
+    return "Last-Modified", modified, found_modified
