@@ -72,7 +72,7 @@ class Operation(Exchange):
         self._signed_fields = signed_fields or _NOTHING
         self._corrected: set[tuple[type[S3Error], str | None]] = set()
         self._access_key: str | None = None
-        self._corrections = bucket.corrections
+        self._place = self._answered = bucket.place
 
     def __repr__(self) -> str:
         state = "done" if self.is_done else "pending"
@@ -83,13 +83,22 @@ class Operation(Exchange):
         """What the request is about."""
         return Subject(self.name, self._bucket.name, self._key, str(self.origin))
 
+    def aim(self) -> None:
+        """Go where the bucket answers now: endpoint, region and signature of an attempt are of one place."""
+        place = self._bucket.place
+        if place is not self._place:
+            self._place = place
+            self.origin = place.endpoint.origin
+
     def request(self) -> Sequence[memoryview]:
         """Return the signed head; there is no body."""
         return [memoryview(self._sign(sigv4.EMPTY_SHA256))]
 
     def response(self, inbox: Inbox) -> Response:
         """Read the answer: a success by ``accept``, anything else as an error."""
+        place = self._place  # of this attempt; another one may be under way beside it
         self.head = head = yield from http1.read_head(inbox)
+        self._answered = place
         if self.is_success(head):
             return (yield from self.accept(inbox, head))
         return (yield from self._refusal(inbox, head))
@@ -108,11 +117,11 @@ class Operation(Exchange):
         correction = type(error), self._access_key
         if correction in self._corrected:
             return False
-        if self.head is None or not self._bucket.correct(error, self.head.fields, self._corrections):
+        if self.head is None or not self._bucket.correct(error, self.head.fields, self._answered.corrections):
             self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
             return False
         self._corrected.add(correction)
-        self.origin = self._bucket.endpoint.origin
+        self.aim()
         return True
 
     def explain(self, error: S3Error) -> S3Error:
@@ -125,9 +134,8 @@ class Operation(Exchange):
         return error
 
     def _sign(self, payload_sha256: str) -> bytes:
-        self._corrections = self._bucket.corrections
         head = self._bucket.request_head(
-            self._method, self._key, self._query, self._fields, self._signed_fields, payload_sha256
+            self._method, self._key, self._query, self._fields, self._signed_fields, payload_sha256, place=self._place
         )
         self._access_key = self._bucket.access_key
         return head

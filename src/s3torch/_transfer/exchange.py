@@ -49,6 +49,9 @@ class Exchange(ABC):
         self.flight: Any = None
         self.rival: Any = None
 
+    def aim(self) -> None:  # noqa: B027  # most know no other place
+        """Set ``origin`` to where the next attempt goes: answers to others may have corrected that."""
+
     @abstractmethod
     def request(self) -> Sequence[memoryview]:
         """Return the bytes to send, signed anew for this attempt."""

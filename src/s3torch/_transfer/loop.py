@@ -203,6 +203,7 @@ class Loop:
         exchange, most = queue[0], self._limits.connections
         if len(self.flights) >= most:
             return False
+        exchange.aim()
         lane = self._lane_to(exchange.origin)
         if lane.load + 1 > lane.window.size:
             return False
@@ -280,12 +281,24 @@ class Loop:
     def _begin(self, flight: Flight) -> None:
         """Send the request; most fit into the socket's buffer at once."""
         exchange = flight.exchange
+        exchange.aim()
+        if exchange.origin != flight.connection.origin:
+            self._redirect(flight)
+            return
         flight.outgoing = list(exchange.request())
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
         flight.mark = self.now
         self._stats.requests += 1
         self._send(flight)
+
+    def _redirect(self, flight: Flight) -> None:
+        """Queue an exchange anew that goes elsewhere since its connection was begun."""
+        exchange = flight.exchange
+        self._land(flight, keep=True)
+        if exchange.flight is None:  # no rival of it goes on
+            exchange.attempts -= 1
+            self._queue.appendleft(exchange)
 
     def _send(self, flight: Flight) -> None:
         connection, outgoing = flight.connection, flight.outgoing
