@@ -160,9 +160,7 @@ class Bucket:
         common = self._lines_in_common(place, payload_sha256, signed_fields)
         return build_head(method, target, fields, common.complete(method, path, query_string))
 
-    def _lines_in_common(
-        self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]
-    ) -> _CommonLines:
+    def _lines_in_common(self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
         second = int(self._clock() + self._clock_offset)
         key = (place, second, payload_sha256, signed_fields)
