@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import os
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from s3torch.errors import (
     CertificateError,
     ClockSkewError,
     CredentialsError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RegionError,
     RequestError,
@@ -329,4 +333,82 @@ def test_conflict_is_tried_again(code: str):
         with pytest.raises(RequestError), client.put_object("bucket", "key") as writer:
             writer.write(b"content")
         assert len(server.requests) == 1
+        client.close()
+
+
+class Losing:
+    """A server that stores what is put, answers the first PUT never, and refuses to replace.
+
+    Args:
+        head: The fields of its answers to HEAD.
+        stored: What it stores instead of what is sent.
+    """
+
+    def __init__(self, head: Callable[[bytes], dict[str, str]], stored: bytes | None = None) -> None:
+        self._head = head
+        self._stored = stored
+        self.objects: dict[str, bytes] = {}
+        self.log: list[str] = []
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        self.log.append(request.method)
+        if request.method == "HEAD":
+            content = self.objects[request.path]
+            wire.respond(200, {"Content-Length": str(len(content)), **self._head(content)})
+        elif request.path.endswith("/other"):
+            wire.respond(200, {"ETag": '"e"'})
+        elif request.path not in self.objects:
+            self.objects[request.path] = request.body if self._stored is None else self._stored
+            wire.close()
+        else:
+            fail(412, "PreconditionFailed")(request, wire)
+
+
+def md5_of(content: bytes) -> dict[str, str]:
+    return {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}
+
+
+def crc32_of(content: bytes) -> dict[str, str]:
+    value = base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()
+    return {"ETag": '"kms"', "x-amz-checksum-crc32": value, "x-amz-checksum-type": "FULL_OBJECT"}
+
+
+@pytest.mark.parametrize("head", [md5_of, crc32_of])
+@pytest.mark.parametrize("is_reused", [False, True])
+@pytest.mark.parametrize("checksums", ["on", "off"])
+def test_own_object_is_recognised(head: Callable[[bytes], dict[str, str]], checksums: str, *, is_reused: bool):
+    """A new object whose answer was lost is not taken for another's, also if the connection had been used before."""
+    server = Losing(head)
+    with ScriptedServer(server) as listener:
+        client = client_of(listener, checksums=checksums)
+        if is_reused:
+            client.delete_object("bucket", "other")
+        with client.put_object("bucket", "key", if_none_match=True) as writer:
+            writer.write(b"content")
+        assert server.log[-3:] == ["PUT", "PUT", "HEAD"]
+        assert server.objects["/bucket/key"] == b"content"
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "stored", "is_known"),
+    [
+        (md5_of, b"another", True),
+        (crc32_of, b"another", True),
+        (md5_of, b"longer than it", True),
+        (lambda _: {"ETag": '"kms"'}, b"content", False),
+        (lambda _: {"ETag": f'"{0:032x}"', "x-amz-server-side-encryption": "aws:kms"}, b"content", False),
+    ],
+)
+def test_object_of_another(head: Callable[[bytes], dict[str, str]], stored: bytes, *, is_known: bool):
+    """What another one has stored meanwhile is an error; where nothing can be compared the error says that, too."""
+    server = Losing(head, stored)
+    with ScriptedServer(server) as listener:
+        client = client_of(listener)
+        with (
+            pytest.raises(ObjectExistsError) as caught,
+            client.put_object("bucket", "key", if_none_match=True) as writer,
+        ):
+            writer.write(b"content")
+        assert ("not known" in str(caught.value)) is not is_known
         client.close()
