@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
-from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK
@@ -148,7 +148,7 @@ class AwsSession:
         from botocore.exceptions import BotoCoreError
 
         with NO_FORK:
-            client = self._placeholder(region, self._addressing_style(region))
+            client = self._placeholder(region)
             try:
                 # The host of a presigned URL is the documented way to learn it; nothing is sent.
                 url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
@@ -237,9 +237,11 @@ class AwsSession:
         with NO_FORK:
             return configuration_of(self._config.profile).variable(name)
 
-    def _placeholder(self, region: str, style: str) -> BotocoreClient:
+    def _placeholder(self, region: str) -> BotocoreClient:
         with self._explained(region):
-            return configuration_of(self._config.profile).placeholder(region, self._endpoint, style)
+            client = configuration_of(self._config.profile).placeholder(region, self._endpoint, self._style)
+        check_endpoint_url(client.meta.endpoint_url)  # it may come from the environment or the profile
+        return client
 
     def _cold_client(self, region: str) -> BotocoreClient:
         client = self._cold_clients.get(region)
@@ -253,7 +255,7 @@ class AwsSession:
 
         options: dict[str, Any] = {
             "signature_version": UNSIGNED if self._config.unsigned else "s3v4",
-            "s3": {"addressing_style": self._addressing_style(region)},
+            "s3": {"addressing_style": self._style} if self._style is not None else None,
             "connect_timeout": self._config.connect_timeout,
             "read_timeout": self._config.first_byte_timeout,
             "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
@@ -288,14 +290,10 @@ class AwsSession:
                 "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
             ) from error
 
-    def _addressing_style(self, region: str) -> str:
-        """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""
-        endpoint_url = self._endpoint or self._placeholder(region, "auto").meta.endpoint_url
-        check_endpoint_url(endpoint_url)
-        if self._config.force_path_style or needs_path_style(endpoint_url):
-            return "path"
-        host = endpoint_url.partition("://")[2].partition("/")[0]
-        return "auto" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else "virtual"
+    @property
+    def _style(self) -> str | None:
+        """How buckets are addressed; None is as the profile says, and else as botocore does."""
+        return "path" if self._config.force_path_style else None
 
     def _verify(self) -> bool | str:
         verify = self._config.verify
