@@ -98,7 +98,8 @@ class Bucket:
         region = session().region()
         self.place = Place(session().endpoint(name, region), region, 0)
         self._session = session
-        self._user_agent = user_agent
+        # Without it a gateway may compress, and what arrives is no range of the object any more.
+        self._unsigned = {"user-agent": user_agent, "accept-encoding": "identity"}
         self._requester_pays = requester_pays
         self._clock = clock
         self._clock_offset = 0.0
@@ -178,7 +179,7 @@ class Bucket:
         credentials = self._session().credentials()
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
-            return format_fields({**signed, "user-agent": self._user_agent}), None
+            return format_fields({**signed, **self._unsigned}), None
         when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
@@ -188,7 +189,7 @@ class Bucket:
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
             signed["x-amz-security-token"] = token
         signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=place.region, when=when)
-        lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
+        lines = format_fields({**signed, **self._unsigned, "authorization": signer.preamble})
         return lines.removesuffix("\r\n"), signer
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:

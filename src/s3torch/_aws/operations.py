@@ -20,6 +20,7 @@ from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import (
     BucketNotFoundError,
     CertificateError,
+    ConnectionFailedError,
     IntegrityError,
     ObjectChangedError,
     ProtocolError,
@@ -63,6 +64,9 @@ class Operation(Exchange):
         query: Parameters.
         signed_fields: Header fields that are signed: ``x-amz-*``.
         memory: Bytes that the answer fills.
+
+    Attributes:
+        sent: How often it was sent, also over connections that were found closed: each may have been carried out.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Operation(Exchange):
         self._access_key: str | None = None
         self._place = self._answered = bucket.place
         self._mute: S3Error | None = None
+        self.sent = 0
 
     def __repr__(self) -> str:
         state = "done" if self.is_done else "pending"
@@ -157,6 +162,8 @@ class Operation(Exchange):
         if error.bucket is None:
             error.bucket, error.key = self._bucket.name, self._key
             hint = _ignored_proxy(self.origin) if self.head is None else ""
+            if self.head is None and self.sent and _may_want_tls(error, self.origin):
+                hint = f" If that port speaks TLS, write https:// in the endpoint.{hint}"
             error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
         fields = self.head.fields if self.head is not None else _NOTHING
         remedy = _style_remedy(error, self._answered.endpoint, self._bucket.name) or _coding_remedy(error, fields)
@@ -172,6 +179,7 @@ class Operation(Exchange):
             method, self._key, self._query, fields, self._signed_fields, payload_sha256, place=self._place
         )
         self._access_key = self._bucket.access_key
+        self.sent += 1
         return head
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
@@ -198,6 +206,11 @@ class Operation(Exchange):
             raise refusal  # nobody wants the body, so the connection is closed
         yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
         return refusal
+
+
+def _may_want_tls(error: S3Error, origin: Origin) -> bool:
+    """Whether a server that never answered may have hung up because it was spoken to without TLS."""
+    return isinstance(error, ConnectionFailedError) and origin.scheme == "http"
 
 
 def _names_checksums(error: S3Error, document: ErrorDocument) -> bool:

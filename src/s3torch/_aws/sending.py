@@ -32,9 +32,6 @@ class Send(Operation):
         query: Parameters.
         signed_fields: More header fields, such as ``x-amz-storage-class``.
         is_verified: Whether the server is known to verify the body by one of these fields: then it is never hashed.
-
-    Attributes:
-        sent: How often it was sent, also over connections that were found closed: each may have been carried out.
     """
 
     def __init__(
@@ -55,7 +52,6 @@ class Send(Operation):
         self._fields["content-length"] = str(length)
         is_safe = is_verified or bucket.endpoint.origin.scheme == "https"
         self._payload_sha256 = sigv4.UNSIGNED_PAYLOAD if is_safe else _sha256(body)
-        self.sent = 0
 
     def release(self) -> None:
         """Drop the body, which is the caller's memory."""
@@ -63,9 +59,7 @@ class Send(Operation):
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head and the body."""
-        head = memoryview(self._sign(self._payload_sha256))
-        self.sent += 1
-        return [head, *self._body]
+        return [memoryview(self._sign(self._payload_sha256)), *self._body]
 
 
 def _sha256(pieces: Iterable[memoryview]) -> str:

@@ -19,7 +19,7 @@ from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
 from s3torch._aws.sigv4 import Credentials
-from s3torch._aws.tls import tls_context
+from s3torch._aws.tls import named_authorities, tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
@@ -269,7 +269,7 @@ class AwsSession:
                 source,
                 region_name=region,
                 endpoint_url=self._endpoint,
-                verify=self._verify(),
+                verify=self._verify_of_botocore(),
                 config=Config(**options),
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
@@ -294,6 +294,11 @@ class AwsSession:
     def _style(self) -> str | None:
         """How buckets are addressed; None is as the profile says, and else as botocore does."""
         return "path" if self._config.force_path_style else None
+
+    def _verify_of_botocore(self) -> bool | str:
+        """Return what the connections of calls trust: botocore itself would not look at SSL_CERT_FILE."""
+        verify = self._verify()
+        return named_authorities() or True if verify is True else verify
 
     def _verify(self) -> bool | str:
         verify = self._config.verify

@@ -46,6 +46,15 @@ _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
 _CAN_AWAIT = sys.platform == "linux"
 
+# What OpenSSL calls an answer in plain HTTP, depending on its version.
+_NOT_TLS = {
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNKNOWN_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+}
+
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -335,7 +344,10 @@ class Connection:
                 f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
                 "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
             )
-        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+        hint = ""
+        if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+            hint = " That port does not speak TLS: write http:// in the endpoint, or name the port that does."
+        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.{hint}")
 
 
 class Network:
