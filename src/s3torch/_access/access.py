@@ -55,7 +55,14 @@ class _Sessions:
     def __call__(self) -> AwsSession:
         pid = os.getpid()
         made = self._made.get(pid)
-        return made if made is not None else self._made.setdefault(pid, AwsSession(*self._arguments))
+        if made is None:
+            parents = list(self._made.items())  # a copy: other threads may be here, too
+            inherited = parents[-1][1].heritage() if parents else None
+            made = self._made.setdefault(pid, AwsSession(*self._arguments, inherited))
+            for parent, _ in parents:
+                if parent != pid:
+                    self._made.pop(parent, None)
+        return made
 
 
 class _ProcessState:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
+from s3torch._aws.finding import Inherited, Overload, environment, error_of, error_text
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import named_authorities, tls_context
 from s3torch._forks import NO_FORK
@@ -45,7 +46,7 @@ _CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 _FALLBACK_REGION = "us-east-1"
 
 # What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
-_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
+_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers", "botocore.utils")
 
 
 class _Discretion(logging.Filter):
@@ -82,9 +83,16 @@ class AwsSession:
         config: The client's.
         region: Given by the user, or None to look it up.
         endpoint: URL given by the user, or None to look it up.
+        inherited: What the session of the process before a fork has found.
     """
 
-    def __init__(self, config: S3ClientConfig, region: str | None, endpoint: str | None) -> None:
+    def __init__(
+        self,
+        config: S3ClientConfig,
+        region: str | None,
+        endpoint: str | None,
+        inherited: Inherited | None = None,
+    ) -> None:
         with NO_FORK:
             import botocore.config
             import botocore.session  # noqa: F401  # the imports below only name what these have imported
@@ -93,6 +101,9 @@ class AwsSession:
         self._endpoint = endpoint
         self._source: Any = None  # a botocore credentials object, which refreshes itself
         self._credentials = Credentials("", "")
+        self._environment: tuple[str | None, ...] = ()
+        self._inherited = inherited
+        self._overload = Overload()
         self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -101,14 +112,26 @@ class AwsSession:
 
         Raises:
             CredentialsError: None were found, or they could not be refreshed.
+            ConfigError: The configuration that tells where they are cannot be read.
+            TransientError: What gives them out is overloaded, or fails.
         """
         if self._config.unsigned:
             return None
+        if self._inherited is not None:
+            inherited = self._inherited.current()
+            if inherited is not None:
+                return inherited
+            self._inherited = None
+        self._overload.check()
         try:
             with NO_FORK, _discretion.kept():
                 frozen = (self._source or self._find_credentials()).get_frozen_credentials()
-        except _botocore_errors() as error:
-            raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
+        except Exception as error:
+            failure = error_of(error, self._secrets())
+            self._overload.note(failure)
+            if failure is error:
+                raise
+            raise failure from error
         current = self._credentials
         if (frozen.access_key, frozen.secret_key, frozen.token) != (
             current.access_key,
@@ -123,8 +146,25 @@ class AwsSession:
     def forget_credentials(self) -> None:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with NO_FORK:
-            self._source = None
+            self._source = self._inherited = None
             self._cold_clients.clear()
+
+    def heritage(self) -> Inherited | None:
+        """Return what a forked child of this process may sign with; None if nothing was found yet."""
+        if self._source is not None and self._credentials.access_key:
+            return Inherited(self._credentials, self._source, self._environment)
+        return self._inherited
+
+    def _secrets(self) -> tuple[str | None, ...]:
+        """Return what no message may show."""
+        names = (
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_SECURITY_TOKEN",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        )
+        current = self._credentials
+        return (current.secret_key, current.session_token, *map(os.environ.get, names))
 
     def close(self) -> None:
         """Close the connections of calls; the next one opens others."""
@@ -182,7 +222,6 @@ class AwsSession:
             S3Error: As for requests of our own.
         """
         from botocore.exceptions import (
-            BotoCoreError,
             ClientError,
             ConnectionError,  # noqa: A004  # botocore's own
             HTTPClientError,
@@ -217,7 +256,9 @@ class AwsSession:
                 bucket=subject.bucket,
                 key=subject.key,
             ) from error
-        except BotoCoreError as error:
+        except S3Error:
+            raise
+        except Exception as error:  # botocore's own, and what its parts do not translate
             raise RequestError(
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
             ) from error
@@ -225,6 +266,7 @@ class AwsSession:
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
+            self._environment = environment()
             self._source = configuration_of(self._config.profile).find_credentials(self.region())
         if self._source is None:
             raise CredentialsError(
@@ -234,7 +276,7 @@ class AwsSession:
         return self._source
 
     def _variable(self, name: str) -> Any:  # noqa: ANN401  # of a type that the variable has
-        with NO_FORK:
+        with NO_FORK, self._readable():
             return configuration_of(self._config.profile).variable(name)
 
     def _placeholder(self, region: str) -> BotocoreClient:
@@ -277,16 +319,30 @@ class AwsSession:
         return client
 
     @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say what is wrong when the configuration cannot be read inside the block."""
+        try:
+            yield
+        except S3Error:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The AWS configuration cannot be read: {error_text(error, self._secrets())}. Check AWS_CONFIG_FILE, "
+                "AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE and the AWS_* variables."
+            ) from error
+
+    @contextlib.contextmanager
     def _explained(self, region: str) -> Iterator[None]:
         """Say what is wrong when botocore can make no client inside the block."""
         try:
             yield
-        except (_botocore_errors(), ValueError) as error:
-            if isinstance(error, S3Error):  # that there is no such profile is explained already
-                raise
+        except S3Error:  # that there is no such profile is explained already
+            raise
+        except Exception as error:
             endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             raise ConfigError(
-                f"No client can be made for region {region!r} and endpoint {endpoint!r}: {error}. Check region=, "
+                f"No client can be made for region {region!r} and endpoint {endpoint!r}: "
+                f"{error_text(error, self._secrets())}. Check region=, "
                 "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
             ) from error
 
@@ -305,13 +361,6 @@ class AwsSession:
         if verify is not True:
             return verify if verify is False else os.fspath(verify)
         return os.environ.get("AWS_CA_BUNDLE") or self._variable("ca_bundle") or True
-
-
-def _botocore_errors() -> type[Exception]:
-    """Return the root of botocore's errors; evaluated only when there is one to catch."""
-    from botocore.exceptions import BotoCoreError
-
-    return BotoCoreError
 
 
 def _refuse_head_bucket(**_: object) -> None:
