@@ -66,6 +66,9 @@ class S3ClientConfig:
             ``checksums`` CRC32C and CRC64NVME). ``strict``: whatever is read whole is verified, large objects in
             parallel parts too, by a HEAD request more where no answer had the checksum; without one it is an
             UnverifiedError. A read of a part of an object cannot be verified. ``off``: nothing is asked for or sent.
+            ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` (no upload carries a checksum) and
+            ``AWS_RESPONSE_CHECKSUM_VALIDATION=when_required`` (no read asks for one), or the same settings of the
+            profile, count with ``on`` only.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
 

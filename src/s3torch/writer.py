@@ -316,7 +316,7 @@ class S3Writer(S3File):
 
     def _put_whole(self) -> None:
         bucket = self._access.bucket(self.bucket)
-        crc32 = self._buffer.crc32 if bucket.has_checksums else None
+        crc32 = self._buffer.crc32 if bucket.sends_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         try:
             self._access.run([put])
@@ -333,7 +333,8 @@ class S3Writer(S3File):
 
     def _is_stored(self) -> bool | None:
         """Whether what was written is what is there: by checksum or MD5; None if neither can be compared."""
-        stored = HeadObject(self._access.bucket(self.bucket), self.key, asks_checksum=True)
+        bucket = self._access.bucket(self.bucket)
+        stored = HeadObject(bucket, self.key, asks_checksum=bucket.sends_checksums)
         try:
             self._access.run([stored])
         except S3Error:

@@ -171,7 +171,8 @@ class Access:
                 self._sessions,
                 self.user_agent,
                 requester_pays=self.config.requester_pays,
-                has_checksums=self.config.checksums != "off",
+                has_checksums=self._sessions().asks_checksums(),
+                sends_checksums=self._sessions().sends_checksums(),
             )
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket

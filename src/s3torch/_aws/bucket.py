@@ -68,14 +68,16 @@ class Bucket:
         session: Returns the session of this process.
         user_agent: The User-Agent field.
         requester_pays: Whether to agree to pay.
-        has_checksums: Whether checksums are asked for and sent.
+        has_checksums: Whether checksums are asked for.
+        sends_checksums: Whether checksums are sent.
         clock: Seconds since the epoch.
 
     Attributes:
         name: The bucket's.
         place: Where it answers, and what signs. What was corrected is another one.
         access_key: Of the credentials that requests are signed with; None until one was, and if they are not signed.
-        has_checksums: Whether checksums are asked for and sent.
+        has_checksums: Whether checksums are asked for.
+        sends_checksums: Whether checksums are sent.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
@@ -89,12 +91,14 @@ class Bucket:
         *,
         requester_pays: bool = False,
         has_checksums: bool = False,
+        sends_checksums: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not name:
             raise ArgumentError("Bucket name must be non-empty: write 's3://bucket/key' or pass bucket='...'.")
         self.name = name
         self.has_checksums = has_checksums
+        self.sends_checksums = sends_checksums
         region = session().region()
         self.place = Place(session().endpoint(name, region), region, 0)
         self._session = session

@@ -198,6 +198,18 @@ class AwsSession:
                 ) from error
         return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
 
+    def sends_checksums(self) -> bool:
+        """Whether uploads carry checksums: as configured, and if that is the default, as botocore is told."""
+        return self._has_checksums("request_checksum_calculation")
+
+    def asks_checksums(self) -> bool:
+        """Whether reads ask for checksums: as configured, and if that is the default, as botocore is told."""
+        return self._has_checksums("response_checksum_validation")
+
+    def _has_checksums(self, variable: str) -> bool:
+        mode = self._config.checksums
+        return mode == "strict" or (mode == "on" and str(self._variable(variable)).lower() != "when_required")
+
     def tls(self) -> ssl.SSLContext:
         """Return the context of all TLS connections: verifying, TLS 1.2 or newer, unless configured otherwise.
 
