@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,10 @@ from s3torch._aws.session import AwsSession
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import (
     AccessDeniedError,
-    CertificateError,
     ClockSkewError,
     CredentialsError,
     ObjectExistsError,
     ObjectNotFoundError,
-    RegionError,
     RequestError,
     S3Error,
     ServerError,
@@ -62,6 +60,7 @@ def scope(request: Request) -> tuple[str, str]:
 
 
 def client_of(server: ScriptedServer, **options: object) -> S3Client:
+    """Return a client that makes three attempts at most."""
     config = S3ClientConfig(**{"max_attempts": 3, "hedging": False, **options})
     return S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
 
@@ -124,7 +123,7 @@ def test_region_is_learned(refuse: Handler, method: str):
 
 
 def test_redirect_to_the_same_region():
-    """A 307 to the region that has signed is waited out: the bucket is new, and its name leads elsewhere for a while."""
+    """A 307 to the region that has signed is waited out: the bucket's name is new, and leads elsewhere for a while."""
     away = says(307, "<Error><Code>TemporaryRedirect</Code></Error>", x_amz_bucket_region="us-east-1")
     with ScriptedServer(first(2, away, serve_object(CONTENT))) as server:
         client = client_of(server)
@@ -365,10 +364,12 @@ class Losing:
 
 
 def md5_of(content: bytes) -> dict[str, str]:
+    """Return the fields of an object whose ETag is its MD5."""
     return {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}
 
 
 def crc32_of(content: bytes) -> dict[str, str]:
+    """Return the fields of an object that has a CRC32, and an ETag of KMS."""
     value = base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()
     return {"ETag": '"kms"', "x-amz-checksum-crc32": value, "x-amz-checksum-type": "FULL_OBJECT"}
 

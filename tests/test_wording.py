@@ -65,11 +65,13 @@ def refusal(
 
 
 def says(status: int, body: str, **fields: str) -> Handler:
+    """Return a handler that answers all requests alike."""
     headers = {name.replace("_", "-"): value for name, value in fields.items()}
     return lambda request, wire: wire.respond(status, headers, b"" if request.method == "HEAD" else body.encode())
 
 
 def put(client: S3Client) -> None:
+    """Store a small object."""
     with client.put_object("bucket", "key") as writer:
         writer.write(b"content")
 

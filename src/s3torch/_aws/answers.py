@@ -227,7 +227,7 @@ def _classify(
             f"This machine's clock is too far from that of {subject.where} to sign a request for {subject}. "
             "Set it (NTP)."
         )
-    # The answer to HEAD has no body. A redirect to the region that has signed leads nowhere else: it is to be waited out.
+    # The answer to HEAD has no body. A redirect to the region that has signed leads nowhere else: it is waited out.
     is_hint = (status in _REDIRECTS or (status == 400 and not code)) and other_region is not None
     if code in _REGION_CODES or status == 301 or is_hint:
         found, remedy = (
@@ -257,17 +257,8 @@ def _classify(
             f"What {subject.operation} on {subject} brought to {subject.where} has another checksum than was sent. "
             "It was not stored."
         )
-    if code == "InvalidObjectState":
-        return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
-    if code in _CONFLICT_CODES:
-        return TransientError, (
-            f"Another request about {subject} was under way, and {subject.where} did not carry {subject.operation} out."
-        )
-    if code in _WRONG_STYLE_CODES:
-        return RequestError, (
-            f"{subject.where} takes requests for {subject} only with the bucket in front of its host name. Set "
-            "addressing_style = virtual in the section s3 of the profile, and not force_path_style=True."
-        )
+    if (known := _of_code(subject, code)) is not None:
+        return known
     if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload"):  # sent with If-None-Match
         return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
     if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
@@ -288,6 +279,22 @@ def _classify(
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"
     return RequestError, f"{subject.where} refused {subject.operation} on {subject}: {reason}."
+
+
+def _of_code(subject: Subject, code: str) -> tuple[type[S3Error], str] | None:
+    """Return what a code stands for that says it alone; None if there is more to it."""
+    if code == "InvalidObjectState":
+        return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
+    if code in _CONFLICT_CODES:
+        return TransientError, (
+            f"Another request about {subject} was under way, and {subject.where} did not carry {subject.operation} out."
+        )
+    if code in _WRONG_STYLE_CODES:
+        return RequestError, (
+            f"{subject.where} takes requests for {subject} only with the bucket in front of its host name. Set "
+            "addressing_style = virtual in the section s3 of the profile, and not force_path_style=True."
+        )
+    return None
 
 
 _PERMISSIONS = {

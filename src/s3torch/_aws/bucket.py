@@ -13,6 +13,7 @@ from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Signer
+from s3torch._log import LOG
 from s3torch._transfer.http1 import build_head, format_fields
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
@@ -225,13 +226,18 @@ class Bucket:
         else:
             is_corrected = error.code in _EXPIRED
             if is_corrected:
+                LOG.info(
+                    "%s refuses the credentials (%s): they are looked for anew.", place.endpoint.origin, error.code
+                )
                 self._session().forget_credentials()
         return place._replace(corrections=place.corrections + 1) if is_corrected else None
 
     def _in_region(self, place: Place, region: str) -> Place | None:
         if region == place.region or _REGION.fullmatch(region) is None:
             return None
-        return Place(self._session().endpoint(self.name, region), region, place.corrections + 1)
+        corrected = Place(self._session().endpoint(self.name, region), region, place.corrections + 1)
+        LOG.info("Bucket %r lies in region %r: it is asked at %s now.", self.name, region, corrected.endpoint.origin)
+        return corrected
 
     def _correct_clock(self, date: str) -> bool:
         theirs = parse_http_date(date)
@@ -241,6 +247,7 @@ class Bucket:
         if abs(offset - self._clock_offset) < _TOLERATED_SKEW:
             return False
         self._clock_offset = offset
+        LOG.info("This machine's clock is off by %.0f s: requests are signed by that of the service.", -offset)
         return True
 
     def _encode(self, key: str | None) -> str:

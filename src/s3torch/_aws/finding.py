@@ -4,9 +4,10 @@ What botocore calls on the way may fail in any way: files that are not there, pr
 are overloaded. None of that may look like an object that is not there, so whatever comes out of it becomes an S3Error
 here, in one place.
 
-A forked child goes on with the credentials of its parent for as long as they last: 128 workers that all ask the agent of
-their machine at the same time are refused by it. The child never uses the object that refreshes them, whose connections
-are its parent's; it only asks it, without any of these, how long they last. It looks for its own at a moment of its own.
+A forked child goes on with the credentials of its parent for as long as they last: 128 workers that all ask the agent
+of their machine at the same time are refused by it. The child never uses the object that refreshes them, whose
+connections are its parent's; it only asks it, without any of these, how long they last. It looks for its own at a
+moment of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from s3torch._aws.sigv4 import Credentials
+from s3torch._log import LOG
 from s3torch.errors import CredentialsError, S3Error, ServerError, ThrottledError
 
 __all__ = ["Inherited", "Overload", "environment", "error_of", "error_text"]
@@ -26,7 +28,7 @@ __all__ = ["Inherited", "Overload", "environment", "error_of", "error_text"]
 # How long before their end inherited credentials are given up, in seconds: botocore's own window for long-lived ones,
 # and less for those that do not last so long. Each child takes a random moment in it, so that not all ask at once.
 _MARGINS = ((600.0, 900.0), (60.0, 120.0), (10.0, 20.0))
-# While an agent is overloaded it is asked this often, in seconds, however many requests wait for credentials. Not tuned.
+# While an agent is overloaded it is asked once in so many seconds, however many requests wait for it. Not tuned.
 _OVERLOAD_PAUSE = 1.0
 # How much of a message is shown, in characters.
 _SHOWN = 500
@@ -76,7 +78,7 @@ class Inherited:
         if needed is None:
             return self._credentials  # they have no end
         if self._margin is None:
-            margins = [random.uniform(least, most) for least, most in _MARGINS]  # noqa: S311  # nothing secret
+            margins = [random.uniform(least, most) for least, most in _MARGINS]  # nothing secret
             self._margin = next((margin for margin in margins if not needed(margin)), 0.0)
         return self._credentials if self._margin and not needed(self._margin) else None
 
@@ -110,6 +112,8 @@ class Overload:
     def note(self, error: S3Error) -> None:
         """Note what the search for credentials has ended with."""
         if isinstance(error, ThrottledError):
+            if not self._sentence:
+                LOG.info("%s", error.args[0])
             self._sentence = str(error.args[0])
             self._until = self._clock() + _OVERLOAD_PAUSE
 

@@ -99,6 +99,13 @@ class Operation(Exchange):
         return f"<{self.name} {self.subject} {state}, {self.attempts} attempts>"
 
     @property
+    def label(self) -> str:
+        """What the log calls it: operation, method, object and range."""
+        method = self._method if self._mute is None else "GET"
+        extent = self._fields.get("range", "")
+        return f"{self.name} {method} {self.subject}{' ' if extent else ''}{extent}"
+
+    @property
     def subject(self) -> Subject:
         """What the request is about."""
         return Subject(self.name, self._bucket.name, self._key, str(self.origin))
@@ -188,10 +195,8 @@ class Operation(Exchange):
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
         error = error_from_answer(self.subject, head.status, head.fields, document, signed_region=self._answered.region)
         if self._has_checksum_fields and _names_checksums(error, document):
-            error.args = (
-                f"{error.args[0]} It may not know the header fields of checksums, which s3torch sends: use "
-                'S3ClientConfig(checksums="off").',
-            )
+            remedy = 'use S3ClientConfig(checksums="off").'
+            error.args = (f"{error.args[0]} It may not know the header fields of checksums: {remedy}",)
         return error
 
     @property

@@ -19,7 +19,7 @@ _OMITTED = "..."
 _HIDDEN = re.compile(r"<(script|style|head)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title\b[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
-# What secrets are named, and all that follows within the word or the quotes; keys, tokens and signatures by their looks.
+# Secrets by their names, with the word or the quotes that follow; and keys, tokens and signatures by their looks.
 _NAMED_SECRET = re.compile(
     r"(authorization|cookie|credential|password|secret|signature|token|accesskey\w*|\bkey)"
     r"([\w-]*[\"']?\s*[:=]\s*)(?:\"[^\"]*\"|'[^']*'|(?:AWS4\S*|Basic|Bearer)\s+\S+|\S+)",

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from s3torch._forks import NO_FORK
+from s3torch._log import LOG
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
@@ -120,6 +121,8 @@ class AddressBook:
 
     def note_dead(self, address: Address, now: float) -> None:
         """Note that an address took no connection."""
+        if now - self._dead.get(address, -_DEAD_LIFETIME) >= _DEAD_LIFETIME:
+            LOG.info("The address %s takes no connection: others are tried first for a minute.", address[1])
         self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
             address: now
         }
@@ -146,6 +149,7 @@ class Connection:
         idle_since: The clock's time when it last became idle.
         holds_more: Whether a short receive may leave bytes behind: TLS hands out one record at a time.
         awaited: How many bytes must have arrived before the selector reports it.
+        number: What the log calls it; they are counted for each engine.
     """
 
     def __init__(
@@ -164,6 +168,7 @@ class Connection:
         self.idle_since = 0.0
         self.holds_more = tls is not None
         self.awaited = 1
+        self.number = 0
         self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
         self._address: Address | None = None

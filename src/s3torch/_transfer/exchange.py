@@ -52,6 +52,11 @@ class Exchange(ABC):
     def aim(self) -> None:  # noqa: B027  # most know no other place
         """Set ``origin`` to where the next attempt goes: answers to others may have corrected that."""
 
+    @property
+    def label(self) -> str:
+        """What the log calls it: no secret is in it."""
+        return repr(self)
+
     @abstractmethod
     def request(self) -> Sequence[memoryview]:
         """Return the bytes to send, signed anew for this attempt."""

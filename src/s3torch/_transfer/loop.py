@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from s3torch._log import DEBUG, LOG, printable
 from s3torch._transfer.connection import READ
 from s3torch._transfer.exchange import Exchange, without_frames
 from s3torch._transfer.flight import Flight, Lane, Limits
@@ -86,9 +87,12 @@ class Loop:
         self._time_away = 0.0
         self._next_sweep = 0.0
         self._hedging = Hedging()
+        self._is_logged = False  # whether each request is
 
     def submit(self, exchange: Exchange) -> None:
         """Queue an exchange."""
+        if not self.exchanges:
+            self._is_logged = LOG.isEnabledFor(DEBUG)
         self.exchanges[exchange] = None
         self._queue.append(exchange)
 
@@ -370,6 +374,8 @@ class Loop:
         if error is None and flight.outgoing:
             error = ProtocolError("The server answered that it has everything before everything was sent.")
         lane.facts.is_reached = True
+        if self._is_logged:
+            self._log(flight, error)
         if exchange.rival is not None:  # the end of a connection may end an answer without another byte
             self._let_win(flight)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
@@ -381,6 +387,8 @@ class Loop:
             return
         if isinstance(error, ThrottledError):
             lane.window.note_throttled(flight.began, self.now + self._time_away)
+            if lane.facts.is_to_tell_of_throttling(self.now + self._time_away):
+                LOG.info("%s asks for fewer requests: %d at a time now.", lane.origin, max(1, int(lane.window.size)))
         self._retry_or_fail(exchange, error)
 
     def _break(self, flight: Flight, error: S3Error) -> None:
@@ -388,6 +396,8 @@ class Loop:
         was_stale = flight.connection.was_used and not flight.received and isinstance(error, ConnectionFailedError)
         if flight.received:
             flight.lane.facts.is_reached = True
+        if self._is_logged:
+            self._log(flight, error)
         self._land(flight, keep=False)
         if exchange.flight is not None:
             return  # its rival goes on
@@ -396,6 +406,22 @@ class Loop:
             self._queue.appendleft(exchange)
         else:
             self._retry_or_fail(exchange, error)
+
+    def _log(self, flight: Flight, error: S3Error | None) -> None:
+        """Log how an attempt went: of a request that is not answered, why."""
+        exchange, head = flight.exchange, flight.exchange.head if flight.received else None
+        LOG.debug(
+            "%s: %s, %d bytes received, %d sent, %.1f ms, attempt %d, connection %d, request %s%s",
+            printable(exchange.label),
+            "no answer" if head is None else head.status,
+            flight.received,
+            flight.moved - flight.received,
+            (self._network.clock() - flight.began) * 1000,
+            exchange.attempts,
+            flight.connection.number,
+            "-" if head is None else printable(head.fields.get("x-amz-request-id", "-")),
+            "" if error is None else f": {type(error).__name__}: {printable(str(error.args[0]))}",
+        )
 
     def _land(self, flight: Flight, *, keep: bool) -> None:
         """Take the exchange off its connection; a rival of the flight takes its place."""
@@ -454,6 +480,7 @@ class Loop:
 
     def _sweep(self) -> None:
         self._next_sweep = self.now + _SWEEP_INTERVAL
+        self._is_logged = LOG.isEnabledFor(DEBUG)
         for flight in list(self.flights):
             if flight.connection.awaited > 1:  # more may have come than select has told
                 self._guarded(flight, self._receive)
