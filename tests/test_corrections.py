@@ -10,11 +10,12 @@ import re
 import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from s3torch import S3Client, S3ClientConfig
+from s3torch import S3Checkpoint, S3Client, S3ClientConfig
 from s3torch._access import access as access_module
 from s3torch._aws.endpoint import Endpoint, endpoint_of_bucket_url
 from s3torch._aws.session import AwsSession
@@ -412,4 +413,101 @@ def test_object_of_another(head: Callable[[bytes], dict[str, str]], stored: byte
         ):
             writer.write(b"content")
         assert ("not known" in str(caught.value)) is not is_known
+        client.close()
+
+
+# What a process knows of a server
+
+
+class Outage:
+    """A server whose connections break off while it is down.
+
+    Args:
+        then: What it does else.
+
+    Attributes:
+        left: How many requests it still meets while it is down.
+    """
+
+    def __init__(self, then: Handler) -> None:
+        self.left = 0
+        self._then = then
+
+    def __call__(self, request: Request, wire: Wire) -> None:
+        if self.left:
+            self.left -= 1
+            wire.close()
+        else:
+            self._then(request, wire)
+
+
+def in_a_thread(act: Callable[[], object]) -> None:
+    """Do something in a thread that has sent nothing yet, and raise what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(act).result()
+
+
+@pytest.mark.parametrize("act", ["read", "save", "save_async", "abort", "abort_upload"])
+def test_outage_in_another_thread(act: str):
+    """A thread that begins in an outage goes on as long as one that had reached the server before: 10 attempts, not 4.
+
+    Whether a server was ever reached is known to the process.
+    """
+
+    def serve(request: Request, wire: Wire) -> None:
+        if request.method in ("GET", "HEAD"):
+            serve_object(CONTENT)(request, wire)
+        elif request.method == "POST":
+            answer = "<InitiateMultipartUploadResult><UploadId>U</UploadId></InitiateMultipartUploadResult>"
+            wire.respond(200, {}, answer.encode())
+        else:
+            wire.respond(200 if request.method == "PUT" else 204, {"ETag": '"e"'})
+
+    outage = Outage(serve)
+    with ScriptedServer(outage) as server:
+        client = client_of(server, max_attempts=10, part_size=5 * MiB)
+        checkpoint = S3Checkpoint(
+            "us-east-1", endpoint=server.endpoint, s3client_config=S3ClientConfig(max_attempts=10, hedging=False)
+        )
+        client.read_range("bucket", "key", 0)
+        writer = client.put_object("bucket", "key")
+        writer.write(bytes(6 * MiB))
+        outage.left = 8
+        before = len(server.requests)
+        if act == "read":
+            in_a_thread(lambda: client.read_range("bucket", "key", 0))
+        elif act == "save":
+            in_a_thread(lambda: checkpoint.save({"a": 1}, "s3://bucket/checkpoint"))
+        elif act == "save_async":
+            checkpoint.save_async({"a": 1}, "s3://bucket/checkpoint").result(60)
+        elif act == "abort":
+            in_a_thread(writer.abort)
+        else:
+            in_a_thread(lambda: client.abort_multipart_upload("bucket", "key", "U"))
+        assert outage.left == 0
+        last = server.requests[-1]
+        assert len(server.requests) - before >= 9
+        assert last.method == {"read": "GET", "save": "PUT", "save_async": "PUT"}.get(act, "DELETE")
+        writer.abort()
+        client.close()
+
+
+def test_size_that_is_asked_for_with_an_old_key(monkeypatch: pytest.MonkeyPatch):
+    """The HEAD of a read, which asks for the size that a 416 does not tell, is corrected as any other."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.method == "HEAD" and scope(request)[0] != "FRESH":
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FRESH")
+            wire.respond(403, {})
+        elif request.headers.get("range", "") == "bytes=0-0" and scope(request)[0] != "FRESH":
+            fail(403, "InvalidAccessKeyId")(request, wire)
+        elif request.method == "GET":
+            fail(416, "InvalidRange")(request, wire)
+        else:
+            serve_object(CONTENT)(request, wire)
+
+    with ScriptedServer(handle) as server:
+        client = client_of(server)
+        assert client.read_range("bucket", "key", len(CONTENT), len(CONTENT) + 5) == b""
+        assert [request.method for request in server.requests] == ["GET", "HEAD", "GET", "HEAD"]
         client.close()
