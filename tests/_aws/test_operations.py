@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.operations import DeleteObject, GetObject
 from s3torch._aws.sending import PutObject
+from s3torch._transfer.connection import Origin
+from s3torch._transfer.http1 import Inbox
 from s3torch.errors import (
     ClockSkewError,
     ConnectionFailedError,
@@ -199,3 +204,26 @@ def test_a_released_body():
     assert [bytes(piece) for piece in put.request()[1:]] == [b"body"]
     put.release()
     memory.clear()  # refused as long as there is a view
+
+
+def test_an_answer_that_comes_after_the_correction():
+    """An answer to an attempt that was sent before a correction leads to another attempt, whatever was signed since."""
+    origins = {region: Origin("http", f"{region}.test", 80) for region in ("here", "there")}
+    endpoints = {region: SimpleNamespace(origin=each, host="h", base_path="") for region, each in origins.items()}
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+    )
+    where = Bucket("bucket", lambda: session, "test")
+    operation = DeleteObject(where, "key")
+    operation.request()
+    reading = operation.response(Inbox())
+    room = next(reading)
+    assert where.correct(RegionError("There.", region="there"), {}, 0)  # what another answer has told
+    operation.aim()  # as for a second request beside it
+    head = b"HTTP/1.1 301 -\r\ncontent-length: 0\r\nx-amz-bucket-region: there\r\n\r\n"
+    room[: len(head)] = head
+    with pytest.raises(StopIteration) as end:
+        reading.send(len(head))
+    assert isinstance(end.value.value, RegionError)
+    assert operation.recover(end.value.value)
+    assert operation.origin.host == "there.test"

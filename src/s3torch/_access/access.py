@@ -192,12 +192,12 @@ class Access:
         if self.config.requester_pays:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
-        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
-        corrections = where.corrections
+        place = where.place
+        subject = Subject(operation, bucket, key, str(place.endpoint.origin))
         try:
-            return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
+            return self._sessions().call(subject, place.region, method, Bucket=bucket, **parameters)
         except (RegionError, CredentialsError) as error:
-            if not where.correct(error, {}, corrections):
+            if not where.correct(error, {}, place.corrections):
                 raise
         return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
 

@@ -299,6 +299,7 @@ class Loop:
     def _redirect(self, flight: Flight) -> None:
         """Queue an exchange anew that goes elsewhere since its connection was begun."""
         exchange = flight.exchange
+        flight.connection.watch_writing(wanted=False)  # else it would be reported for ever
         self._land(flight, keep=True)
         if exchange.flight is None:  # no rival of it goes on
             exchange.attempts -= 1
