@@ -227,3 +227,21 @@ def test_an_answer_that_comes_after_the_correction():
     assert isinstance(end.value.value, RegionError)
     assert operation.recover(end.value.value)
     assert operation.origin.host == "there.test"
+
+
+def test_a_request_that_was_queued_before_a_correction():
+    """A request is signed as is right when it is sent, if that goes to the same address; else for its own address."""
+    origins = {"here": Origin("http", "same.test", 80), "near": Origin("http", "same.test", 80)}
+    origins["far"] = Origin("http", "far.test", 80)
+    endpoints = {region: SimpleNamespace(origin=each, host=region, base_path="") for region, each in origins.items()}
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+    )
+    where = Bucket("bucket", lambda: session, "test")
+    operation = DeleteObject(where, "key")
+    assert where.correct(RegionError("Near.", region="near"), {}, 0)
+    assert b"host: near\r\n" in bytes(operation.request()[0])
+    assert where.correct(RegionError("Far.", region="far"), {}, 1)
+    assert b"host: near\r\n" in bytes(operation.request()[0])
+    operation.aim()
+    assert b"host: far\r\n" in bytes(operation.request()[0])

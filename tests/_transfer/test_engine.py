@@ -1812,6 +1812,12 @@ class Aimed(Ask):
     def aim(self) -> None:
         self.origin = self._places[-1]
 
+    def recover(self, error: S3Error) -> bool:
+        is_corrected = super().recover(error)
+        if is_corrected:
+            self.aim()
+        return is_corrected
+
     def request(self) -> Sequence[memoryview]:
         self.aims.append(self.origin)
         return super().request()
@@ -1883,4 +1889,17 @@ def test_a_second_request_that_is_to_go_elsewhere():
     engine.run([asked])
     assert (asked.body, asked.attempts, asked.aims) == (b"first", 1, [ORIGIN])
     assert [peer.requests for peer in network.peers[2:]] == [[]]
+    engine.close()
+
+
+def test_what_pauses_goes_where_it_is_to_go_then():
+    """An exchange that pauses while others learn that they go elsewhere is sent there."""
+    places = [ORIGIN]
+    network = FakeNetwork(serve(answer(500)), then=echo)
+    engine = make(network)
+    asked = Aimed("a", places)
+    network.on_select = lambda: places.append(OTHER) if network.peers and network.peers[0].requests else None
+    engine.run([asked])
+    assert asked.aims == [ORIGIN, OTHER]
+    assert [connection.origin for connection in network.connections] == [ORIGIN, OTHER]
     engine.close()

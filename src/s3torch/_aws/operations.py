@@ -179,6 +179,9 @@ class Operation(Exchange):
         return error
 
     def _sign(self, payload_sha256: str) -> bytes:
+        place = self._bucket.place
+        if place is not self._place and place.endpoint.origin == self.origin:
+            self._place = place  # another region, clock or key at the same address; the connection leads there
         method, fields = self._method, self._fields
         if self._mute is not None:
             method, fields = "GET", {**fields, "range": http1.format_range(0, 1)}

@@ -50,7 +50,10 @@ class Exchange(ABC):
         self.rival: Any = None
 
     def aim(self) -> None:  # noqa: B027  # most know no other place
-        """Set ``origin`` to where the next attempt goes: answers to others may have corrected that."""
+        """Set ``origin`` to where the next attempt goes: answers to others may have corrected that.
+
+        Between two calls of it all attempts go to the same place, and are signed for it.
+        """
 
     @property
     def label(self) -> str:

@@ -150,6 +150,7 @@ class Loop:
         self._come_back()
         if self._pauses.next_due <= self.now:
             for exchange in self._pauses.take_due(self.now):
+                exchange.aim()
                 self._queue.appendleft(exchange)
         patience = self._patience() if block and not (self._queue and self._can_start()) else 0.0
         events = self._network.select(patience)
@@ -207,7 +208,6 @@ class Loop:
         exchange, most = queue[0], self._limits.connections
         if len(self.flights) >= most:
             return False
-        exchange.aim()
         lane = self._lane_to(exchange.origin)
         if lane.load + 1 > lane.window.size:
             return False
@@ -280,15 +280,15 @@ class Loop:
 
     def _establish(self, flight: Flight) -> None:
         if flight.connection.establish():
-            self._begin(flight)
+            flight.exchange.aim()
+            if flight.exchange.origin == flight.connection.origin:
+                self._begin(flight)
+            else:
+                self._redirect(flight)
 
     def _begin(self, flight: Flight) -> None:
         """Send the request; most fit into the socket's buffer at once."""
         exchange = flight.exchange
-        exchange.aim()
-        if exchange.origin != flight.connection.origin:
-            self._redirect(flight)
-            return
         flight.outgoing = list(exchange.request())
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
@@ -444,9 +444,13 @@ class Loop:
 
     def _retry_or_fail(self, exchange: Exchange, error: S3Error) -> None:
         error.attempts = exchange.attempts
+        origin = exchange.origin
         try:
             if exchange.recover(error):
                 self._stats.retries += 1
+                if exchange.origin != origin:  # others in the queue go elsewhere now, too
+                    for queued in self._queue:
+                        queued.aim()
                 self._queue.appendleft(exchange)
                 return
         except S3Error as failure:
