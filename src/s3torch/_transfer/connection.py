@@ -149,7 +149,7 @@ class Connection:
         idle_since: The clock's time when it last became idle.
         holds_more: Whether a short receive may leave bytes behind: TLS hands out one record at a time.
         awaited: How many bytes must have arrived before the selector reports it.
-        number: What the log calls it; they are counted for each engine.
+        serial: What the log calls it; they are counted for each engine.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Connection:
         self.idle_since = 0.0
         self.holds_more = tls is not None
         self.awaited = 1
-        self.number = 0
+        self.serial = 0
         self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
         self._address: Address | None = None

@@ -419,7 +419,7 @@ class Loop:
             flight.moved - flight.received,
             (self._network.clock() - flight.began) * 1000,
             exchange.attempts,
-            flight.connection.number,
+            flight.connection.serial,
             "-" if head is None else printable(head.fields.get("x-amz-request-id", "-")),
             "" if error is None else f": {type(error).__name__}: {printable(str(error.args[0]))}",
         )
