@@ -332,7 +332,7 @@ def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
             if interim == _MAX_INTERIM_HEADS:
                 raise ProtocolError(f"More than {_MAX_INTERIM_HEADS} interim answers came before the answer.")
             continue
-        if bytes(inbox.view[inbox.start : min(inbox.end, inbox.start + 2)]) in _TLS_RECORDS:
+        if len(inbox) > 1 and bytes(inbox.view[inbox.start : inbox.start + 2]) in _TLS_RECORDS:
             raise ProtocolError("The answer does not begin like HTTP/1.1, but is TLS: write https:// in the endpoint.")
         searched = max(0, len(inbox) - 3)
         room = inbox.room()
