@@ -30,6 +30,7 @@ from s3torch.errors import (
     S3Error,
     ServerError,
     ThrottledError,
+    TransientError,
 )
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, S3Error)]
@@ -386,6 +387,31 @@ ANSWERS = [
         (
             "https://photos.s3.example:443 refused UploadPart on s3://photos/cat/1.jpg: "
             "At least one of the preconditions did not hold."
+        ),
+    ),
+    (
+        (_OBJECT, 409, {}, "ConditionalRequestConflict", "no"),
+        TransientError,
+        (
+            "Another request about s3://photos/cat/1.jpg was under way, and https://photos.s3.example:443 did not "
+            "carry GetObject out."
+        ),
+    ),
+    (
+        (_OBJECT, 307, {"x-amz-bucket-region": "eu-west-1"}, "TemporaryRedirect", "no"),
+        RegionError,
+        (
+            "Bucket 'photos' of s3://photos/cat/1.jpg lies in region 'eu-west-1'; the request went to "
+            "https://photos.s3.example:443. Pass region='eu-west-1' or set AWS_REGION."
+        ),
+    ),
+    (
+        (_OBJECT, 403, {}, "SecondLevelDomainForbidden", "no"),
+        RequestError,
+        (
+            "https://photos.s3.example:443 takes requests for s3://photos/cat/1.jpg only with the bucket in front of "
+            "its host name. Set addressing_style = virtual in the section s3 of the profile, and not "
+            "force_path_style=True."
         ),
     ),
     (

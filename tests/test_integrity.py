@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from s3torch._aws.checksums import ALGORITHMS, compute, is_available
 from s3torch._aws.listing import ObjectInfo
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult
-from s3torch.errors import IntegrityError, ObjectChangedError, RequestError, UnverifiedError
+from s3torch.errors import ConfigError, IntegrityError, ObjectChangedError, RequestError, UnverifiedError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.faults import Fault
 
@@ -471,3 +472,61 @@ def test_a_whole_object_with_a_wrong_length():
         with pytest.raises(ObjectChangedError, match=r"its size was 1024 and is 1028 now"):
             client.get_object("bucket", "key", object_info=info).read()
         client.close()
+
+
+@pytest.mark.parametrize("by_profile", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "sent", "asked", "is_sent", "is_asked"),
+    [
+        ("on", None, None, True, True),
+        ("on", "when_required", None, False, True),
+        ("on", None, "when_required", True, False),
+        ("on", "WHEN_REQUIRED", "WHEN_REQUIRED", False, False),
+        ("on", "when_supported", "when_supported", True, True),
+        ("off", "when_supported", "when_supported", False, False),
+        ("strict", "when_required", "when_required", True, True),
+    ],
+)
+def test_settings_of_the_environment(
+    mode: str,
+    sent: str | None,
+    asked: str | None,
+    faulty: FaultyServer,
+    connect,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    is_sent: bool,
+    is_asked: bool,
+    by_profile: bool,
+):
+    """What botocore is told of checksums, by variables or by the profile, counts unless the configuration says more."""
+    settings = {"request_checksum_calculation": sent, "response_checksum_validation": asked}
+    lines = ["[default]"]
+    for name, value in settings.items():
+        if value is not None and by_profile:
+            lines.append(f"{name} = {value}")
+        elif value is not None:
+            monkeypatch.setenv(f"AWS_{name.upper()}", value)
+    (tmp_path / "config").write_text("\n".join(lines))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    client = connect(checksums=mode)
+    store(faulty, "small", "CRC32", SMALL)
+    assert client.get_object("bucket", "small", object_info=INFO).read() == SMALL
+    for content in (SMALL, LARGE):
+        with client.put_object("bucket", "new") as writer:
+            writer.write(content)
+        assert faulty.objects["new"] == content
+    for request in faulty.requests:
+        names = [name for name in request.headers if "checksum" in name]
+        if request.method in ("GET", "HEAD"):
+            assert names == (["x-amz-checksum-mode"] if is_asked else [])
+        else:
+            assert bool(names) is is_sent
+
+
+def test_settings_that_are_none(connect, monkeypatch: pytest.MonkeyPatch):
+    """A setting that botocore would refuse is refused."""
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "sometimes")
+    with pytest.raises(ConfigError, match="sometimes"):
+        connect().read_range("bucket", "small", 0)

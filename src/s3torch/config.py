@@ -41,8 +41,9 @@ class S3ClientConfig:
         part_size: Bytes of one request of a large read, and of one part of a large upload (5 MiB to 5 GiB). A read
             that is alone is spread over more connections, in parts from 4 MiB on.
         unsigned: Send no credentials: for public buckets.
-        force_path_style: Address ``host/bucket/key`` instead of ``bucket.host/key``. Endpoints that are an IP address,
-            ``localhost`` or a name without a dot are addressed so in any case.
+        force_path_style: Address ``host/bucket/key``, whatever the profile says. False (default) does as botocore: the
+            profile's ``addressing_style`` in its section ``s3`` decides (``path``, ``virtual`` or ``auto``); without it
+            an endpoint that is given is addressed as ``host/bucket/key``, and AWS as ``bucket.host/key``.
         max_attempts: How often a request is sent before its error is raised (1 or more).
         profile: Name of a profile in the AWS configuration files.
         requester_pays: Agree to pay for requests to requester-pays buckets.
@@ -65,6 +66,9 @@ class S3ClientConfig:
             ``checksums`` CRC32C and CRC64NVME). ``strict``: whatever is read whole is verified, large objects in
             parallel parts too, by a HEAD request more where no answer had the checksum; without one it is an
             UnverifiedError. A read of a part of an object cannot be verified. ``off``: nothing is asked for or sent.
+            ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` (no upload carries a checksum) and
+            ``AWS_RESPONSE_CHECKSUM_VALIDATION=when_required`` (no read asks for one), or the same settings of the
+            profile, count with ``on`` only.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Writer"]
 
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 # Fewer bytes are copied: to send a piece of its own takes a system call. Not tuned.
 _WORTH_LENDING = 64 * 1024
@@ -316,24 +319,41 @@ class S3Writer(S3File):
         bucket = self._access.bucket(self.bucket)
         if self.options.if_none_match:
             check_is_new(self._access, self.bucket, self.key)
-        crc32 = self._buffer.crc32 if bucket.has_checksums else None
+        crc32 = self._buffer.crc32 if bucket.sends_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
-        etag = self._buffer.md5 if self.options.if_none_match else ""
         try:
             self._access.run([put])
-        except ObjectExistsError:
+        except ObjectExistsError as error:
+            if put.sent < 2:
+                raise
             # An attempt whose answer was lost may have stored it.
-            if put.attempts < 2 or not self._is_stored(etag):
+            is_own = self._is_stored()
+            if is_own is None:
+                sentence = "An earlier request has met no answer, and whether it has stored this object is not known."
+                error.args = (f"{error.args[0]} {sentence}",)
+            if not is_own:
                 raise
 
-    def _is_stored(self, etag: str) -> bool:
-        """Whether the object that is there has this ETag."""
-        stored = HeadObject(self._access.bucket(self.bucket), self.key)
+    def _is_stored(self) -> bool | None:
+        """Whether what was written is what is there: by checksum or MD5; None if neither can be compared."""
+        bucket = self._access.bucket(self.bucket)
+        stored = HeadObject(bucket, self.key, asks_checksum=bucket.sends_checksums)
         try:
             self._access.run([stored])
         except S3Error:
+            return None
+        if stored.head is None:
+            raise AssertionError("a HEAD that succeeded without an answer")
+        fields = stored.head.fields
+        if fields.get("content-length") != str(self._buffer.length):
             return False
-        return stored.head is not None and stored.head.fields.get("etag", "").strip('"') == etag
+        etag = fields.get("etag", "").removeprefix("W/").strip('"')
+        if etag == self._buffer.md5:
+            return True
+        told = checksums.checksum_of_object(fields, is_range=False)
+        if told is not None and checksums.is_available(told.algorithm):
+            return told == checksums.compute(told.algorithm, self._buffer.views)
+        return False if _MD5.fullmatch(etag) and "x-amz-server-side-encryption" not in fields else None
 
 
 # Writers whose upload must be aborted before the interpreter ends.

@@ -174,7 +174,7 @@ def test_changed_files_are_read_anew(tmp_path: Path, file: str):
     ("variable", "value", "where"),
     [
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000", "us-east-1 http://127.0.0.1:9000/bucket"),
-        ("AWS_ENDPOINT_URL_S3", "http://s3.test.example", "us-east-1 http://bucket.s3.test.example"),
+        ("AWS_ENDPOINT_URL_S3", "http://s3.test.example", "us-east-1 http://s3.test.example/bucket"),
         ("AWS_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
         ("AWS_DEFAULT_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
         ("AWS_USE_DUALSTACK_ENDPOINT", "true", "us-east-1 https://bucket.s3.dualstack.us-east-1.amazonaws.com"),

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
 from s3torch._transfer.connection import Origin
 from s3torch.errors import ConfigError
 
@@ -75,27 +75,11 @@ def test_endpoints_that_are_no_urls(url: str):
     assert repr(url) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "needed"),
-    [
-        ("https://s3.example.com", False),
-        ("https://s3.eu-west-1.amazonaws.com/", False),
-        ("https://example.com:9000", False),
-        ("https://1.2.3.example", False),
-        ("http://127.0.0.1:9000", True),
-        ("http://10.0.0.1", True),
-        ("http://[::1]:9000", True),
-        ("http://[fe80::1]/", True),
-        ("http://localhost", True),
-        ("http://LOCALHOST:9000", True),
-        ("http://s3.localhost:9000", True),
-        ("http://minio:9000", True),
-        ("http://minio/path", True),
-    ],
-)
-def test_needs_path_style(url: str, needed: bool):
-    """No bucket fits in front of an address, of localhost or of a name without a dot."""
-    assert needs_path_style(url) is needed
+@pytest.mark.parametrize("url", ["http://my.bucket.[::1]:9000/", "http://bucket.[::1]/"])
+def test_bucket_before_an_ipv6_address(url: str):
+    """No bucket fits in front of an IPv6 address; its requests would be for another one."""
+    with pytest.raises(ConfigError, match="in front of an IPv6 address"):
+        endpoint_of_bucket_url(url)
 
 
 @pytest.mark.parametrize(

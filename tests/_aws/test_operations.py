@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, Operation
 from s3torch._aws.sending import PutObject
+from s3torch._transfer.connection import Origin
+from s3torch._transfer.http1 import Inbox
 from s3torch.errors import (
     ClockSkewError,
     ConnectionFailedError,
@@ -269,3 +274,44 @@ def test_a_head_that_tells_no_size(fields: dict[str, object]):
     assert b"range: bytes=0-0" in bytes(head.request()[0])
     assert answer(head, 206, b"x", content_range="bytes 0-0/9", etag='"e"') is None
     assert head.size == 9
+
+
+def test_an_answer_that_comes_after_the_correction():
+    """An answer to an attempt that was sent before a correction leads to another attempt, whatever was signed since."""
+    origins = {region: Origin("http", f"{region}.test", 80) for region in ("here", "there")}
+    endpoints = {region: SimpleNamespace(origin=each, host="h", base_path="") for region, each in origins.items()}
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+    )
+    where = Bucket("bucket", lambda: session, "test")
+    operation = DeleteObject(where, "key")
+    operation.request()
+    reading = operation.response(Inbox())
+    room = next(reading)
+    assert where.correct(RegionError("There.", region="there"), {}, 0)  # what another answer has told
+    operation.aim()  # as for a second request beside it
+    head = b"HTTP/1.1 301 -\r\ncontent-length: 0\r\nx-amz-bucket-region: there\r\n\r\n"
+    room[: len(head)] = head
+    with pytest.raises(StopIteration) as end:
+        reading.send(len(head))
+    assert isinstance(end.value.value, RegionError)
+    assert operation.recover(end.value.value)
+    assert operation.origin.host == "there.test"
+
+
+def test_a_request_that_was_queued_before_a_correction():
+    """A request is signed as is right when it is sent, if that goes to the same address; else for its own address."""
+    origins = {"here": Origin("http", "same.test", 80), "near": Origin("http", "same.test", 80)}
+    origins["far"] = Origin("http", "far.test", 80)
+    endpoints = {region: SimpleNamespace(origin=each, host=region, base_path="") for region, each in origins.items()}
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+    )
+    where = Bucket("bucket", lambda: session, "test")
+    operation = DeleteObject(where, "key")
+    assert where.correct(RegionError("Near.", region="near"), {}, 0)
+    assert b"host: near\r\n" in bytes(operation.request()[0])
+    assert where.correct(RegionError("Far.", region="far"), {}, 1)
+    assert b"host: near\r\n" in bytes(operation.request()[0])
+    operation.aim()
+    assert b"host: far\r\n" in bytes(operation.request()[0])

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import ssl
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws import tls
 from s3torch._aws.tls import tls_context
-from s3torch.errors import ConfigError
+from s3torch.errors import CertificateError, ConfigError
 from s3torch.testing.faulty.authority import Authority
+from tests.support.server import Request, ScriptedServer, Wire, serve_object
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +54,100 @@ def test_other_authorities_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_pa
     before = tls_context(True)
     monkeypatch.setenv("SSL_CERT_FILE", str(Authority(tmp_path).path))
     assert tls_context(True).cert_store_stats() != before.cert_store_stats()
+
+
+class PlainAuthority:
+    """An authority as companies make them by hand: without the extensions that RFC 5280 wants.
+
+    Args:
+        directory: Where its files are written.
+
+    Attributes:
+        path: The PEM file that a client has to trust.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        key, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        authority = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "In-house CA")])
+        server = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        own_certificate = self._certificate(authority, own.public_key(), authority, own)
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+        certificate = self._certificate(server, key.public_key(), authority, own, names)
+        self.path = directory / "own.pem"
+        self.path.write_bytes(own_certificate.public_bytes(serialization.Encoding.PEM))
+        self._chain = directory / "server.pem"
+        self._chain.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+
+    @staticmethod
+    def _certificate(
+        subject: x509.Name,
+        public: ec.EllipticCurvePublicKey,
+        issuer: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        names: x509.SubjectAlternativeName | None = None,
+    ) -> x509.Certificate:
+        now = datetime.now(timezone.utc)
+        serial = 1 if names is None else 2
+        builder = x509.CertificateBuilder(issuer, subject, public, serial, now, now + timedelta(days=1))
+        if names is None:
+            builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=False)
+        else:
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(key, hashes.SHA256())
+
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS context of a server."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._chain)
+        return context
+
+
+def test_in_house_authorities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """An authority of one's own is trusted although it lacks extensions that Python 3.13 asks for; nobody else's is."""
+    create = ssl.create_default_context
+
+    def strict(**options: str | None) -> ssl.SSLContext:
+        context = create(**options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 does
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    authority = PlainAuthority(tmp_path)
+    with ScriptedServer(serve_object(b"content"), authority.context()) as server:
+        for verify in (authority.path, Authority(tmp_path).path):
+            config = S3ClientConfig(unsigned=True, verify=verify, max_attempts=1)
+            client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+            if verify is authority.path:
+                assert client.read_range("bucket", "key", 0) == b"content"
+            else:
+                with pytest.raises(CertificateError):
+                    client.read_range("bucket", "key", 0)
+            client.close()
+
+
+def test_authorities_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """SSL_CERT_FILE alone serves reads and copies alike."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.method == "PUT":
+            wire.respond(200, {}, b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>")
+        else:
+            serve_object(b"content")(request, wire)
+
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    with ScriptedServer(handle, authority.context()) as server:
+        config = S3ClientConfig(unsigned=True, max_attempts=1)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        assert client.read_range("bucket", "key", 0) == b"content"
+        client.copy_object("bucket", "key", "bucket", "copy")
+        client.close()
 
 
 def test_contexts_belong_to_a_process():

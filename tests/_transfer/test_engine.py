@@ -1788,3 +1788,118 @@ def test_the_order_after_an_interrupt():
         engine.turn()
     engine.wait(asks)
     assert targets(network)[1:] == [[b"/a", b"/b"]]
+
+
+# Where an exchange goes
+
+
+OTHER = Origin("http", "other.test", 80)
+
+
+class Aimed(Ask):
+    """An exchange that goes where all of its kind go now, as requests for a bucket do.
+
+    Args:
+        name: What is asked for.
+        places: The last one is where they go.
+    """
+
+    def __init__(self, name: str, places: list[Origin], **options: object) -> None:
+        super().__init__(name, origin=places[-1], **options)
+        self._places = places
+        self.aims: list[Origin] = []
+
+    def aim(self) -> None:
+        self.origin = self._places[-1]
+
+    def recover(self, error: S3Error) -> bool:
+        is_corrected = super().recover(error)
+        if is_corrected:
+            self.aim()
+        return is_corrected
+
+    def request(self) -> Sequence[memoryview]:
+        self.aims.append(self.origin)
+        return super().request()
+
+
+def test_what_is_queued_goes_where_it_is_to_go_then():
+    """Exchanges that are queued when others learn that they go elsewhere are sent there only."""
+    places = [ORIGIN]
+
+    def move(_: S3Error) -> bool:
+        places.append(OTHER)
+        return True
+
+    network = FakeNetwork(serve(answer(500)), then=echo)
+    engine = make(network, limits=Limits(connections=1))
+    first, *rest = asked = [Aimed("a", places, recover=move), *(Aimed(name, places) for name in "bcde")]
+    engine.run(asked)
+    assert [connection.origin for connection in network.connections] == [ORIGIN, OTHER]
+    assert targets(network) == [[b"/a"], [b"/a", b"/b", b"/c", b"/d", b"/e"]]
+    assert (first.attempts, {each.attempts for each in rest}) == (2, {1})
+    assert all(each.aims == [OTHER] for each in rest)
+    engine.close()
+
+
+def test_what_is_connecting_goes_where_it_is_to_go_then():
+    """A connection that opens where nothing is to go any more carries no request, and is kept; that is no attempt."""
+    places = [ORIGIN]
+
+    def late(peer: Peer) -> Act[None]:
+        yield 5.0
+        yield from echo(peer)
+
+    network = FakeNetwork(late, then=echo)
+    engine = make(network)
+    asked = Aimed("a", places)
+    network.on_select = lambda: places.append(OTHER) if network.now > 1002.0 else None
+    engine.run([asked])
+    assert targets(network) == [[], [b"/a"]]
+    assert (asked.attempts, asked.aims, asked.body) == (1, [OTHER], b"/a")
+    assert network.open_connections == 2
+    engine.close()
+
+
+def test_a_second_request_that_is_to_go_elsewhere():
+    """The second request beside a late one is not sent where nothing is to go any more; the first one goes on."""
+    places = [ORIGIN]
+    network = FakeNetwork(then=echo)
+    engine = make(network)
+    for _ in range(40):  # how long first bytes take is learned
+        read = Aimed("usual", places)
+        read.is_read = True
+        engine.run([read])
+
+    def silent(peer: Peer) -> Act[None]:
+        peer.accept()
+        yield from peer.request()
+        yield 3.0
+        peer.send(answer(body=b"first"))
+
+    def late(peer: Peer) -> Act[None]:
+        yield 1.0
+        yield from echo(peer)
+
+    engine.reset()
+    network._scripts.extend([silent, late])
+    asked = Aimed("a", places)
+    asked.is_read = True
+    network.on_select = lambda: places.append(OTHER) if len(network.connections) == 3 else None
+    engine.run([asked])
+    assert (asked.body, asked.attempts, asked.aims) == (b"first", 1, [ORIGIN])
+    assert [peer.requests for peer in network.peers[2:]] == [[]]
+    engine.close()
+
+
+def test_what_pauses_goes_where_it_is_to_go_then():
+    """An exchange that pauses while others learn that they go elsewhere is sent there."""
+    places = [ORIGIN]
+    network = FakeNetwork(serve(answer(500)), then=echo)
+    engine = make(network)
+    asked = Aimed("a", places)
+    network.on_select = lambda: places.append(OTHER) if network.peers and network.peers[0].requests else None
+    engine.run([asked])
+    assert asked.aims == [ORIGIN, OTHER]
+    assert [connection.origin for connection in network.connections] == [ORIGIN, OTHER]
+    engine.close()

@@ -306,8 +306,13 @@ def test_environment(server: FaultyServer, package: Any, options: dict[str, Any]
 
 
 def test_loggers(client: Any, caplog: pytest.LogCaptureFixture):
-    """Reading logs nothing."""
+    """Each request is one record of the logger ``s3torch``, at the level DEBUG; above it reading logs nothing."""
     caplog.set_level(logging.DEBUG)
+    client.get_object("bucket", "p/key").read()
+    ours = [record for record in caplog.records if record.name.startswith("s3torch")]
+    assert {(record.name, record.levelno) for record in ours} == {("s3torch", logging.DEBUG)}
+    caplog.clear()
+    caplog.set_level(logging.INFO)
     client.get_object("bucket", "p/key").read()
     assert [record for record in caplog.records if record.name.startswith("s3torch")] == []
 

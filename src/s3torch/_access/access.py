@@ -55,7 +55,14 @@ class _Sessions:
     def __call__(self) -> AwsSession:
         pid = os.getpid()
         made = self._made.get(pid)
-        return made if made is not None else self._made.setdefault(pid, AwsSession(*self._arguments))
+        if made is None:
+            parents = list(self._made.items())  # a copy: other threads may be here, too
+            inherited = parents[-1][1].heritage() if parents else None
+            made = self._made.setdefault(pid, AwsSession(*self._arguments, inherited))
+            for parent, _ in parents:
+                if parent != pid:
+                    self._made.pop(parent, None)
+        return made
 
 
 class _ProcessState:
@@ -164,7 +171,8 @@ class Access:
                 self._sessions,
                 self.user_agent,
                 requester_pays=self.config.requester_pays,
-                has_checksums=self.config.checksums != "off",
+                has_checksums=self._sessions().asks_checksums(),
+                sends_checksums=self._sessions().sends_checksums(),
             )
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
@@ -184,12 +192,12 @@ class Access:
         if self.config.requester_pays:
             parameters["RequestPayer"] = "requester"
         where = self.bucket(bucket)
-        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
-        corrections = where.corrections
+        place = where.place
+        subject = Subject(operation, bucket, key, str(place.endpoint.origin))
         try:
-            return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
+            return self._sessions().call(subject, place.region, method, Bucket=bucket, **parameters)
         except (RegionError, CredentialsError) as error:
-            if not where.correct(error, {}, corrections):
+            if not where.correct(error, {}, place.corrections):
                 raise
         return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from s3torch._aws.quoting import is_page, quote
 from s3torch.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -25,6 +26,7 @@ from s3torch.errors import (
     S3Error,
     ServerError,
     ThrottledError,
+    TransientError,
 )
 
 __all__ = [
@@ -60,10 +62,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDocument:
-    """What the XML of an error says; empty strings for what it does not.
+    """What the body of an error says; empty strings for what it does not.
 
     Attributes:
         object_size: Of the object whose range was asked for, in bytes; None if it does not say.
+        text: What a body says that is no error of S3's, in a few words.
+        is_page: Whether that is a web page.
     """
 
     code: str = ""
@@ -71,10 +75,14 @@ class ErrorDocument:
     request_id: str = ""
     region: str = ""
     object_size: int | None = None
+    text: str = ""
+    is_page: bool = False
 
 
 _CREDENTIALS_CODES = {
     "InvalidAccessKeyId": "the access key is unknown there",
+    "InvalidClientTokenId": "the access key is unknown there",
+    "UnrecognizedClientException": "the access key is unknown there",
     "SignatureDoesNotMatch": "the secret key does not fit the access key, or a proxy changes requests on their way",
     "ExpiredToken": "they have expired",
     "TokenRefreshRequired": "they have expired",
@@ -87,6 +95,11 @@ _THROTTLING_CODES = {"SlowDown", "RequestLimitExceeded", "Throttling", "Throttli
 _DIGEST_CODES = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 # S3 may answer with status 200, and find out then that it fails.
 _SERVER_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable"}
+# "Try again", says S3: another request about the same key was under way.
+_CONFLICT_CODES = {"ConditionalRequestConflict", "OperationAborted"}
+# Servers that take a bucket in front of the host only.
+_WRONG_STYLE_CODES = {"PathStyleDomainForbidden", "SecondLevelDomainForbidden"}
+_REDIRECTS = (301, 302, 307, 308)
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
@@ -105,12 +118,43 @@ def not_s3_sentence(subject: Subject, how: str) -> str:
 
 
 def parse_error_document(body: bytes) -> ErrorDocument:
-    """Return what can be found in an error's body; anything else than S3's XML gives empty fields."""
-    code, message, request_id, region, size = (
-        element_text(body, name) for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize")
+    """Return what can be found in an error's body; of anything else than S3's XML, the text."""
+    code, message, request_id, region, size, endpoint = (
+        element_text(body, name) for name in ("Code", "Message", "RequestId", "Region", "ActualObjectSize", "Endpoint")
     )
     object_size = int(size) if re.fullmatch(r"[0-9]{1,19}", size) else None
-    return ErrorDocument(code, message, request_id, region, object_size)
+    region = region or _region_of_host(endpoint) or _region_in_message(code, message)
+    if code or message:
+        return ErrorDocument(code, message, request_id, region, object_size)
+    return ErrorDocument("", "", request_id, region, object_size, text=quote(body), is_page=is_page(body))
+
+
+# Such as bucket.s3.eu-west-1.amazonaws.com, bucket.s3-eu-west-1.amazonaws.com, s3.dualstack.eu-west-1.amazonaws.com.
+_REGIONAL_HOST = re.compile(
+    r"(?:.*\.)?s3(?:-fips)?[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]{1,20}){1,3}-[0-9]{1,2})\.amazonaws\.com(?:\.cn)?"
+)
+_GLOBAL_HOST = re.compile(r"(?:.*\.)?s3\.amazonaws\.com")
+_REGION_IN_MESSAGE = {
+    "AuthorizationHeaderMalformed": re.compile(r"expecting '([a-z0-9-]{1,63})'"),
+    "IllegalLocationConstraintException": re.compile(r"The ([a-z0-9-]{1,63}) location constraint"),
+}
+
+
+def _region_of_host(host: str) -> str:
+    """Return the region of a host of Amazon S3; empty if it is none."""
+    match = _REGIONAL_HOST.fullmatch(host)
+    if match is not None:
+        return match[1]
+    return "us-east-1" if _GLOBAL_HOST.fullmatch(host) else ""
+
+
+def _region_in_message(code: str, message: str) -> str:
+    """Return the region that the message of such an error names; empty if it names none."""
+    pattern = _REGION_IN_MESSAGE.get(code)
+    match = pattern.search(message) if pattern is not None else None
+    if match is None:
+        return ""
+    return "us-east-1" if match[1] == "unspecified" else match[1]
 
 
 def element_text(body: bytes, name: str) -> str:
@@ -119,7 +163,14 @@ def element_text(body: bytes, name: str) -> str:
     return html.unescape(match.group(1)).strip() if match else ""
 
 
-def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], document: ErrorDocument) -> S3Error:
+def error_from_answer(
+    subject: Subject,
+    status: int,
+    fields: Mapping[str, str],
+    document: ErrorDocument,
+    *,
+    signed_region: str | None = None,
+) -> S3Error:
     """Return the error of an answer whose status is not a success.
 
     Args:
@@ -127,13 +178,15 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
         status: HTTP status.
         fields: Header fields of the answer, by lower-case name.
         document: Its parsed body.
+        signed_region: The region that the request was signed for: an answer that names it names no other one.
     """
-    region = fields.get("x-amz-bucket-region") or document.region or None
-    kind, sentence = _classify(subject, status, document, region)
+    region = fields.get("x-amz-bucket-region") or document.region or _region_of_host(_host(fields)) or None
+    other_region = region if region != signed_region else None
+    kind, sentence = _classify(subject, status, document, region, other_region)
     if document.code in _OF_NEW_BUCKETS and subject.key is not None:
         sentence = not_s3_sentence(subject, "as if it were to make a bucket")
     return kind(
-        sentence,
+        f"{sentence}{_remarks(subject, status, document)}",
         bucket=subject.bucket,
         key=subject.key,
         status=status,
@@ -142,6 +195,27 @@ def error_from_answer(subject: Subject, status: int, fields: Mapping[str, str], 
         region=region,
         retry_after=_retry_after(fields),
     )
+
+
+def _host(fields: Mapping[str, str]) -> str:
+    """Return the host that a Location field names; empty if there is none. Nothing is ever sent there."""
+    match = re.match(r"https?://([^/:?#]{1,255})", fields.get("location", ""))
+    return match[1] if match is not None else ""
+
+
+def _remarks(subject: Subject, status: int, document: ErrorDocument) -> str:
+    """Return what the body of an answer says that is not S3's, and what that suggests."""
+    if not document.text:
+        return ""
+    said = f" It says {document.text!r}."
+    if status == 400 and subject.where.startswith("http://") and "https" in document.text.lower():
+        return f"{said} That port speaks TLS: write https:// in the endpoint."
+    if document.is_page and status < 500:
+        return (
+            f"{said} That is a web page, and no answer of S3: check whether the endpoint is the port of a console, or "
+            "whether a proxy or portal answers in its place."
+        )
+    return said
 
 
 def _retry_after(fields: Mapping[str, str]) -> float | None:
@@ -165,7 +239,9 @@ def parse_http_date(text: str) -> float | None:
         return None
 
 
-def _classify(subject: Subject, status: int, document: ErrorDocument, region: str | None) -> tuple[type[S3Error], str]:
+def _classify(
+    subject: Subject, status: int, document: ErrorDocument, region: str | None, other_region: str | None
+) -> tuple[type[S3Error], str]:
     code = document.code
     if code in _CREDENTIALS_CODES:
         return CredentialsError, (
@@ -177,8 +253,9 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
             f"This machine's clock is too far from that of {subject.where} to sign a request for {subject}. "
             "Set it (NTP)."
         )
-    is_bare_hint = status == 400 and not code and region is not None  # the answer to HEAD has no body
-    if code in _REGION_CODES or status == 301 or is_bare_hint:
+    # The answer to HEAD has no body. A redirect to the region that has signed leads nowhere else: it is waited out.
+    is_hint = (status in _REDIRECTS or (status == 400 and not code)) and other_region is not None
+    if code in _REGION_CODES or status == 301 or is_hint:
         found, remedy = (
             (f"region {region!r}", f"region={region!r}") if region else ("another region", "the bucket's region=...")
         )
@@ -206,8 +283,8 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
             f"What {subject.operation} on {subject} brought to {subject.where} has another checksum than was sent. "
             "It was not stored."
         )
-    if code == "InvalidObjectState":
-        return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
+    if (known := _of_code(subject, code)) is not None:
+        return known
     if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload"):  # sent with If-None-Match
         return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
     if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
@@ -228,6 +305,22 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"
     return RequestError, f"{subject.where} refused {subject.operation} on {subject}: {reason}."
+
+
+def _of_code(subject: Subject, code: str) -> tuple[type[S3Error], str] | None:
+    """Return what a code stands for that says it alone; None if there is more to it."""
+    if code == "InvalidObjectState":
+        return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
+    if code in _CONFLICT_CODES:
+        return TransientError, (
+            f"Another request about {subject} was under way, and {subject.where} did not carry {subject.operation} out."
+        )
+    if code in _WRONG_STYLE_CODES:
+        return RequestError, (
+            f"{subject.where} takes requests for {subject} only with the bucket in front of its host name. Set "
+            "addressing_style = virtual in the section s3 of the profile, and not force_path_style=True."
+        )
+    return None
 
 
 _PERMISSIONS = {

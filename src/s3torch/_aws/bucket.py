@@ -6,16 +6,18 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from s3torch._aws import sigv4
 from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Signer
+from s3torch._log import LOG
 from s3torch._transfer.http1 import build_head, format_fields
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
-__all__ = ["Bucket"]
+__all__ = ["Bucket", "Place"]
 
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
 # S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
@@ -24,17 +26,31 @@ _NO_FIELDS: Mapping[str, str] = {}
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 
 
+class Place(NamedTuple):
+    """Where an attempt goes, and what signs it. They are corrected together, so an attempt never mixes two of them.
+
+    Args:
+        endpoint: Where the bucket answers.
+        region: That signs.
+        corrections: How often something was corrected before.
+    """
+
+    endpoint: Endpoint
+    region: str
+    corrections: int
+
+
 @dataclass(repr=False, eq=False, slots=True)
 class _CommonLines:
     """The header lines that many requests share.
 
     Attributes:
-        key: What they depend on: the corrections so far, the second, the body's digest, and the operation's own fields.
+        key: What they depend on: the place, the second, the body's digest, and the operation's own fields.
         lines: The lines; with a signer they stop before the signature.
         signer: None if requests are not signed.
     """
 
-    key: tuple[int, int, str, Mapping[str, str]]
+    key: tuple[Place, int, str, Mapping[str, str]]
     lines: str
     signer: Signer | None
 
@@ -53,16 +69,16 @@ class Bucket:
         session: Returns the session of this process.
         user_agent: The User-Agent field.
         requester_pays: Whether to agree to pay.
-        has_checksums: Whether checksums are asked for and sent.
+        has_checksums: Whether checksums are asked for.
+        sends_checksums: Whether checksums are sent.
         clock: Seconds since the epoch.
 
     Attributes:
         name: The bucket's.
-        region: That signs.
-        endpoint: Where it answers.
-        corrections: How often something was corrected.
+        place: Where it answers, and what signs. What was corrected is another one.
         access_key: Of the credentials that requests are signed with; None until one was, and if they are not signed.
-        has_checksums: Whether checksums are asked for and sent.
+        has_checksums: Whether checksums are asked for.
+        sends_checksums: Whether checksums are sent.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
@@ -76,25 +92,42 @@ class Bucket:
         *,
         requester_pays: bool = False,
         has_checksums: bool = False,
+        sends_checksums: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not name:
             raise ArgumentError("Bucket name must be non-empty: write 's3://bucket/key' or pass bucket='...'.")
         self.name = name
         self.has_checksums = has_checksums
-        self.region = session().region()
-        self.endpoint: Endpoint = session().endpoint(name, self.region)
+        self.sends_checksums = sends_checksums
+        region = session().region()
+        self.place = Place(session().endpoint(name, region), region, 0)
         self._session = session
-        self._user_agent = user_agent
+        # Without it a gateway may compress, and what arrives is no range of the object any more.
+        self._unsigned = {"user-agent": user_agent, "accept-encoding": "identity"}
         self._requester_pays = requester_pays
         self._clock = clock
         self._clock_offset = 0.0
         self._common: _CommonLines | None = None
-        self.corrections = 0
         self.access_key: str | None = None
 
     def __repr__(self) -> str:
         return f"<Bucket {self.name!r} at {self.endpoint.origin} in {self.region}>"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it answers."""
+        return self.place.endpoint
+
+    @property
+    def region(self) -> str:
+        """The region that signs."""
+        return self.place.region
+
+    @property
+    def corrections(self) -> int:
+        """How often something was corrected."""
+        return self.place.corrections
 
     def session(self) -> AwsSession:
         """Return the session of this process."""
@@ -108,6 +141,8 @@ class Bucket:
         fields: Mapping[str, str],
         signed_fields: Mapping[str, str] = _NO_FIELDS,
         payload_sha256: str = sigv4.EMPTY_SHA256,
+        *,
+        place: Place | None = None,
     ) -> bytes:
         """Return the signed head of a request.
 
@@ -118,37 +153,38 @@ class Bucket:
             fields: Header fields that S3 does not want signed, by lower-case name.
             signed_fields: Those that it does, beside those of every request: ``x-amz-*``.
             payload_sha256: Hex digest of the body, or ``UNSIGNED-PAYLOAD``.
+            place: Where it goes; None is where the bucket answers now.
 
         Raises:
             ArgumentError: The key cannot be encoded, or a field holds what cannot be sent.
             CredentialsError: There is nothing to sign with.
         """
-        path = f"{self.endpoint.base_path}/{self._encode(key)}"
+        place = place or self.place
+        path = f"{place.endpoint.base_path}/{self._encode(key)}"
         query_string = sigv4.canonical_query(query) if query else ""
         target = f"{path}?{query_string}" if query_string else path
-        common = self._lines_in_common(payload_sha256, signed_fields)
+        common = self._lines_in_common(place, payload_sha256, signed_fields)
         return build_head(method, target, fields, common.complete(method, path, query_string))
 
-    def _lines_in_common(self, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
+    def _lines_in_common(self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
-        # The corrections come first: what another thread corrects while the lines are made is not in them.
-        corrections, second = self.corrections, int(self._clock() + self._clock_offset)
-        key = (corrections, second, payload_sha256, signed_fields)
+        second = int(self._clock() + self._clock_offset)
+        key = (place, second, payload_sha256, signed_fields)
         common = self._common
         if common is None or common.key != key:
-            common = self._common = _CommonLines(key, *self._new_lines(second, payload_sha256, signed_fields))
+            common = self._common = _CommonLines(key, *self._new_lines(*key))
         return common
 
     def _new_lines(
-        self, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
+        self, place: Place, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
     ) -> tuple[str, Signer | None]:
-        signed = {"host": self.endpoint.host, **signed_fields}
+        signed = {"host": place.endpoint.host, **signed_fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
         credentials = self._session().credentials()
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
-            return format_fields({**signed, "user-agent": self._user_agent}), None
+            return format_fields({**signed, **self._unsigned}), None
         when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
@@ -157,8 +193,8 @@ class Bucket:
             if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
             signed["x-amz-security-token"] = token
-        signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when)
-        lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
+        signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=place.region, when=when)
+        lines = format_fields({**signed, **self._unsigned, "authorization": signer.preamble})
         return lines.removesuffix("\r\n"), signer
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
@@ -174,26 +210,34 @@ class Bucket:
         """
         if not isinstance(error, (RegionError, ClockSkewError, CredentialsError)):
             return False
-        if corrections == self.corrections and self._correct(error, fields):
-            self.corrections += 1
-        return corrections != self.corrections  # an answer before this one may have led to the correction
+        place = self.place
+        if corrections == place.corrections:
+            corrected = self._corrected(place, error, fields)
+            if corrected is not None:
+                self.place = corrected  # one assignment: no other thread sees half of it
+        return corrections != self.place.corrections  # an answer before this one may have led to the correction
 
-    def _correct(self, error: S3Error, fields: Mapping[str, str]) -> bool:
+    def _corrected(self, place: Place, error: S3Error, fields: Mapping[str, str]) -> Place | None:
+        """Return what the place is once it is corrected; None if nothing can be."""
         if isinstance(error, RegionError):
-            return self._correct_region(error.region or "")
+            return self._in_region(place, error.region or "")
         if isinstance(error, ClockSkewError):
-            return self._correct_clock(fields.get("date", ""))
-        if error.code in _EXPIRED:
-            self._session().forget_credentials()
-            return True
-        return False
+            is_corrected = self._correct_clock(fields.get("date", ""))
+        else:
+            is_corrected = error.code in _EXPIRED
+            if is_corrected:
+                LOG.info(
+                    "%s refuses the credentials (%s): they are looked for anew.", place.endpoint.origin, error.code
+                )
+                self._session().forget_credentials()
+        return place._replace(corrections=place.corrections + 1) if is_corrected else None
 
-    def _correct_region(self, region: str) -> bool:
-        if region == self.region or _REGION.fullmatch(region) is None:
-            return False
-        self.endpoint = self._session().endpoint(self.name, region)
-        self.region = region
-        return True
+    def _in_region(self, place: Place, region: str) -> Place | None:
+        if region == place.region or _REGION.fullmatch(region) is None:
+            return None
+        corrected = Place(self._session().endpoint(self.name, region), region, place.corrections + 1)
+        LOG.info("Bucket %r lies in region %r: it is asked at %s now.", self.name, region, corrected.endpoint.origin)
+        return corrected
 
     def _correct_clock(self, date: str) -> bool:
         theirs = parse_http_date(date)
@@ -203,6 +247,7 @@ class Bucket:
         if abs(offset - self._clock_offset) < _TOLERATED_SKEW:
             return False
         self._clock_offset = offset
+        LOG.info("This machine's clock is off by %.0f s: requests are signed by that of the service.", -offset)
         return True
 
     def _encode(self, key: str | None) -> str:

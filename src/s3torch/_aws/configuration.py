@@ -109,20 +109,20 @@ class Configuration:
 
         return create_credential_resolver(self._session, region_name=region).load_credentials()
 
-    def placeholder(self, region: str, endpoint: str | None, style: str) -> BotocoreClient:
+    def placeholder(self, region: str, endpoint: str | None, style: str | None) -> BotocoreClient:
         """Return a client that knows addresses, and sends nothing.
 
         Args:
             region: Of the bucket.
             endpoint: URL; None finds it.
-            style: How a bucket is addressed: ``auto``, ``path`` or ``virtual``.
+            style: How a bucket is addressed: ``auto``, ``path`` or ``virtual``; None is as the profile says.
         """
         from botocore.config import Config
 
         key = (region, endpoint, style)
         client = self._placeholders.pop(key, None)
         if client is None:
-            options: Any = {"addressing_style": style}
+            options: Any = {} if style is None else {"addressing_style": style}
             config = Config(signature_version="s3v4", s3=options)
             create: Any = self._session.create_client  # its stubs have no clients by name
             keys = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from s3torch._transfer.connection import Origin
 from s3torch.errors import ConfigError
 
-__all__ = ["Endpoint", "check_endpoint_url", "endpoint_of_bucket_url", "needs_path_style"]
+__all__ = ["Endpoint", "check_endpoint_url", "endpoint_of_bucket_url"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Domains of Amazon's services (https://docs.aws.amazon.com/general/latest/gr/rande.html), VPC endpoints included.
@@ -64,18 +65,17 @@ def check_endpoint_url(url: str) -> str:
     return url
 
 
-def needs_path_style(url: str) -> bool:
-    """Whether the host of a URL can have no buckets in front of it: an IP address, localhost, a name without a dot."""
-    host = urlsplit(url).hostname or ""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith(".localhost")
-    return True
-
-
 def endpoint_of_bucket_url(url: str) -> Endpoint:
-    """Return the endpoint of a bucket from the URL of its empty key, such as ``https://bucket.host/``."""
+    """Return the endpoint of a bucket from the URL of its empty key, such as ``https://bucket.host/``.
+
+    Raises:
+        ConfigError: The bucket stands in front of an IPv6 address, which would be taken for the host.
+    """
+    if re.match(r"[a-z]+://[^/\[]+\[", url):
+        raise ConfigError(
+            f"The bucket cannot be addressed by {url!r}, with its name in front of an IPv6 address: use "
+            "S3ClientConfig(force_path_style=True)."
+        )
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or _DEFAULT_PORTS[parts.scheme]

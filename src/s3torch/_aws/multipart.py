@@ -152,19 +152,12 @@ class CompleteMultipartUpload(Send):
             query={"uploadId": upload_id},
             signed_fields=signed_fields,
         )
-        self._sent = 0
         self._refused = 0
 
     @property
     def may_be_done(self) -> bool:
         """Whether one of the requests has met no answer that says for certain that it was refused."""
-        return self._sent > self._refused
-
-    def request(self) -> Sequence[memoryview]:
-        """Return the signed head and the body."""
-        pieces = super().request()
-        self._sent += 1
-        return pieces
+        return self.sent > self._refused
 
     def response(self, inbox: Inbox) -> Generator[memoryview, int, S3Error | None]:
         """Read the answer. One of a gateway (5xx) does not say what became of the request."""

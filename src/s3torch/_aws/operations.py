@@ -15,12 +15,25 @@ from s3torch._aws import checksums, etags, sigv4
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
+from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.proof import Shows, must_be_s3, must_be_s3_document, not_s3, root_of
 from s3torch._transfer import http1
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
-from s3torch.errors import IntegrityError, ObjectChangedError, ProtocolError, S3Error
+from s3torch.errors import (
+    BucketNotFoundError,
+    CertificateError,
+    ConnectionFailedError,
+    IntegrityError,
+    ObjectChangedError,
+    ProtocolError,
+    RegionError,
+    RequestError,
+    S3Error,
+    TransientError,
+    TruncatedBodyError,
+)
 
 __all__ = [
     "DeleteObject",
@@ -35,6 +48,8 @@ __all__ = [
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
+# What a server answers that takes the first segment of a key for the bucket.
+_WITHOUT_BUCKET = {"InvalidBucketName", "MethodNotAllowed"}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
 _MAX_PAGE = 16 * 1024 * 1024
 
@@ -61,6 +76,9 @@ class Operation(Exchange):
         query: Parameters.
         signed_fields: Header fields that are signed: ``x-amz-*``.
         memory: Bytes that the answer fills.
+
+    Attributes:
+        sent: How often it was sent, also over connections that were found closed: each may have been carried out.
     """
 
     shows: ClassVar[Shows] = Shows()
@@ -87,16 +105,32 @@ class Operation(Exchange):
         self._signed_fields = signed_fields or _NOTHING
         self._corrected: set[tuple[type[S3Error], str | None]] = set()
         self._access_key: str | None = None
-        self._corrections = bucket.corrections
+        self._place = self._answered = bucket.place
+        self._mute: S3Error | None = None
+        self.sent = 0
 
     def __repr__(self) -> str:
         state = "done" if self.is_done else "pending"
         return f"<{self.name} {self.subject} {state}, {self.attempts} attempts>"
 
     @property
+    def label(self) -> str:
+        """What the log calls it: operation, method, object and range."""
+        method = self._method if self._mute is None else "GET"
+        extent = self._fields.get("range", "")
+        return f"{self.name} {method} {self.subject}{' ' if extent else ''}{extent}"
+
+    @property
     def subject(self) -> Subject:
         """What the request is about."""
         return Subject(self.name, self._bucket.name, self._key, str(self.origin))
+
+    def aim(self) -> None:
+        """Go where the bucket answers now: endpoint, region and signature of an attempt are of one place."""
+        place = self._bucket.place
+        if place is not self._place:
+            self._place = place
+            self.origin = place.endpoint.origin
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head; there is no body."""
@@ -104,7 +138,11 @@ class Operation(Exchange):
 
     def response(self, inbox: Inbox) -> Response:
         """Read the answer: a success by ``accept``, anything else as an error."""
+        place = self._place  # of this attempt; another one may be under way beside it
         self.head = head = yield from http1.read_head(inbox)
+        self._answered = place
+        if self._mute is not None:
+            return (yield from self._explained(self._mute, inbox, head))
         if self.is_success(head):
             if doubt := self.doubt(head):
                 raise not_s3(self.subject, head.status, head.fields, doubt)
@@ -134,39 +172,126 @@ class Operation(Exchange):
         return None
 
     def recover(self, error: S3Error) -> bool:
-        """Let the bucket correct region, clock or credentials, once for each key unless another fault came between."""
+        """Let the bucket correct region, clock or credentials, once for each key unless another fault came between.
+
+        The answer to a HEAD has no body, so it does not say what is wrong. Then a GET of one byte is sent, once before
+        each correction: its answer says it.
+        """
+        if self._mute is None and self._method == "HEAD" and _is_mute(error):
+            self._mute = error
+            self.attempts -= 1  # the two requests are one attempt
+            return True
         correction = type(error), self._access_key
         if correction in self._corrected:
             return False
-        if self.head is None or not self._bucket.correct(error, self.head.fields, self._corrections):
+        if self.head is None or not self._bucket.correct(error, self.head.fields, self._answered.corrections):
             self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
             return False
         self._corrected.add(correction)
-        self.origin = self._bucket.endpoint.origin
+        self._mute = None
+        self.aim()
         return True
 
     def explain(self, error: S3Error) -> S3Error:
-        """Name the operation and the object in errors that know neither."""
-        if error.bucket is not None:
-            return error
-        error.bucket, error.key = self._bucket.name, self._key
-        hint = _ignored_proxy(self.origin) if self.head is None else ""
-        error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
+        """Name the operation and the object in errors that know neither, and what has probably led to the error."""
+        if self._mute is not None and isinstance(error, TransientError):
+            return self._mute  # nobody has answered why
+        if error.bucket is None:
+            error.bucket, error.key = self._bucket.name, self._key
+            hint = _ignored_proxy(self.origin) if self.head is None else ""
+            if self.head is None and self.sent and _may_want_tls(error, self.origin):
+                hint = f" If that port speaks TLS, write https:// in the endpoint.{hint}"
+            error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
+        fields = self.head.fields if self.head is not None else _NOTHING
+        remedy = _style_remedy(error, self._answered.endpoint, self._bucket.name) or _coding_remedy(error, fields)
+        if remedy:
+            error.args = (f"{error.args[0]} {remedy}",)
         return error
 
     def _sign(self, payload_sha256: str) -> bytes:
-        self._corrections = self._bucket.corrections
+        place = self._bucket.place
+        if place is not self._place and place.endpoint.origin == self.origin:
+            self._place = place  # another region, clock or key at the same address; the connection leads there
+        method, fields = self._method, self._fields
+        if self._mute is not None:
+            method, fields = "GET", {**fields, "range": http1.format_range(0, 1)}
         head = self._bucket.request_head(
-            self._method, self._key, self._query, self._fields, self._signed_fields, payload_sha256
+            method, self._key, self._query, fields, self._signed_fields, payload_sha256, place=self._place
         )
         self._access_key = self._bucket.access_key
+        self.sent += 1
         return head
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
-        if self._method != "HEAD":
+        if self._method != "HEAD" or self._mute is not None:
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
-        return error_from_answer(self.subject, head.status, head.fields, document)
+        error = error_from_answer(self.subject, head.status, head.fields, document, signed_region=self._answered.region)
+        if self._has_checksum_fields and _names_checksums(error, document):
+            remedy = 'use S3ClientConfig(checksums="off").'
+            error.args = (f"{error.args[0]} It may not know the header fields of checksums: {remedy}",)
+        return error
+
+    @property
+    def _has_checksum_fields(self) -> bool:
+        return any(name.startswith(("x-amz-checksum-", "x-amz-sdk-checksum-")) for name in self._signed_fields)
+
+    def _explained(self, refusal: S3Error, inbox: Inbox, head: Head) -> Response:
+        """Read the answer to the GET that asks why a HEAD was refused; if there is no reason, the refusal stays."""
+        if head.status >= 300 and head.status != 416:
+            return (yield from self._refusal(inbox, head))
+        if head.content_length is None or head.content_length > _MAX_ERROR_BODY:
+            raise refusal  # nobody wants the body, so the connection is closed
+        yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
+        return refusal
+
+
+def _may_want_tls(error: S3Error, origin: Origin) -> bool:
+    """Whether a server that never answered may have hung up because it was spoken to without TLS."""
+    return isinstance(error, ConnectionFailedError) and origin.scheme == "http"
+
+
+def _names_checksums(error: S3Error, document: ErrorDocument) -> bool:
+    """Whether a server has refused a request for what it does not know of, such as the header fields of checksums."""
+    if type(error) is not RequestError:
+        return False
+    said = f"{document.message} {document.text}".lower()
+    return error.status == 501 or document.code == "NotImplemented" or "checksum" in said or "x-amz-" in said
+
+
+def _style_remedy(error: S3Error, endpoint: Endpoint, bucket: str) -> str:
+    """Return what helps where a server has no host name for each bucket; empty if the error is another one."""
+    if isinstance(error, CertificateError):
+        reason = f"there is no certificate for {endpoint.host!r}"
+    elif isinstance(error, BucketNotFoundError) or error.code in _WITHOUT_BUCKET or error.status == 405:
+        reason = f"the server does not know {endpoint.host!r}"
+    else:
+        return ""
+    if endpoint.is_amazons or not endpoint.host.startswith(f"{bucket}."):
+        return ""
+    return (
+        f"The bucket's name stands in front of the host name: if {reason}, use S3ClientConfig(force_path_style=True)."
+    )
+
+
+def _coding_remedy(error: S3Error, fields: Mapping[str, str]) -> str:
+    """Return what helps where a gateway changes the coding of objects; empty if the error is another one."""
+    if not isinstance(error, (IntegrityError, ObjectChangedError, ProtocolError, TruncatedBodyError)):
+        return ""
+    coding, warning = fields.get("content-encoding", "identity"), fields.get("warning", "")
+    if coding == "identity" and not warning.startswith("214"):  # "transformation applied" (RFC 7234 5.5.6)
+        return ""
+    what = f"Content-Encoding {coding!r}" if coding != "identity" else f"the warning {warning[:80]!r}"
+    return (
+        f"The answer has {what}. If the object is not stored so, a gateway compresses or expands what it passes on: "
+        "turn that off for S3."
+    )
+
+
+def _is_mute(error: S3Error) -> bool:
+    """Whether the answer to a HEAD may stand for an error that can be corrected, and does not say which."""
+    is_told = isinstance(error, RegionError) and error.region is not None
+    return error.code is None and error.status in (301, 307, 400, 403) and not is_told
 
 
 class HeadObject(Operation):

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
-from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
+from s3torch._aws.finding import Inherited, Overload, environment, error_of, error_text
 from s3torch._aws.proof import describe_root, not_s3, root_of
 from s3torch._aws.sigv4 import Credentials
-from s3torch._aws.tls import tls_context
+from s3torch._aws.tls import named_authorities, tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
@@ -47,7 +48,7 @@ _CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 _FALLBACK_REGION = "us-east-1"
 
 # What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
-_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
+_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers", "botocore.utils")
 
 
 class _Discretion(logging.Filter):
@@ -84,9 +85,16 @@ class AwsSession:
         config: The client's.
         region: Given by the user, or None to look it up.
         endpoint: URL given by the user, or None to look it up.
+        inherited: What the session of the process before a fork has found.
     """
 
-    def __init__(self, config: S3ClientConfig, region: str | None, endpoint: str | None) -> None:
+    def __init__(
+        self,
+        config: S3ClientConfig,
+        region: str | None,
+        endpoint: str | None,
+        inherited: Inherited | None = None,
+    ) -> None:
         with NO_FORK:
             import botocore.config
             import botocore.session  # noqa: F401  # the imports below only name what these have imported
@@ -95,6 +103,9 @@ class AwsSession:
         self._endpoint = endpoint
         self._source: Any = None  # a botocore credentials object, which refreshes itself
         self._credentials = Credentials("", "")
+        self._environment: tuple[str | None, ...] = ()
+        self._inherited = inherited
+        self._overload = Overload()
         self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -103,14 +114,26 @@ class AwsSession:
 
         Raises:
             CredentialsError: None were found, or they could not be refreshed.
+            ConfigError: The configuration that tells where they are cannot be read.
+            TransientError: What gives them out is overloaded, or fails.
         """
         if self._config.unsigned:
             return None
+        if self._inherited is not None:
+            inherited = self._inherited.current()
+            if inherited is not None:
+                return inherited
+            self._inherited = None
+        self._overload.check()
         try:
             with NO_FORK, _discretion.kept():
                 frozen = (self._source or self._find_credentials()).get_frozen_credentials()
-        except _botocore_errors() as error:
-            raise CredentialsError(f"The credentials could not be loaded or refreshed: {error}") from error
+        except Exception as error:
+            failure = error_of(error, self._secrets())
+            self._overload.note(failure)
+            if failure is error:
+                raise
+            raise failure from error
         current = self._credentials
         if (frozen.access_key, frozen.secret_key, frozen.token) != (
             current.access_key,
@@ -125,8 +148,25 @@ class AwsSession:
     def forget_credentials(self) -> None:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with NO_FORK:
-            self._source = None
+            self._source = self._inherited = None
             self._cold_clients.clear()
+
+    def heritage(self) -> Inherited | None:
+        """Return what a forked child of this process may sign with; None if nothing was found yet."""
+        if self._source is not None and self._credentials.access_key:
+            return Inherited(self._credentials, self._source, self._environment)
+        return self._inherited
+
+    def _secrets(self) -> tuple[str | None, ...]:
+        """Return what no message may show."""
+        names = (
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_SECURITY_TOKEN",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        )
+        current = self._credentials
+        return (current.secret_key, current.session_token, *map(os.environ.get, names))
 
     def close(self) -> None:
         """Close the connections of calls; the next one opens others."""
@@ -150,7 +190,7 @@ class AwsSession:
         from botocore.exceptions import BotoCoreError
 
         with NO_FORK:
-            client = self._placeholder(region, self._addressing_style(region))
+            client = self._placeholder(region)
             try:
                 # The host of a presigned URL is the documented way to learn it; nothing is sent.
                 url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
@@ -159,6 +199,18 @@ class AwsSession:
                     f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
                 ) from error
         return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
+
+    def sends_checksums(self) -> bool:
+        """Whether uploads carry checksums: as configured, and if that is the default, as botocore is told."""
+        return self._has_checksums("request_checksum_calculation")
+
+    def asks_checksums(self) -> bool:
+        """Whether reads ask for checksums: as configured, and if that is the default, as botocore is told."""
+        return self._has_checksums("response_checksum_validation")
+
+    def _has_checksums(self, variable: str) -> bool:
+        mode = self._config.checksums
+        return mode == "strict" or (mode == "on" and str(self._variable(variable)).lower() != "when_required")
 
     def tls(self) -> ssl.SSLContext:
         """Return the context of all TLS connections: verifying, TLS 1.2 or newer, unless configured otherwise.
@@ -184,7 +236,6 @@ class AwsSession:
             S3Error: As for requests of our own.
         """
         from botocore.exceptions import (
-            BotoCoreError,
             ClientError,
             ConnectionError,  # noqa: A004  # botocore's own
             HTTPClientError,
@@ -224,7 +275,9 @@ class AwsSession:
             raise not_s3(subject, 200, {}, str(error)) from None
         except ResponseParserError as error:
             raise not_s3(subject, 200, {}, "by something else than XML") from error
-        except BotoCoreError as error:
+        except S3Error:
+            raise
+        except Exception as error:  # botocore's own, and what its parts do not translate
             raise RequestError(
                 f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
             ) from error
@@ -232,6 +285,7 @@ class AwsSession:
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
+            self._environment = environment()
             self._source = configuration_of(self._config.profile).find_credentials(self.region())
         if self._source is None:
             raise CredentialsError(
@@ -241,12 +295,14 @@ class AwsSession:
         return self._source
 
     def _variable(self, name: str) -> Any:  # noqa: ANN401  # of a type that the variable has
-        with NO_FORK:
+        with NO_FORK, self._readable():
             return configuration_of(self._config.profile).variable(name)
 
-    def _placeholder(self, region: str, style: str) -> BotocoreClient:
+    def _placeholder(self, region: str) -> BotocoreClient:
         with self._explained(region):
-            return configuration_of(self._config.profile).placeholder(region, self._endpoint, style)
+            client = configuration_of(self._config.profile).placeholder(region, self._endpoint, self._style)
+        check_endpoint_url(client.meta.endpoint_url)  # it may come from the environment or the profile
+        return client
 
     def _cold_client(self, region: str) -> BotocoreClient:
         client = self._cold_clients.get(region)
@@ -260,7 +316,7 @@ class AwsSession:
 
         options: dict[str, Any] = {
             "signature_version": UNSIGNED if self._config.unsigned else "s3v4",
-            "s3": {"addressing_style": self._addressing_style(region)},
+            "s3": {"addressing_style": self._style} if self._style is not None else None,
             "connect_timeout": self._config.connect_timeout,
             "read_timeout": self._config.first_byte_timeout,
             "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
@@ -274,7 +330,7 @@ class AwsSession:
                 source,
                 region_name=region,
                 endpoint_url=self._endpoint,
-                verify=self._verify(),
+                verify=self._verify_of_botocore(),
                 config=Config(**options),
             )
         client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
@@ -283,40 +339,48 @@ class AwsSession:
         return client
 
     @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Say what is wrong when the configuration cannot be read inside the block."""
+        try:
+            yield
+        except S3Error:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"The AWS configuration cannot be read: {error_text(error, self._secrets())}. Check AWS_CONFIG_FILE, "
+                "AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE and the AWS_* variables."
+            ) from error
+
+    @contextlib.contextmanager
     def _explained(self, region: str) -> Iterator[None]:
         """Say what is wrong when botocore can make no client inside the block."""
         try:
             yield
-        except (_botocore_errors(), ValueError) as error:
-            if isinstance(error, S3Error):  # that there is no such profile is explained already
-                raise
+        except S3Error:  # that there is no such profile is explained already
+            raise
+        except Exception as error:
             endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             raise ConfigError(
-                f"No client can be made for region {region!r} and endpoint {endpoint!r}: {error}. Check region=, "
+                f"No client can be made for region {region!r} and endpoint {endpoint!r}: "
+                f"{error_text(error, self._secrets())}. Check region=, "
                 "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
             ) from error
 
-    def _addressing_style(self, region: str) -> str:
-        """Return how buckets are addressed: as botocore would on AWS; on other servers virtual-hosted if possible."""
-        endpoint_url = self._endpoint or self._placeholder(region, "auto").meta.endpoint_url
-        check_endpoint_url(endpoint_url)
-        if self._config.force_path_style or needs_path_style(endpoint_url):
-            return "path"
-        host = endpoint_url.partition("://")[2].partition("/")[0]
-        return "auto" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else "virtual"
+    @property
+    def _style(self) -> str | None:
+        """How buckets are addressed; None is as the profile says, and else as botocore does."""
+        return "path" if self._config.force_path_style else None
+
+    def _verify_of_botocore(self) -> bool | str:
+        """Return what the connections of calls trust: botocore itself would not look at SSL_CERT_FILE."""
+        verify = self._verify()
+        return named_authorities() or True if verify is True else verify
 
     def _verify(self) -> bool | str:
         verify = self._config.verify
         if verify is not True:
             return verify if verify is False else os.fspath(verify)
         return os.environ.get("AWS_CA_BUNDLE") or self._variable("ca_bundle") or True
-
-
-def _botocore_errors() -> type[Exception]:
-    """Return the root of botocore's errors; evaluated only when there is one to catch."""
-    from botocore.exceptions import BotoCoreError
-
-    return BotoCoreError
 
 
 def _refuse_head_bucket(**_: object) -> None:

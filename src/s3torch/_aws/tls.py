@@ -15,7 +15,7 @@ from s3torch._aws.configuration import bundled_authorities
 from s3torch._forks import NO_FORK
 from s3torch.errors import ConfigError
 
-__all__ = ["tls_context"]
+__all__ = ["named_authorities", "tls_context"]
 
 # Files of authorities that are in use in turn. Not tuned.
 _MOST_CONTEXTS = 8
@@ -41,6 +41,12 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # it is 
         return context
 
 
+def named_authorities() -> str | None:
+    """Return the file of authorities that SSL_CERT_FILE names for all that uses OpenSSL; None if it names none."""
+    path = os.environ.get(ssl.get_default_verify_paths().openssl_cafile_env, "")
+    return path if Path(path).is_file() else None
+
+
 def _new_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # as above
     try:
         context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
@@ -50,6 +56,8 @@ def _new_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # as ab
             "Check S3ClientConfig(verify=...) and AWS_CA_BUNDLE."
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Set by Python 3.13: it refuses authorities of companies that lack an extension of RFC 5280. botocore takes them.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -181,7 +181,7 @@ class MultipartUpload:
         self._bucket = bucket
         self._key = key
         self._options = options
-        self._checksums = UploadChecksums(is_wanted=access.config.checksums != "off")
+        self._checksums = UploadChecksums(is_wanted=access.bucket(bucket).sends_checksums)
         self._stored: dict[int, _Stored] = {}
         self._sent: dict[int, UploadedPart] = {}
         self._flying: deque[_Flying] = deque()
@@ -313,7 +313,7 @@ class MultipartUpload:
         self._free.append(buffer)
 
     def _crc32_of(self, buffer: PartBuffer) -> Checksum | None:
-        return buffer.crc32 if self._access.bucket(self._bucket).has_checksums else None
+        return buffer.crc32 if self._access.bucket(self._bucket).sends_checksums else None
 
     def _create(self) -> str:
         fields = self._options.fields_to_create() | self._checksums.fields_to_create()

@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from s3torch._forks import NO_FORK
+from s3torch._log import LOG
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
@@ -45,6 +46,15 @@ _MOST_AWAITED = 512 * 1024
 _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
 _CAN_AWAIT = sys.platform == "linux"
+
+# What OpenSSL calls an answer in plain HTTP, depending on its version.
+_NOT_TLS = {
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNKNOWN_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+}
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -111,6 +121,8 @@ class AddressBook:
 
     def note_dead(self, address: Address, now: float) -> None:
         """Note that an address took no connection."""
+        if now - self._dead.get(address, -_DEAD_LIFETIME) >= _DEAD_LIFETIME:
+            LOG.info("The address %s takes no connection: others are tried first for a minute.", address[1])
         self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
             address: now
         }
@@ -137,6 +149,7 @@ class Connection:
         idle_since: The clock's time when it last became idle.
         holds_more: Whether a short receive may leave bytes behind: TLS hands out one record at a time.
         awaited: How many bytes must have arrived before the selector reports it.
+        serial: What the log calls it; they are counted for each engine.
     """
 
     def __init__(
@@ -155,6 +168,7 @@ class Connection:
         self.idle_since = 0.0
         self.holds_more = tls is not None
         self.awaited = 1
+        self.serial = 0
         self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
         self._address: Address | None = None
@@ -335,7 +349,10 @@ class Connection:
                 f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
                 "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
             )
-        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+        hint = ""
+        if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+            hint = " That port does not speak TLS: write http:// in the endpoint, or name the port that does."
+        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.{hint}")
 
 
 class Network:

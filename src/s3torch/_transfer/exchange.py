@@ -49,6 +49,17 @@ class Exchange(ABC):
         self.flight: Any = None
         self.rival: Any = None
 
+    def aim(self) -> None:  # noqa: B027  # most know no other place
+        """Set ``origin`` to where the next attempt goes: answers to others may have corrected that.
+
+        Between two calls of it all attempts go to the same place, and are signed for it.
+        """
+
+    @property
+    def label(self) -> str:
+        """What the log calls it: no secret is in it."""
+        return repr(self)
+
     @abstractmethod
     def request(self) -> Sequence[memoryview]:
         """Return the bytes to send, signed anew for this attempt."""

@@ -12,6 +12,9 @@ from s3torch._transfer.pacing import ConcurrencyWindow, FirstBytes, RetryBudget
 
 __all__ = ["PROCESS_FACTS", "Facts", "OriginFacts"]
 
+# How often the log tells that a server asks for fewer requests, in seconds.
+_TOLD_EVERY = 60.0
+
 
 class OriginFacts:
     """What is known of one origin.
@@ -22,13 +25,25 @@ class OriginFacts:
         retry_budget: What retries are paid from.
     """
 
-    __slots__ = ("_windows", "first_bytes", "is_reached", "retry_budget")
+    __slots__ = ("_told_of_throttling", "_windows", "first_bytes", "is_reached", "retry_budget")
 
     def __init__(self) -> None:
         self.is_reached = False
         self.first_bytes = FirstBytes()
         self.retry_budget = RetryBudget()
         self._windows: dict[int, ConcurrencyWindow] = {}
+        self._told_of_throttling = -_TOLD_EVERY
+
+    def is_to_tell_of_throttling(self, now: float) -> bool:
+        """Whether the log is to tell that it asks for fewer requests; not again within a minute.
+
+        Args:
+            now: In seconds of the process's clock.
+        """
+        if now - self._told_of_throttling < _TOLD_EVERY:
+            return False
+        self._told_of_throttling = now
+        return True
 
     def window(self, most: int) -> ConcurrencyWindow:
         """Return how many requests an engine may have in flight, out of so many connections."""

@@ -53,6 +53,8 @@ _MAX_INTERIM_HEADS = 16
 _HEAD_ROOM = 4096
 _MAX_CHUNK_LINE = 256
 _LINE_END = "\r\n"
+# How an alert and a handshake begin (RFC 8446 5.1).
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 # RFC 9112 6.3: these have no body, whatever their fields say.
 _WITHOUT_BODY = (204, 304)
 
@@ -330,6 +332,8 @@ def read_head(inbox: Inbox) -> Generator[memoryview, int, Head]:
             if interim == _MAX_INTERIM_HEADS:
                 raise ProtocolError(f"More than {_MAX_INTERIM_HEADS} interim answers came before the answer.")
             continue
+        if len(inbox) > 1 and bytes(inbox.view[inbox.start : inbox.start + 2]) in _TLS_RECORDS:
+            raise ProtocolError("The answer does not begin like HTTP/1.1, but is TLS: write https:// in the endpoint.")
         searched = max(0, len(inbox) - 3)
         room = inbox.room()
         if not room:

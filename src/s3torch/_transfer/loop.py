@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from s3torch._log import DEBUG, LOG, printable
 from s3torch._transfer.connection import READ
 from s3torch._transfer.exchange import Exchange, without_frames
 from s3torch._transfer.flight import Flight, Lane, Limits
@@ -86,9 +87,12 @@ class Loop:
         self._time_away = 0.0
         self._next_sweep = 0.0
         self._hedging = Hedging()
+        self._is_logged = False  # whether each request is
 
     def submit(self, exchange: Exchange) -> None:
         """Queue an exchange."""
+        if not self.exchanges:
+            self._is_logged = LOG.isEnabledFor(DEBUG)
         self.exchanges[exchange] = None
         self._queue.append(exchange)
 
@@ -146,6 +150,7 @@ class Loop:
         self._come_back()
         if self._pauses.next_due <= self.now:
             for exchange in self._pauses.take_due(self.now):
+                exchange.aim()
                 self._queue.appendleft(exchange)
         patience = self._patience() if block and not (self._queue and self._can_start()) else 0.0
         events = self._network.select(patience)
@@ -275,7 +280,11 @@ class Loop:
 
     def _establish(self, flight: Flight) -> None:
         if flight.connection.establish():
-            self._begin(flight)
+            flight.exchange.aim()
+            if flight.exchange.origin == flight.connection.origin:
+                self._begin(flight)
+            else:
+                self._redirect(flight)
 
     def _begin(self, flight: Flight) -> None:
         """Send the request; most fit into the socket's buffer at once."""
@@ -286,6 +295,15 @@ class Loop:
         flight.mark = self.now
         self._stats.requests += 1
         self._send(flight)
+
+    def _redirect(self, flight: Flight) -> None:
+        """Queue an exchange anew that goes elsewhere since its connection was begun."""
+        exchange = flight.exchange
+        flight.connection.watch_writing(wanted=False)  # else it would be reported for ever
+        self._land(flight, keep=True)
+        if exchange.flight is None:  # no rival of it goes on
+            exchange.attempts -= 1
+            self._queue.appendleft(exchange)
 
     def _send(self, flight: Flight) -> None:
         connection, outgoing = flight.connection, flight.outgoing
@@ -357,6 +375,8 @@ class Loop:
         if error is None and flight.outgoing:
             error = ProtocolError("The server answered that it has everything before everything was sent.")
         lane.facts.is_reached = True
+        if self._is_logged:
+            self._log(flight, error)
         if exchange.rival is not None:  # the end of a connection may end an answer without another byte
             self._let_win(flight)
         self._land(flight, keep=head.keeps_alive and not head.ends_with_connection and not flight.outgoing)
@@ -368,6 +388,8 @@ class Loop:
             return
         if isinstance(error, ThrottledError):
             lane.window.note_throttled(flight.began, self.now + self._time_away)
+            if lane.facts.is_to_tell_of_throttling(self.now + self._time_away):
+                LOG.info("%s asks for fewer requests: %d at a time now.", lane.origin, max(1, int(lane.window.size)))
         self._retry_or_fail(exchange, error)
 
     def _break(self, flight: Flight, error: S3Error) -> None:
@@ -375,6 +397,8 @@ class Loop:
         was_stale = flight.connection.was_used and not flight.received and isinstance(error, ConnectionFailedError)
         if flight.received:
             flight.lane.facts.is_reached = True
+        if self._is_logged:
+            self._log(flight, error)
         self._land(flight, keep=False)
         if exchange.flight is not None:
             return  # its rival goes on
@@ -383,6 +407,22 @@ class Loop:
             self._queue.appendleft(exchange)
         else:
             self._retry_or_fail(exchange, error)
+
+    def _log(self, flight: Flight, error: S3Error | None) -> None:
+        """Log how an attempt went: of a request that is not answered, why."""
+        exchange, head = flight.exchange, flight.exchange.head if flight.received else None
+        LOG.debug(
+            "%s: %s, %d bytes received, %d sent, %.1f ms, attempt %d, connection %d, request %s%s",
+            printable(exchange.label),
+            "no answer" if head is None else head.status,
+            flight.received,
+            flight.moved - flight.received,
+            (self._network.clock() - flight.began) * 1000,
+            exchange.attempts,
+            flight.connection.serial,
+            "-" if head is None else printable(head.fields.get("x-amz-request-id", "-")),
+            "" if error is None else f": {type(error).__name__}: {printable(str(error.args[0]))}",
+        )
 
     def _land(self, flight: Flight, *, keep: bool) -> None:
         """Take the exchange off its connection; a rival of the flight takes its place."""
@@ -404,9 +444,13 @@ class Loop:
 
     def _retry_or_fail(self, exchange: Exchange, error: S3Error) -> None:
         error.attempts = exchange.attempts
+        origin = exchange.origin
         try:
             if exchange.recover(error):
                 self._stats.retries += 1
+                if exchange.origin != origin:  # others in the queue go elsewhere now, too
+                    for queued in self._queue:
+                        queued.aim()
                 self._queue.appendleft(exchange)
                 return
         except S3Error as failure:
@@ -441,6 +485,7 @@ class Loop:
 
     def _sweep(self) -> None:
         self._next_sweep = self.now + _SWEEP_INTERVAL
+        self._is_logged = LOG.isEnabledFor(DEBUG)
         for flight in list(self.flights):
             if flight.connection.awaited > 1:  # more may have come than select has told
                 self._guarded(flight, self._receive)

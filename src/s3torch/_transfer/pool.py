@@ -69,6 +69,7 @@ class ConnectionPool:
             self.seconds += self._network.clock() - began
         self._connections.add(connection)
         self._stats.connections_opened += 1
+        connection.serial = self._stats.connections_opened
         return connection
 
     def keep(self, connection: Connection, clock: float) -> None:
