@@ -1,7 +1,13 @@
 """The seam to the operating system: non-blocking streams, and the selector that tells which of them can move.
 
 Above this module nobody sees a socket, a descriptor, an SSL object or an OSError. A connection goes through CONNECTING
-(TCP, each address of the host in turn) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it CLOSED for good.
+(TCP), TUNNELLING (where a proxy leads to a TLS server) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it
+CLOSED for good.
+
+**A dead address swallows packets**, and says nothing: broken IPv6, one node of a gateway. So the addresses of a host
+race, as in RFC 8305: when one has not taken the connection after its head start, the next is tried beside it, and the
+first that answers has it. An address that a later one has overtaken counts as dead, and is tried last for a minute, by
+all engines of the process. ``select`` begins the next attempt itself, since nothing else happens meanwhile.
 
 Closing never says goodbye by TLS: it only closes the descriptor. So a process that inherited connections by ``fork``
 can drop its copies without disturbing the owner, as long as it never touches the owner's selector: an epoll instance
@@ -14,6 +20,7 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
 import errno
 import itertools
+import logging
 import os
 import selectors
 import socket
@@ -26,9 +33,13 @@ from typing import Any, NamedTuple
 
 from s3torch._forks import NO_FORK
 from s3torch._transfer.http1 import Inbox
+from s3torch._transfer.proxy import Proxy
+from s3torch._transfer.tls_sessions import sessions_of
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
 __all__ = ["PROCESS_ADDRESSES", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
+
+_log = logging.getLogger(__name__)
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
@@ -39,12 +50,40 @@ _ADDRESS_LIFETIME = 30.0
 # An address that took no connection is tried after all others for so long, in seconds. Not tuned.
 _DEAD_LIFETIME = 60.0
 
+# How long an address is waited for before the next is tried beside it, in seconds (RFC 8305 5: 250 ms). Once it is known
+# how long connections to the host take, so many times that is enough, and never less than the lesser bound: the next
+# batch is not to wait for the dead addresses of this one. RFC 8305 permits 10 ms.
+_HEAD_START = 0.25
+_HEAD_START_FACTOR = 4.0
+_LEAST_HEAD_START = 0.02
+# How fast the quickest connection is forgotten: by this factor with each that takes longer. Not tuned.
+_FORGETTING = 1.1
+
+# What the kernel, or TLS, may refuse to take or fill at once on some systems is halved until it is no more than this.
+_MOST_AT_ONCE = 1 << 30
+
 # While a body is received its connection is reported only when this much of it has arrived, in bytes: a wake-up costs
 # as much as to copy 50 kB. Below the lesser bound it is reported at once. Not tuned.
 _MOST_AWAITED = 512 * 1024
 _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
 _CAN_AWAIT = sys.platform == "linux"
+
+# The head of a proxy's answer fits in there; a server by TLS says nothing before we do.
+_ROOM_FOR_PROXY = 16 * 1024
+
+# What OpenSSL calls a server's alert that it wants a certificate of the client, or another one.
+_WANTS_OUR_CERTIFICATE = frozenset(
+    {
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -65,6 +104,7 @@ class ConnectionState(Enum):
     """The life of a connection; it only moves forwards."""
 
     CONNECTING = "connecting"
+    TUNNELLING = "tunnelling"
     HANDSHAKING = "handshaking"
     OPEN = "open"
     CLOSED = "closed"
@@ -88,10 +128,14 @@ class AddressBook:
     def __init__(self) -> None:
         self._known: dict[Origin, tuple[float, Sequence[Address]]] = {}
         self._dead: dict[Address, float] = {}
+        self._quickest: dict[Origin, float] = {}
         self._turns = itertools.count()
 
     def find(self, origin: Origin, now: float) -> list[Address]:
-        """Return the addresses of an origin in the order in which to try them: each time another first, dead ones last.
+        """Return the addresses of an origin in the order in which to try them.
+
+        Each time another one is the first, families take turns, so that one which leads nowhere costs one attempt (RFC
+        8305 4), and dead addresses come last.
 
         Returns:
             The addresses; none if they must be looked up.
@@ -100,17 +144,33 @@ class AddressBook:
         if not addresses or now - looked_up >= _ADDRESS_LIFETIME:
             return []
         first = next(self._turns) % len(addresses)
-        turned = [*addresses[first:], *addresses[:first]]
+        turned = _by_turns_of_families([*addresses[first:], *addresses[:first]])
         if self._dead:
             turned.sort(key=lambda address: now - self._dead.get(address, -_DEAD_LIFETIME) < _DEAD_LIFETIME)
         return turned
+
+    def head_start(self, origin: Origin) -> float:
+        """Return for how many seconds an address of an origin is waited for before the next is tried beside it."""
+        quickest = self._quickest.get(origin)
+        if quickest is None:
+            return _HEAD_START
+        return min(_HEAD_START, max(_LEAST_HEAD_START, _HEAD_START_FACTOR * quickest))
 
     def note(self, origin: Origin, addresses: Sequence[Address], now: float) -> None:
         """Note what a look-up has found."""
         self._known[origin] = (now, tuple(addresses))
 
+    def note_alive(self, origin: Origin, address: Address, seconds: float) -> None:
+        """Note that an address of an origin took a connection within some seconds."""
+        known = self._quickest.get(origin)
+        self._quickest[origin] = seconds if known is None else min(known * _FORGETTING, seconds)
+        if address in self._dead:
+            self._dead = {each: since for each, since in self._dead.items() if each != address}
+
     def note_dead(self, address: Address, now: float) -> None:
-        """Note that an address took no connection."""
+        """Note that an address took no connection, or was overtaken by one that was tried later."""
+        if address not in self._dead:
+            _log.info("The address %s takes no connection, and is tried last for %g s", address[1], _DEAD_LIFETIME)
         self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
             address: now
         }
@@ -119,6 +179,18 @@ class AddressBook:
         """Forget everything, as a test wants it that begins."""
         self._known.clear()
         self._dead.clear()
+        self._quickest.clear()
+
+
+def _by_turns_of_families(addresses: list[Address]) -> list[Address]:
+    """Return addresses so that their families take turns; within a family the order stays."""
+    families: dict[int, list[Address]] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    if len(families) < 2:
+        return addresses
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*families.values()))
+    return [address for address in turns if address is not None]
 
 
 # One for all clients and threads of the process.
@@ -145,7 +217,9 @@ class Connection:
         addresses: Sequence[Address],
         selector: selectors.BaseSelector,
         tls: ssl.SSLContext | None,
-        note_dead: Callable[[Address], None],
+        book: AddressBook,
+        clock: Callable[[], float],
+        proxy: Proxy | None = None,
     ) -> None:
         self.origin = origin
         self.state = ConnectionState.CONNECTING
@@ -158,11 +232,18 @@ class Connection:
         self._can_await = _CAN_AWAIT and tls is None
         self._addresses = list(addresses)
         self._address: Address | None = None
-        self._note_dead = note_dead
+        self._book = book
+        self._clock = clock
+        self._proxy = proxy
         self._selector = selector
         self._tls = tls
+        self._session: ssl.SSLSession | None = None
+        # Those that connect, each with its address and when it began; the first that does becomes the socket.
+        self._racing: dict[socket.socket, tuple[Address, float]] = {}
         self._socket: socket.socket | None = None
         self._events = 0
+        self._to_proxy = b""
+        self._from_proxy = b""
         self._connect_to_next_address(None)
 
     def __repr__(self) -> str:
@@ -178,13 +259,21 @@ class Connection:
 
         Raises:
             ConnectionFailedError: No address took the connection, or TLS could not be agreed on.
-            CertificateError: The server's certificate is not to be trusted.
+            ProxyError: The proxy cannot be reached, or failed.
+            ProxyRefusedError: The proxy refuses to lead to the origin.
+            CertificateError: The server's certificate is not to be trusted, or it asks for one of ours.
         """
         if self.state is ConnectionState.CONNECTING:
-            failure = self._opened_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if failure:
-                self._connect_to_next_address(OSError(failure, os.strerror(failure)))
+            self._look_at_racing()
+            if self._socket is None:
                 return False
+            if self._proxy is not None and self._tls is not None:
+                self._to_proxy = self._proxy.tunnel_request(self.origin.host, self.origin.port)
+                self.state = ConnectionState.TUNNELLING
+            else:
+                with NO_FORK:
+                    self._begin_tls()
+        if self.state is ConnectionState.TUNNELLING and self._has_tunnel():
             with NO_FORK:
                 self._begin_tls()
         if self.state is ConnectionState.HANDSHAKING:
@@ -192,13 +281,27 @@ class Connection:
                 self._shake_hands()
         return self.is_open
 
+    @property
+    def next_attempt(self) -> float | None:
+        """When the next address is to be tried beside those that connect, by the clock; None if there is none."""
+        if self.state is not ConnectionState.CONNECTING or not self._addresses:
+            return None
+        latest = max((since for _, since in self._racing.values()), default=0.0)
+        return latest + self._book.head_start(self._leads_to)
+
+    def try_next_address(self) -> None:
+        """Try the next address beside those that connect."""
+        self._connect_to_next_address(None)
+
     def send(self, data: memoryview) -> int:
         """Send some of ``data``; returns how many bytes the kernel took, 0 when it takes none now."""
         try:
             return (self._socket or self._opened_socket).send(data)
         except _WOULD_BLOCK:
             return 0
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            if len(data) > _MOST_AT_ONCE:
+                return self.send(data[:_MOST_AT_ONCE])
             raise self._failure("sending to", error) from error
 
     def recv_into(self, room: memoryview) -> int | None:
@@ -209,7 +312,9 @@ class Connection:
             return None
         except ssl.SSLEOFError:
             return 0
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            if len(room) > _MOST_AT_ONCE:
+                return self.recv_into(room[:_MOST_AT_ONCE])
             raise self._failure("receiving from", error) from error
 
     @property
@@ -231,10 +336,25 @@ class Connection:
             else:
                 self.awaited = mark
 
-    def note_timeout(self) -> None:
-        """Note that no connection has come about in time: the address may be dead."""
-        if self._address is not None and self.state is ConnectionState.CONNECTING:
-            self._note_dead(self._address)
+    def note_timeout(self) -> S3Error | None:
+        """Note that something has taken too long: if that was to connect, the addresses may be dead.
+
+        Returns:
+            The proxy's error, if the connection did not come about and a proxy was to lead there.
+        """
+        if self.is_open:
+            return None
+        now = self._clock()
+        for address in [address for address, _ in self._racing.values()] or [self._address]:
+            if address is not None:
+                self._book.note_dead(address, now)
+        return None if self._proxy is None else self._proxy.failure(str(self.origin), "it does not answer in time")
+
+    def note_used(self) -> None:
+        """Note that it has carried an exchange: TLS can begin the next connection by what this one has agreed on."""
+        self.was_used = True
+        if isinstance(self._socket, ssl.SSLSocket) and self._tls is not None:
+            sessions_of(self._tls).note(self.origin, self._socket, self._clock())
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""
@@ -246,18 +366,23 @@ class Connection:
         """Close the descriptor; nothing is said to the peer."""
         self.state = ConnectionState.CLOSED
         self.inbox = Inbox(0)
-        if self._socket is None:
-            return
-        try:
-            self._selector.unregister(self._socket)
-        except (KeyError, ValueError):
-            pass  # never registered, or the selector was closed before
-        self._drop_socket()
+        for each in [*self._racing, self._socket]:
+            if each is not None:
+                try:
+                    self._selector.unregister(each)
+                except (KeyError, ValueError):
+                    pass  # never registered, or the selector was closed before
+        self._drop_sockets()
 
     def abandon(self) -> None:
         """Close the descriptor without touching the selector, which may be another process's."""
         self.state = ConnectionState.CLOSED
-        self._drop_socket()
+        self._drop_sockets()
+
+    @property
+    def _leads_to(self) -> Origin:
+        """Whose addresses these are."""
+        return self.origin if self._proxy is None else Origin("http", self._proxy.host, self._proxy.port)
 
     @property
     def _opened_socket(self) -> socket.socket:
@@ -265,36 +390,97 @@ class Connection:
             raise AssertionError(f"{self!r} is used after its end")
         return self._socket
 
-    def _drop_socket(self) -> None:
+    def _drop_sockets(self) -> None:
+        for each in list(self._racing):
+            each.close()
+        self._racing.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def _connect_to_next_address(self, failure: OSError | None) -> None:
-        if failure is not None and self._address is not None:
-            self._note_dead(self._address)
+        """Try the next address that can be tried.
+
+        Raises:
+            ConnectionFailedError: There is none, and none is being tried.
+        """
         while self._addresses:
-            if self._socket is not None:
-                self._selector.unregister(self._socket)
-                self._drop_socket()
-            self._address = family, address = self._addresses.pop(0)
+            address = self._addresses.pop(0)
             try:
-                self._socket = socket.socket(family, socket.SOCK_STREAM)
-                self._socket.setblocking(False)
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                code = self._socket.connect_ex(address)
-                if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-                    raise OSError(code, os.strerror(code))
-                self._selector.register(self._socket, READ | WRITE, self)
-                self._events = READ | WRITE
+                self._begin_race(socket.socket(address[0], socket.SOCK_STREAM), address)
             except OSError as error:
                 failure = error
-                self._drop_socket()
             else:
                 return
-        self.close()
-        raise self._failure("connecting to", failure) from failure
+        if not self._racing:
+            self.close()
+            raise self._failure("connecting to", failure) from failure
+
+    def _begin_race(self, sock: socket.socket, address: Address) -> None:
+        self._racing[sock] = address, self._clock()  # first of all: what ends the connection closes it
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            code = sock.connect_ex(address[1])
+            if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
+                raise OSError(code, os.strerror(code))
+            self._selector.register(sock, READ | WRITE, self)
+        except OSError:
+            self._racing.pop(sock, None)
+            sock.close()
+            raise
+
+    def _look_at_racing(self) -> None:
+        """Take the first of those that connect which has; drop those that have failed, and try the next address."""
+        failure: OSError | None = None
+        for sock, (address, _) in list(self._racing.items()):
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                failure = OSError(code, os.strerror(code))
+                self._book.note_dead(address, self._clock())
+                self._drop_racing(sock)
+            elif _is_connected(sock):
+                self._win(sock)
+                return
+        if failure is not None:
+            self._connect_to_next_address(failure)
+
+    def _win(self, winner: socket.socket) -> None:
+        """Take a socket that has connected; an address that it has overtaken counts as dead."""
+        now = self._clock()
+        self._address, since = self._racing[winner]
+        self._book.note_alive(self._leads_to, self._address, now - since)
+        for loser, (address, began) in list(self._racing.items()):
+            if loser is not winner:
+                if began < since:
+                    self._book.note_dead(address, now)
+                self._drop_racing(loser)
+        self._socket = winner
+        self._events = READ | WRITE
+        self._racing.clear()
+        self._addresses.clear()
+
+    def _drop_racing(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        sock.close()
+        del self._racing[sock]
+
+    def _has_tunnel(self) -> bool:
+        """Ask the proxy to lead to the origin; returns whether it does now."""
+        proxy, sock = self._proxy, self._opened_socket
+        assert proxy is not None
+        try:
+            if self._to_proxy:
+                self._to_proxy = self._to_proxy[sock.send(self._to_proxy) :]
+                self.watch_writing(wanted=bool(self._to_proxy))
+            arrived = sock.recv(_ROOM_FOR_PROXY)
+        except _WOULD_BLOCK:
+            return False
+        except OSError as error:
+            raise proxy.failure(str(self.origin), error.strerror or str(error)) from error
+        self._from_proxy += arrived
+        return proxy.leads(self._from_proxy, str(self.origin), has_ended=not arrived)
 
     def _begin_tls(self) -> None:
         if self._tls is None:
@@ -302,8 +488,11 @@ class Connection:
             return
         plain = self._opened_socket
         self._selector.unregister(plain)
+        self._session = sessions_of(self._tls).find(self.origin)
         try:
-            self._socket = self._tls.wrap_socket(plain, server_hostname=self.origin.host, do_handshake_on_connect=False)
+            self._socket = self._tls.wrap_socket(
+                plain, server_hostname=self.origin.host, do_handshake_on_connect=False, session=self._session
+            )
         except OSError as error:  # the peer is gone already
             raise self._failure("connecting to", error) from error
         self._selector.register(self._socket, READ | WRITE, self)
@@ -320,22 +509,61 @@ class Connection:
         except ssl.SSLWantWriteError:
             self._watch(READ | WRITE)
         except OSError as error:
+            if self._session is not None and self._tls is not None:
+                sessions_of(self._tls).refuse(self.origin)
             raise self._failure("agreeing on TLS with", error) from error
         else:
+            self._session = None
             self.state = ConnectionState.OPEN
 
     def _watch(self, events: int) -> None:
         self._events = events
         self._selector.modify(self._opened_socket, events, self)
 
-    def _failure(self, doing: str, error: OSError | None) -> S3Error:
-        reason = error.strerror or str(error) if error is not None else "no address"
+    def _failure(self, doing: str, error: OSError | OverflowError | None) -> S3Error:
+        reason = (getattr(error, "strerror", None) or str(error)) if error is not None else "no address"
         if isinstance(error, ssl.SSLCertVerificationError):
             return CertificateError(
                 f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
                 "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
             )
-        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+        if isinstance(error, ssl.SSLError) and error.reason in _WANTS_OUR_CERTIFICATE:
+            return CertificateError(
+                f"{self.origin} does not accept this client's certificate, or that it has none: {reason}. "
+                "Name the PEM file of one in S3ClientConfig(client_cert=...)."
+            )
+        if self._proxy is None:
+            return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+        if self.state is ConnectionState.OPEN or self._socket is not None:
+            return ConnectionFailedError(
+                f"The connection failed while {doing} {self.origin} by the proxy {self._proxy}: {reason}."
+            )
+        return self._proxy.failure(str(self.origin), reason)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether a socket without an error has connected; one that was closed again has, too."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True
+
+
+class _PatientSelector(selectors.SelectSelector):
+    """Sleeps while nothing is registered: Windows refuses to select nothing."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait until something can move."""
+        if self.get_map():
+            return super().select(timeout)
+        time.sleep(timeout or 0.0)
+        return []
+
+
+def _new_selector() -> selectors.BaseSelector:
+    is_select = selectors.DefaultSelector is selectors.SelectSelector
+    return _PatientSelector() if is_select else selectors.DefaultSelector()
 
 
 class Network:
@@ -346,6 +574,7 @@ class Network:
         lookup: Looks a host's addresses up.
         clock: Seconds that never go back.
         addresses: What was looked up before; None begins with nothing.
+        proxy: Returns the proxy that leads to an origin, or None.
     """
 
     def __init__(
@@ -355,43 +584,78 @@ class Network:
         lookup: Resolve = resolve,
         clock: Callable[[], float] = time.monotonic,
         addresses: AddressBook | None = None,
+        proxy: Callable[[Origin], Proxy | None] = lambda _: None,
     ) -> None:
         self.clock = clock
         self._tls = tls
         self._lookup = lookup
-        self._selector = selectors.DefaultSelector()
+        self._selector = _new_selector()
         self._addresses = addresses or AddressBook()
+        self._proxy = proxy
+        self._racing: dict[Connection, None] = {}
 
     def open(self, origin: Origin) -> Connection:
         """Begin a connection.
 
         Raises:
             ConnectionFailedError: The host has no address, or none that can be tried.
+            ProxyError: The proxy has none.
         """
-        addresses = self._addresses_of(origin)
+        proxy = self._proxy(origin)
+        addresses = self._addresses_of(origin if proxy is None else Origin("http", proxy.host, proxy.port), proxy)
         tls = self._tls() if origin.scheme == "https" else None
-        return Connection(origin, addresses, self._selector, tls, self._note_dead)
+        connection = Connection(origin, addresses, self._selector, tls, self._addresses, self.clock, proxy)
+        if connection.next_attempt is not None:
+            self._racing[connection] = None
+        return connection
 
     def select(self, timeout: float) -> list[tuple[Connection, int]]:
-        """Wait until a connection can move, ``timeout`` seconds at most."""
+        """Wait until a connection can move, ``timeout`` seconds at most, or less if another address is to be tried."""
+        if self._racing:
+            return self._select_racing(timeout)
         return [(key.data, events) for key, events in self._selector.select(timeout)]
 
     def close(self) -> None:
         """Close the selector's descriptor, and unregister nothing (see the module's theory of operation)."""
         self._selector.close()
 
-    def _note_dead(self, address: Address) -> None:
-        self._addresses.note_dead(address, self.clock())
+    def _select_racing(self, timeout: float) -> list[tuple[Connection, int]]:
+        """Select, and try the next address of connections that nothing has come of."""
+        due = self._next_attempts()
+        wait = max(0.0, min([timeout, *(moment - self.clock() for moment in due.values())]))
+        # A connection of which several sockets are reported is told once.
+        found: dict[Connection, int] = {}
+        for key, events in self._selector.select(wait):
+            found[key.data] = found.get(key.data, 0) | events
+        now = self.clock()
+        for connection, moment in self._next_attempts().items():
+            if connection not in found and moment <= now:  # what has come about meanwhile is not late
+                connection.try_next_address()
+        return list(found.items())
 
-    def _addresses_of(self, origin: Origin) -> list[Address]:
+    def _next_attempts(self) -> dict[Connection, float]:
+        """Return when connections are to try their next addresses; those that have none are forgotten."""
+        found = {}
+        for connection in list(self._racing):
+            moment = connection.next_attempt
+            if moment is None:
+                self._racing.pop(connection, None)
+            else:
+                found[connection] = moment
+        return found
+
+    def _addresses_of(self, origin: Origin, proxy: Proxy | None) -> list[Address]:
         now = self.clock()
         addresses = self._addresses.find(origin, now)
         if not addresses:
             try:
                 self._addresses.note(origin, self._lookup(origin.host, origin.port), now)
             except OSError as error:
+                reason = error.strerror or str(error)
+                if proxy is not None:
+                    raise proxy.failure("", f"its host name could not be resolved: {reason}") from error
                 raise ConnectionFailedError(
-                    f"The host name {origin.host!r} of the endpoint could not be resolved: {error.strerror or error}. "
+                    f"The host name {origin.host!r} of the endpoint could not be resolved: {reason}. "
                     "Check the endpoint and region; if the server has no name per bucket, "
                     "use S3ClientConfig(force_path_style=True)."
                 ) from error
