@@ -70,10 +70,10 @@ def test_the_next_address_after_a_quarter_of_a_second(hole: Address, server: Scr
         connection = network.open(MANY)
         clock.now += 0.249
         assert network.select(0.0) == []
-        assert len(connection._racing) == 1
+        assert len(connection._race._sockets) == 1
         clock.now += 0.001
         assert network.select(0.0) == []
-        assert len(connection._racing) == 2
+        assert len(connection._race._sockets) == 2
         [(found, _)] = network.select(PATIENCE)
         assert found is connection
         assert connection.establish()

@@ -13,7 +13,6 @@ from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, pars
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._transfer import http1
-from s3torch._transfer.connection import Origin
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import ContentRange, Destination, Head, Inbox
 from s3torch.errors import IntegrityError, ObjectChangedError, ProtocolError, S3Error
@@ -120,8 +119,7 @@ class Operation(Exchange):
         if error.bucket is not None:
             return error
         error.bucket, error.key = self._bucket.name, self._key
-        hint = _ignored_proxy(self.origin) if self.head is None else ""
-        error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
+        error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}",)
         return error
 
     def _sign(self, payload_sha256: str) -> bytes:
@@ -136,6 +134,10 @@ class Operation(Exchange):
         document = ErrorDocument()
         if self._method != "HEAD":
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
+        if head.status == 407 or (head.status == 403 and not document.code and self._method != "HEAD"):
+            proxy = self._bucket.proxy
+            if proxy is not None and "x-amz-request-id" not in head.fields:
+                return proxy.refusal(str(self.origin), head.status)
         return error_from_answer(self.subject, head.status, head.fields, document)
 
 
@@ -199,18 +201,6 @@ class ListObjectsV2(Operation, Generic[_Page]):
         body = yield from http1.read_small_body(inbox, head, _MAX_PAGE)
         self.page = self._parse(body)
         return None
-
-
-def _ignored_proxy(origin: Origin) -> str:
-    """Return a sentence on the proxy that the environment names for an origin; empty if there is none."""
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    if origin.scheme not in getproxies_environment() or proxy_bypass(origin.host):
-        return ""
-    return (
-        f" {origin.scheme.upper()}_PROXY is set, and s3torch uses no proxies: the endpoint must be reached directly, "
-        "such as by a VPC endpoint."
-    )
 
 
 class DeleteObject(Operation):

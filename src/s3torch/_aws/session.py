@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws.proxies import proxy_of
 from s3torch._aws.sigv4 import Credentials
-from s3torch._aws.tls import tls_context
+from s3torch._aws.tls import ClientCert, tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
@@ -34,6 +35,8 @@ from s3torch.errors import (
 if TYPE_CHECKING:
     import ssl
 
+    from s3torch._transfer.connection import Origin
+    from s3torch._transfer.proxy import Proxy
     from s3torch.config import S3ClientConfig
 
 __all__ = ["AwsSession"]
@@ -95,6 +98,7 @@ class AwsSession:
         self._credentials = Credentials("", "")
         self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
+        self._proxies: dict[Origin, Proxy | None] = {}
 
     def credentials(self) -> Credentials | None:
         """Return what to sign with now; None if requests are not to be signed.
@@ -166,8 +170,18 @@ class AwsSession:
         """
         with NO_FORK:
             if self._tls is None:
-                self._tls = tls_context(self._verify())
+                self._tls = tls_context(self._verify(), self._client_cert())
             return self._tls
+
+    def proxy(self, origin: Origin) -> Proxy | None:
+        """Return the proxy that leads to an origin; None if it is reached directly. It stays the same.
+
+        Raises:
+            ConfigError: The proxy's URL cannot be used.
+        """
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_of(origin, self._config.proxies)
+        return self._proxies[origin]
 
     def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
         """Make a call through botocore.
@@ -225,7 +239,9 @@ class AwsSession:
 
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
-            self._source = configuration_of(self._config.profile).find_credentials(self.region())
+            proxies = self._config.proxies
+            options = None if proxies is None else {"proxies": proxies}
+            self._source = configuration_of(self._config.profile).find_credentials(self.region(), options)
         if self._source is None:
             raise CredentialsError(
                 "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
@@ -260,7 +276,10 @@ class AwsSession:
             # Not every S3-compatible server knows the newer checksums.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
+            "proxies": self._config.proxies,
         }
+        if (client_cert := self._client_cert()) is not None:
+            options["client_cert"] = client_cert[0] if client_cert[1] is None else client_cert
         source = None if self._config.unsigned else self._source or self._find_credentials()
         with self._explained(region):
             client = configuration_of(self._config.profile).new_client(
@@ -296,6 +315,13 @@ class AwsSession:
             return "path"
         host = endpoint_url.partition("://")[2].partition("/")[0]
         return "auto" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else "virtual"
+
+    def _client_cert(self) -> ClientCert:
+        given = self._config.client_cert
+        if given is None:
+            return None
+        certificate, key = given if isinstance(given, tuple) else (given, None)
+        return os.fspath(certificate), None if key is None else os.fspath(key)
 
     def _verify(self) -> bool | str:
         verify = self._config.verify

@@ -4,24 +4,15 @@ Above this module nobody sees a socket, a descriptor, an SSL object or an OSErro
 (TCP), TUNNELLING (where a proxy leads to a TLS server) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it
 CLOSED for good.
 
-**A dead address swallows packets**, and says nothing: broken IPv6, one node of a gateway. So the addresses of a host
-race, as in RFC 8305: when one has not taken the connection after its head start, the next is tried beside it, and the
-first that answers has it. An address that a later one has overtaken counts as dead, and is tried last for a minute, by
-all engines of the process. ``select`` begins the next attempt itself, since nothing else happens meanwhile.
+The addresses of a host race (see ``racing``). ``select`` begins the next attempt itself: nothing else may happen.
 
 Closing never says goodbye by TLS: it only closes the descriptor. So a process that inherited connections by ``fork``
-can drop its copies without disturbing the owner, as long as it never touches the owner's selector: an epoll instance
-is shared by both processes, and removing a descriptor there would deafen the owner. ``Network.close`` therefore closes
-the selector's own descriptor and unregisters nothing.
+can drop its copies without disturbing the owner, as long as it never touches the owner's selector: both processes share
+an epoll instance, so removing a descriptor there would deafen the owner. ``Network.close`` unregisters nothing.
 """
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
-import errno
-import itertools
-import logging
-import os
 import selectors
 import socket
 import ssl
@@ -29,35 +20,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from s3torch._forks import NO_FORK
+from s3torch._transfer.addresses import PROCESS_ADDRESSES, Address, AddressBook, Origin, Resolve, resolve
 from s3torch._transfer.http1 import Inbox
 from s3torch._transfer.proxy import Proxy
+from s3torch._transfer.racing import Race
+from s3torch._transfer.selecting import new_selector
 from s3torch._transfer.tls_sessions import sessions_of
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
-__all__ = ["PROCESS_ADDRESSES", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["PROCESS_ADDRESSES", "Address", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
-
-# How long the addresses of a host are used before its name is looked up again, in seconds: S3 moves traffic by DNS,
-# with a time to live of a few seconds; each look-up blocks the loop.
-_ADDRESS_LIFETIME = 30.0
-# An address that took no connection is tried after all others for so long, in seconds. Not tuned.
-_DEAD_LIFETIME = 60.0
-
-# How long an address is waited for before the next is tried beside it, in seconds (RFC 8305 5: 250 ms). Once it is known
-# how long connections to the host take, so many times that is enough, and never less than the lesser bound: the next
-# batch is not to wait for the dead addresses of this one. RFC 8305 permits 10 ms.
-_HEAD_START = 0.25
-_HEAD_START_FACTOR = 4.0
-_LEAST_HEAD_START = 0.02
-# How fast the quickest connection is forgotten: by this factor with each that takes longer. Not tuned.
-_FORGETTING = 1.1
 
 # What the kernel, or TLS, may refuse to take or fill at once on some systems is halved until it is no more than this.
 _MOST_AT_ONCE = 1 << 30
@@ -69,35 +46,16 @@ _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
 _CAN_AWAIT = sys.platform == "linux"
 
-# The head of a proxy's answer fits in there; a server by TLS says nothing before we do.
-_ROOM_FOR_PROXY = 16 * 1024
+_ROOM_FOR_PROXY = 16 * 1024  # the head of its answer; a server by TLS says nothing before we do
 
 # What OpenSSL calls a server's alert that it wants a certificate of the client, or another one.
-_WANTS_OUR_CERTIFICATE = frozenset(
-    {
-        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "SSLV3_ALERT_CERTIFICATE_REVOKED",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
-        "TLSV1_ALERT_UNKNOWN_CA",
-    }
-)
+_WANTS_OUR_CERTIFICATE = (
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED SSLV3_ALERT_BAD_CERTIFICATE SSLV3_ALERT_CERTIFICATE_EXPIRED "
+    "SSLV3_ALERT_CERTIFICATE_REVOKED SSLV3_ALERT_CERTIFICATE_UNKNOWN SSLV3_ALERT_UNSUPPORTED_CERTIFICATE "
+    "TLSV1_ALERT_UNKNOWN_CA"
+).split()
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class Origin(NamedTuple):
-    """Where connections go: scheme (``http`` or ``https``), host and port."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
 
 
 class ConnectionState(Enum):
@@ -108,93 +66,6 @@ class ConnectionState(Enum):
     HANDSHAKING = "handshaking"
     OPEN = "open"
     CLOSED = "closed"
-
-
-Address = tuple[int, Any]  # address family, and what socket.connect takes for it
-Resolve = Callable[[str, int], Sequence[Address]]
-
-
-def resolve(host: str, port: int) -> list[Address]:
-    """Look a host's addresses up; blocks."""
-    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-class AddressBook:
-    """The addresses of hosts, and which of them took no connection lately.
-
-    They are facts of servers: one book serves all threads and clients of a process, and a forked child inherits it.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[Origin, tuple[float, Sequence[Address]]] = {}
-        self._dead: dict[Address, float] = {}
-        self._quickest: dict[Origin, float] = {}
-        self._turns = itertools.count()
-
-    def find(self, origin: Origin, now: float) -> list[Address]:
-        """Return the addresses of an origin in the order in which to try them.
-
-        Each time another one is the first, families take turns, so that one which leads nowhere costs one attempt (RFC
-        8305 4), and dead addresses come last.
-
-        Returns:
-            The addresses; none if they must be looked up.
-        """
-        looked_up, addresses = self._known.get(origin, (now, ()))
-        if not addresses or now - looked_up >= _ADDRESS_LIFETIME:
-            return []
-        first = next(self._turns) % len(addresses)
-        turned = _by_turns_of_families([*addresses[first:], *addresses[:first]])
-        if self._dead:
-            turned.sort(key=lambda address: now - self._dead.get(address, -_DEAD_LIFETIME) < _DEAD_LIFETIME)
-        return turned
-
-    def head_start(self, origin: Origin) -> float:
-        """Return for how many seconds an address of an origin is waited for before the next is tried beside it."""
-        quickest = self._quickest.get(origin)
-        if quickest is None:
-            return _HEAD_START
-        return min(_HEAD_START, max(_LEAST_HEAD_START, _HEAD_START_FACTOR * quickest))
-
-    def note(self, origin: Origin, addresses: Sequence[Address], now: float) -> None:
-        """Note what a look-up has found."""
-        self._known[origin] = (now, tuple(addresses))
-
-    def note_alive(self, origin: Origin, address: Address, seconds: float) -> None:
-        """Note that an address of an origin took a connection within some seconds."""
-        known = self._quickest.get(origin)
-        self._quickest[origin] = seconds if known is None else min(known * _FORGETTING, seconds)
-        if address in self._dead:
-            self._dead = {each: since for each, since in self._dead.items() if each != address}
-
-    def note_dead(self, address: Address, now: float) -> None:
-        """Note that an address took no connection, or was overtaken by one that was tried later."""
-        if address not in self._dead:
-            _log.info("The address %s takes no connection, and is tried last for %g s", address[1], _DEAD_LIFETIME)
-        self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
-            address: now
-        }
-
-    def forget(self) -> None:
-        """Forget everything, as a test wants it that begins."""
-        self._known.clear()
-        self._dead.clear()
-        self._quickest.clear()
-
-
-def _by_turns_of_families(addresses: list[Address]) -> list[Address]:
-    """Return addresses so that their families take turns; within a family the order stays."""
-    families: dict[int, list[Address]] = {}
-    for address in addresses:
-        families.setdefault(address[0], []).append(address)
-    if len(families) < 2:
-        return addresses
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*families.values()))
-    return [address for address in turns if address is not None]
-
-
-# One for all clients and threads of the process.
-PROCESS_ADDRESSES = AddressBook()
 
 
 class Connection:
@@ -230,7 +101,6 @@ class Connection:
         self.holds_more = tls is not None
         self.awaited = 1
         self._can_await = _CAN_AWAIT and tls is None
-        self._addresses = list(addresses)
         self._address: Address | None = None
         self._book = book
         self._clock = clock
@@ -238,13 +108,13 @@ class Connection:
         self._selector = selector
         self._tls = tls
         self._session: ssl.SSLSession | None = None
-        # Those that connect, each with its address and when it began; the first that does becomes the socket.
-        self._racing: dict[socket.socket, tuple[Address, float]] = {}
         self._socket: socket.socket | None = None
         self._events = 0
         self._to_proxy = b""
         self._from_proxy = b""
-        self._connect_to_next_address(None)
+        leads_to = origin if proxy is None else Origin("http", proxy.host, proxy.port)
+        self._race = Race(leads_to, addresses, selector, self, book, clock)
+        self.try_next_address()
 
     def __repr__(self) -> str:
         return f"<Connection {self.origin} {self.state.value}{' idle' if self.flight is None else ''}>"
@@ -264,8 +134,7 @@ class Connection:
             CertificateError: The server's certificate is not to be trusted, or it asks for one of ours.
         """
         if self.state is ConnectionState.CONNECTING:
-            self._look_at_racing()
-            if self._socket is None:
+            if not self._has_won():
                 return False
             if self._proxy is not None and self._tls is not None:
                 self._to_proxy = self._proxy.tunnel_request(self.origin.host, self.origin.port)
@@ -284,14 +153,19 @@ class Connection:
     @property
     def next_attempt(self) -> float | None:
         """When the next address is to be tried beside those that connect, by the clock; None if there is none."""
-        if self.state is not ConnectionState.CONNECTING or not self._addresses:
-            return None
-        latest = max((since for _, since in self._racing.values()), default=0.0)
-        return latest + self._book.head_start(self._leads_to)
+        return self._race.next_attempt if self.state is ConnectionState.CONNECTING else None
 
     def try_next_address(self) -> None:
-        """Try the next address beside those that connect."""
-        self._connect_to_next_address(None)
+        """Try the next address beside those that connect.
+
+        Raises:
+            ConnectionFailedError: There is none, and none is being tried.
+        """
+        try:
+            self._race.try_next()
+        except OSError as error:
+            self.close()
+            raise self._failure("connecting to", error) from error
 
     def send(self, data: memoryview) -> int:
         """Send some of ``data``; returns how many bytes the kernel took, 0 when it takes none now."""
@@ -344,10 +218,10 @@ class Connection:
         """
         if self.is_open:
             return None
-        now = self._clock()
-        for address in [address for address, _ in self._racing.values()] or [self._address]:
-            if address is not None:
-                self._book.note_dead(address, now)
+        if self._address is None:
+            self._race.note_dead()
+        else:
+            self._book.note_dead(self._address, self._clock())
         return None if self._proxy is None else self._proxy.failure(str(self.origin), "it does not answer in time")
 
     def note_used(self) -> None:
@@ -366,23 +240,19 @@ class Connection:
         """Close the descriptor; nothing is said to the peer."""
         self.state = ConnectionState.CLOSED
         self.inbox = Inbox(0)
-        for each in [*self._racing, self._socket]:
-            if each is not None:
-                try:
-                    self._selector.unregister(each)
-                except (KeyError, ValueError):
-                    pass  # never registered, or the selector was closed before
-        self._drop_sockets()
+        self._race.close(unregister=True)
+        if self._socket is not None:
+            try:
+                self._selector.unregister(self._socket)
+            except (KeyError, ValueError):
+                pass  # never registered, or the selector was closed before
+        self._drop_socket()
 
     def abandon(self) -> None:
         """Close the descriptor without touching the selector, which may be another process's."""
         self.state = ConnectionState.CLOSED
-        self._drop_sockets()
-
-    @property
-    def _leads_to(self) -> Origin:
-        """Whose addresses these are."""
-        return self.origin if self._proxy is None else Origin("http", self._proxy.host, self._proxy.port)
+        self._race.close(unregister=False)
+        self._drop_socket()
 
     @property
     def _opened_socket(self) -> socket.socket:
@@ -390,81 +260,23 @@ class Connection:
             raise AssertionError(f"{self!r} is used after its end")
         return self._socket
 
-    def _drop_sockets(self) -> None:
-        for each in list(self._racing):
-            each.close()
-        self._racing.clear()
+    def _drop_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _connect_to_next_address(self, failure: OSError | None) -> None:
-        """Try the next address that can be tried.
-
-        Raises:
-            ConnectionFailedError: There is none, and none is being tried.
-        """
-        while self._addresses:
-            address = self._addresses.pop(0)
-            try:
-                self._begin_race(socket.socket(address[0], socket.SOCK_STREAM), address)
-            except OSError as error:
-                failure = error
-            else:
-                return
-        if not self._racing:
-            self.close()
-            raise self._failure("connecting to", failure) from failure
-
-    def _begin_race(self, sock: socket.socket, address: Address) -> None:
-        self._racing[sock] = address, self._clock()  # first of all: what ends the connection closes it
+    def _has_won(self) -> bool:
+        """Whether an address has taken the connection."""
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            code = sock.connect_ex(address[1])
-            if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-                raise OSError(code, os.strerror(code))
-            self._selector.register(sock, READ | WRITE, self)
-        except OSError:
-            self._racing.pop(sock, None)
-            sock.close()
-            raise
-
-    def _look_at_racing(self) -> None:
-        """Take the first of those that connect which has; drop those that have failed, and try the next address."""
-        failure: OSError | None = None
-        for sock, (address, _) in list(self._racing.items()):
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                failure = OSError(code, os.strerror(code))
-                self._book.note_dead(address, self._clock())
-                self._drop_racing(sock)
-            elif _is_connected(sock):
-                self._win(sock)
-                return
-        if failure is not None:
-            self._connect_to_next_address(failure)
-
-    def _win(self, winner: socket.socket) -> None:
-        """Take a socket that has connected; an address that it has overtaken counts as dead."""
-        now = self._clock()
-        self._address, since = self._racing[winner]
-        self._book.note_alive(self._leads_to, self._address, now - since)
-        for loser, (address, began) in list(self._racing.items()):
-            if loser is not winner:
-                if began < since:
-                    self._book.note_dead(address, now)
-                self._drop_racing(loser)
-        self._socket = winner
+            won = self._race.winner()
+        except OSError as error:
+            self.close()
+            raise self._failure("connecting to", error) from error
+        if won is None:
+            return False
+        self._socket, self._address = won  # the race closes it as well, should an interrupt come between
         self._events = READ | WRITE
-        self._racing.clear()
-        self._addresses.clear()
-
-    def _drop_racing(self, sock: socket.socket) -> None:
-        self._selector.unregister(sock)
-        sock.close()
-        del self._racing[sock]
+        return True
 
     def _has_tunnel(self) -> bool:
         """Ask the proxy to lead to the origin; returns whether it does now."""
@@ -541,31 +353,6 @@ class Connection:
         return self._proxy.failure(str(self.origin), reason)
 
 
-def _is_connected(sock: socket.socket) -> bool:
-    """Whether a socket without an error has connected; one that was closed again has, too."""
-    try:
-        sock.getpeername()
-    except OSError as error:
-        return error.errno != errno.ENOTCONN
-    return True
-
-
-class _PatientSelector(selectors.SelectSelector):
-    """Sleeps while nothing is registered: Windows refuses to select nothing."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait until something can move."""
-        if self.get_map():
-            return super().select(timeout)
-        time.sleep(timeout or 0.0)
-        return []
-
-
-def _new_selector() -> selectors.BaseSelector:
-    is_select = selectors.DefaultSelector is selectors.SelectSelector
-    return _PatientSelector() if is_select else selectors.DefaultSelector()
-
-
 class Network:
     """Opens connections and waits for them; belongs to one engine.
 
@@ -589,7 +376,7 @@ class Network:
         self.clock = clock
         self._tls = tls
         self._lookup = lookup
-        self._selector = _new_selector()
+        self._selector = new_selector()
         self._addresses = addresses or AddressBook()
         self._proxy = proxy
         self._racing: dict[Connection, None] = {}

@@ -7,17 +7,19 @@ The tickets of TLS 1.3 come after the handshake: so a session is taken from a co
 
 from __future__ import annotations
 
-import ssl
 import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from s3torch._transfer.connection import Origin
+    import ssl
+
+    from s3torch._transfer.addresses import Origin
 
 __all__ = ["TlsSessions", "sessions_of"]
 
-# To take a session off a connection copies it, with the server's certificate: so one is used for so many seconds by all
-# new connections. Servers accept them for minutes to hours, and have a whole handshake with whoever comes later. Not tuned.
+# To take a session off a connection copies it, with the server's certificate: so one is used for so many seconds by
+# all new connections. Servers accept them for minutes to hours, and have a whole handshake with whoever comes later.
+# Not tuned.
 _LIFETIME = 60.0
 
 
