@@ -133,7 +133,9 @@ class S3ClientConfig:
     def _check_client_cert(self) -> None:
         given: object = self.client_cert
         paths = given if isinstance(given, tuple) else (given,)
-        if given is not None and not (len(paths) <= 2 and all(isinstance(path, (str, os.PathLike)) for path in paths)):
+        if given is not None and not (
+            1 <= len(paths) <= 2 and all(isinstance(path, (str, os.PathLike)) for path in paths)
+        ):
             raise ArgumentTypeError(
                 "S3ClientConfig(client_cert=...) must be the path of a PEM file, or those of certificate and key, "
                 f"got {given!r}."

@@ -134,7 +134,7 @@ class Operation(Exchange):
         document = ErrorDocument()
         if self._method != "HEAD":
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
-        if head.status == 407 or (head.status == 403 and not document.code and self._method != "HEAD"):
+        if head.status == 407 or (head.status == 403 and not document.code):  # S3 gives its refusals an id, at least
             proxy = self._bucket.proxy
             if proxy is not None and "x-amz-request-id" not in head.fields:
                 return proxy.refusal(str(self.origin), head.status)

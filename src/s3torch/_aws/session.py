@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from s3torch.errors import (
     ConfigError,
     ConnectionFailedError,
     CredentialsError,
+    ProxyError,
+    ProxyRefusedError,
     RequestError,
     S3Error,
 )
@@ -201,6 +204,7 @@ class AwsSession:
             ConnectionError,  # noqa: A004  # botocore's own
             HTTPClientError,
             NoCredentialsError,
+            ProxyConnectionError,
             SSLError,
         )
 
@@ -211,7 +215,8 @@ class AwsSession:
             with _discretion.kept():
                 answer: dict[str, Any] = getattr(client, method)(**parameters)
         except ClientError as error:
-            raise _from_client_error(subject, error.response) from error
+            failure = _from_client_error(subject, error.response)
+            raise _refusal_of_proxy(subject, failure.status) if failure.status == 407 else failure from error
         except NoCredentialsError as error:
             raise CredentialsError(
                 f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
@@ -226,7 +231,11 @@ class AwsSession:
                     bucket=subject.bucket,
                     key=subject.key,
                 ) from error
-            raise ConnectionFailedError(
+            refused = re.search(r"Tunnel connection failed: (4\d\d)", str(error.kwargs.get("error")))
+            if refused is not None:
+                raise _refusal_of_proxy(subject, int(refused[1])) from error
+            kind = ProxyError if isinstance(error, ProxyConnectionError) else ConnectionFailedError
+            raise kind(
                 f"{subject.operation} on {subject} failed at {subject.where}: {error}",
                 bucket=subject.bucket,
                 key=subject.key,
@@ -365,6 +374,17 @@ def _check_text_of(credentials: Credentials) -> None:
             raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
     if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
+
+
+def _refusal_of_proxy(subject: Subject, status: int | None) -> S3Error:
+    """Return the error of a proxy that does not lead to the service."""
+    return ProxyRefusedError(
+        f"{subject.operation} on {subject} failed: the proxy does not lead to {subject.where}. Check HTTPS_PROXY, "
+        "HTTP_PROXY and NO_PROXY, or S3ClientConfig(proxies=...), and user and password there.",
+        bucket=subject.bucket,
+        key=subject.key,
+        status=status,
+    )
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:

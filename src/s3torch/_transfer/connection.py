@@ -28,7 +28,7 @@ from s3torch._transfer.http1 import Inbox
 from s3torch._transfer.proxy import Proxy
 from s3torch._transfer.racing import Race
 from s3torch._transfer.selecting import new_selector
-from s3torch._transfer.tls_sessions import sessions_of
+from s3torch._transfer.tls_sessions import WANTS_OUR_CERTIFICATE, sessions_of
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
 __all__ = ["PROCESS_ADDRESSES", "Address", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
@@ -47,13 +47,6 @@ _LEAST_AWAITED = 128 * 1024
 _CAN_AWAIT = sys.platform == "linux"
 
 _ROOM_FOR_PROXY = 16 * 1024  # the head of its answer; a server by TLS says nothing before we do
-
-# What OpenSSL calls a server's alert that it wants a certificate of the client, or another one.
-_WANTS_OUR_CERTIFICATE = (
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED SSLV3_ALERT_BAD_CERTIFICATE SSLV3_ALERT_CERTIFICATE_EXPIRED "
-    "SSLV3_ALERT_CERTIFICATE_REVOKED SSLV3_ALERT_CERTIFICATE_UNKNOWN SSLV3_ALERT_UNSUPPORTED_CERTIFICATE "
-    "TLSV1_ALERT_UNKNOWN_CA"
-).split()
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -339,11 +332,13 @@ class Connection:
                 f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
                 "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
             )
-        if isinstance(error, ssl.SSLError) and error.reason in _WANTS_OUR_CERTIFICATE:
+        if isinstance(error, ssl.SSLError) and error.reason in WANTS_OUR_CERTIFICATE:
             return CertificateError(
                 f"{self.origin} does not accept this client's certificate, or that it has none: {reason}. "
                 "Name the PEM file of one in S3ClientConfig(client_cert=...)."
             )
+        if isinstance(error, ssl.SSLError) and error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
+            reason += ". The server may ask for a certificate of this client: S3ClientConfig(client_cert=...)"
         if self._proxy is None:
             return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
         if self.state is ConnectionState.OPEN or self._socket is not None:

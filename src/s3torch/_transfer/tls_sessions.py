@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 
     from s3torch._transfer.addresses import Origin
 
-__all__ = ["TlsSessions", "sessions_of"]
+__all__ = ["WANTS_OUR_CERTIFICATE", "TlsSessions", "sessions_of"]
+
+# What OpenSSL calls a server's alert that it wants a certificate of the client, or another one.
+WANTS_OUR_CERTIFICATE = frozenset(
+    {
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV1_ALERT_UNKNOWN_CA",
+    }
+)
 
 # To take a session off a connection copies it, with the server's certificate: so one is used for so many seconds by
 # all new connections. Servers accept them for minutes to hours, and have a whole handshake with whoever comes later.
