@@ -44,7 +44,7 @@ _MOST_AT_ONCE = 1 << 30
 _MOST_AWAITED = 512 * 1024
 _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
-_CAN_AWAIT = sys.platform == "linux"
+_CAN_AWAIT = sys.platform == "linux" and hasattr(socket, "SO_RCVLOWAT")
 
 _ROOM_FOR_PROXY = 16 * 1024  # the head of its answer; a server by TLS says nothing before we do
 
