@@ -367,7 +367,7 @@ def test_no_connection():
 
 @pytest.mark.parametrize(("exempted", "is_said"), [("", True), ("127.0.0.1", False)])
 def test_no_connection_beside_a_proxy(monkeypatch: pytest.MonkeyPatch, exempted: str, is_said: bool):
-    """Where the environment names a proxy that cannot be used the error is the proxy's, unless NO_PROXY passes it by."""
+    """Where the environment names a proxy that is down the error is the proxy's, unless NO_PROXY passes it by."""
     monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", exempted)
     with serving(lambda request, wire: wire.reset()) as (_, client), pytest.raises(ConnectionFailedError) as caught:

@@ -221,7 +221,8 @@ class Connection:
         """Note that it has carried an exchange: TLS can begin the next connection by what this one has agreed on."""
         self.was_used = True
         if isinstance(self._socket, ssl.SSLSocket) and self._tls is not None:
-            sessions_of(self._tls).note(self.origin, self._socket, self._clock())
+            with NO_FORK:
+                sessions_of(self._tls).note(self.origin, self._socket, self._clock())
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""
