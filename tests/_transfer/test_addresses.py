@@ -291,12 +291,22 @@ def test_a_connection_without_a_request_may_fail():
 
 
 def test_a_connection_that_is_coming_is_waited_for_before_another_is_opened():
-    """Requests wait for the connections that were begun before, and open no others beside them."""
-    network = FakeNetwork(never, slow_echo)
+    """Requests wait for the connections that were begun a moment ago, and open no others beside them."""
+    network = FakeNetwork(never, echo)
     engine = make(network)
     for _ in range(3):
         engine.run([Named("a"), Named("b")])
-    assert (len(network.connections), network.now) == (2, 1006.0)
+    assert (len(network.connections), network.now) == (2, 1000.0)
+
+
+def test_a_connection_that_does_not_come_about_keeps_nobody_waiting():
+    """Beside a connection that has taken long another one is opened, once."""
+    network = FakeNetwork(never, slow_echo, then=slow_echo)
+    engine = make(network)
+    for _ in range(20):
+        engine.run([Named("a"), Named("b")])
+    assert network.now == 1021.0  # two seconds for the first two, one for each two after them
+    assert len(network.connections) == 3
 
 
 def test_other_origins_take_nothing():

@@ -15,6 +15,8 @@ __all__ = ["ConnectionPool"]
 # Idle connections are dropped before servers do it (S3 after 5-20 s, nginx after 75 s): a reuse that fails costs a
 # round trip. Not tuned.
 _IDLE_LIFETIME = 15.0
+# A connection whose request has found another one, and that is not open after so many seconds, may never be. Not tuned.
+_COMING_LIFETIME = 0.25
 
 
 class ConnectionPool:
@@ -43,7 +45,8 @@ class ConnectionPool:
     def take(self, origin: Origin, clock: float) -> Connection:
         """Return an idle connection, of which select has just told that nothing has come there, or a new one.
 
-        One that is open comes before one that was begun for another request and is not open yet.
+        One that is open comes before one that was begun for another request and is not open yet. If that has taken long
+        another is opened beside it: the first that is open has the request (see ``Loop``).
 
         Args:
             origin: Where it leads.
@@ -54,9 +57,12 @@ class ConnectionPool:
         """
         idle = self._idle.get(origin)
         while idle:
-            connection = idle.pop()
-            if clock - connection.idle_since < _IDLE_LIFETIME:
-                return connection
+            connection = idle[-1]
+            waited = clock - connection.idle_since
+            if waited < (_IDLE_LIFETIME if connection.is_open else _COMING_LIFETIME):
+                return idle.pop()
+            if not connection.is_open and waited < _IDLE_LIFETIME:
+                break  # all that are open stand behind it: there is none
             self.discard(connection)
         return self.open(origin)
 
