@@ -45,6 +45,7 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     ProtocolError,
+    ProxyError,
     RegionError,
     RequestError,
     S3Error,
@@ -366,12 +367,14 @@ def test_no_connection():
 
 @pytest.mark.parametrize(("exempted", "is_said"), [("", True), ("127.0.0.1", False)])
 def test_no_connection_beside_a_proxy(monkeypatch: pytest.MonkeyPatch, exempted: str, is_said: bool):
-    """Where no connection can be made and the environment names a proxy, the error says that it is not used."""
-    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    """Where the environment names a proxy that is down the error is the proxy's, unless NO_PROXY passes it by."""
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", exempted)
     with serving(lambda request, wire: wire.reset()) as (_, client), pytest.raises(ConnectionFailedError) as caught:
         client.read_range("bucket", "key", 0)
-    assert ("HTTP_PROXY is set, and s3torch uses no proxies" in str(caught.value)) == is_said
+    assert ("The proxy http://127.0.0.1:1 cannot be used" in str(caught.value)) == is_said
+    assert isinstance(caught.value, ProxyError) == is_said
+    assert "secret" not in str(caught.value)
 
 
 def chunked(content: bytes, size: int, *, extension: bytes = b"", end: bytes = b"0\r\n\r\n") -> Handler:

@@ -46,6 +46,8 @@ def test_defaults():
         "hedging": True,
         "checksums": "on",
         "verify": True,
+        "client_cert": None,
+        "proxies": None,
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Literal
 
@@ -71,6 +72,11 @@ class S3ClientConfig:
             profile, count with ``on`` only.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
+        client_cert: What the client shows of itself to servers that ask for a certificate: the path of a PEM file with
+            certificate and key, or the paths of both. The key must not be encrypted.
+        proxies: URLs of HTTP proxies by the scheme of the endpoint, such as ``{"https": "http://user:password@host:3128"}``;
+            one that is not named is reached directly. None (default) uses ``HTTP_PROXY``, ``HTTPS_PROXY`` and
+            ``NO_PROXY`` as botocore does, and ``NO_PROXY`` may hold networks, such as ``10.0.0.0/8``. ``{}`` uses none.
 
     Raises:
         ConfigError: A value is out of range, or two contradict each other.
@@ -95,6 +101,8 @@ class S3ClientConfig:
     hedging: bool = True
     checksums: Literal["on", "off", "strict"] = "on"
     verify: bool | str | os.PathLike[str] = True
+    client_cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
+    proxies: Mapping[str, str] | None = field(default=None, repr=False, hash=False)  # there may be passwords in it
 
     def __post_init__(self) -> None:
         for name in ("unsigned", "force_path_style", "requester_pays", "hedging"):
@@ -105,6 +113,8 @@ class S3ClientConfig:
             raise ArgumentTypeError(
                 f"S3ClientConfig(verify=...) must be a bool or the path of a PEM file, got {self.verify!r}."
             )
+        self._check_client_cert()
+        self._check_proxies()
         _require_type(self, "checksums", str)
         if self.checksums not in _CHECKSUMS:
             raise ConfigError(f"S3ClientConfig(checksums={self.checksums!r}) must be one of {', '.join(_CHECKSUMS)}.")
@@ -123,6 +133,31 @@ class S3ClientConfig:
                 "S3ClientConfig(unsigned=True, requester_pays=True) cannot work: "
                 "whoever pays for a request must sign it. Drop one of the two."
             )
+
+    def _check_client_cert(self) -> None:
+        given: object = self.client_cert
+        paths = given if isinstance(given, tuple) else (given,)
+        if given is not None and not (
+            1 <= len(paths) <= 2 and all(isinstance(path, (str, os.PathLike)) for path in paths)
+        ):
+            raise ArgumentTypeError(
+                "S3ClientConfig(client_cert=...) must be the path of a PEM file, or those of certificate and key, "
+                f"got {given!r}."
+            )
+
+    def _check_proxies(self) -> None:
+        """Check the proxies, and keep a copy; no message shows a URL, in which a password may be."""
+        given: object = self.proxies
+        if given is None:
+            return
+        if not isinstance(given, Mapping) or not all(isinstance(each, str) for each in (*given, *given.values())):
+            raise ArgumentTypeError("S3ClientConfig(proxies=...) must be a mapping of schemes to URLs.")
+        if unknown := set(given) - {"http", "https"}:
+            raise ConfigError(
+                f"S3ClientConfig(proxies=...) has proxies for {sorted(unknown)}: an endpoint has the scheme 'http' or "
+                "'https'."
+            )
+        object.__setattr__(self, "proxies", dict(given))
 
     @property
     def connections(self) -> int:

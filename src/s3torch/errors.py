@@ -22,9 +22,11 @@ Each class is named by what the caller can do about it::
     ├── ObjectChangedError                    the object was replaced while it was read: begin again
     ├── ConcurrentUseError (RuntimeError)     two threads use one reader, writer or iterator: give each its own
     ├── UnverifiedError                       nothing proves what was read: store a checksum, or ask for no proof
+    ├── ProxyRefusedError (ConnectionError)   give the proxy a password, or change its rules
     ├── RequestError                          the service refused the request for good
     └── TransientError                        worth another attempt; s3torch has made its own already
         ├── ConnectionFailedError (ConnectionError)
+        │   └── ProxyError                    the proxy cannot be reached, or cannot reach the server
         ├── DeadlineError (TimeoutError)      no connection, no first byte or no progress in time
         ├── TruncatedBodyError                the connection ended before the body did
         ├── ProtocolError                     the answer is not HTTP or not what was asked
@@ -60,6 +62,8 @@ __all__ = [
     "ObjectNotFoundError",
     "ObjectTableError",
     "ProtocolError",
+    "ProxyError",
+    "ProxyRefusedError",
     "RegionError",
     "RequestError",
     "S3Error",
@@ -173,7 +177,7 @@ class CredentialsError(S3Error):
 
 
 class CertificateError(S3Error):
-    """The server's TLS certificate is not trusted, expired, or of another host."""
+    """The server's TLS certificate is not trusted, expired, or of another host; or it does not accept the client's."""
 
 
 class RegionError(S3Error):
@@ -203,6 +207,13 @@ class UnverifiedError(S3Error):
     """``checksums="strict"`` was asked for, and the object has no checksum that can be compared with its bytes."""
 
 
+class ProxyRefusedError(S3Error, ConnectionError):
+    """The proxy does not lead to the server: it wants a password (status 407), or has a rule against it.
+
+    Another attempt would meet the same, and might lock the user out.
+    """
+
+
 class RequestError(S3Error):
     """The service refused the request and would refuse it again."""
 
@@ -213,6 +224,10 @@ class TransientError(S3Error):
 
 class ConnectionFailedError(TransientError, ConnectionError):
     """No connection could be made, or it broke before an answer came."""
+
+
+class ProxyError(ConnectionFailedError):
+    """The proxy could not be reached, did not answer, or could not reach the server."""
 
 
 class DeadlineError(TransientError, TimeoutError):

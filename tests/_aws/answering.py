@@ -19,7 +19,9 @@ _ORIGIN = Origin("http", "bucket.test", 80)
 def bucket(origin: Origin = _ORIGIN, *, has_checksums: bool = False) -> Bucket:
     """Return a bucket whose requests are not signed."""
     endpoint = SimpleNamespace(origin=origin, host=origin.host, base_path="")
-    session: Any = SimpleNamespace(region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None)
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None, proxy=lambda _: None
+    )
     return Bucket("bucket", lambda: session, "test", has_checksums=has_checksums)
 
 

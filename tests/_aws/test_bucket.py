@@ -10,6 +10,7 @@ from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import Endpoint, endpoint_of_bucket_url
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
+from s3torch._transfer.connection import Origin
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ClockSkewError, CredentialsError, RegionError, S3Error
 
@@ -31,6 +32,9 @@ class FakeSession(AwsSession):
         current = self.current
         self.on_credentials()
         return current
+
+    def proxy(self, origin: Origin) -> None:
+        return None
 
     def forget_credentials(self) -> None:
         self.current = Credentials("new", "secret", "token")

@@ -7,9 +7,16 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws import tls
@@ -173,3 +180,45 @@ def test_what_is_kept_is_bounded(tmp_path: Path):
         latest = tls_context(str(path))
         assert tls_context(str(path)) is latest
     assert len(tls._contexts) == tls._MOST_CONTEXTS
+
+
+# Certificates of the client
+
+
+def test_a_client_certificate(tmp_path: Path):
+    """A certificate of the client is loaded from one file or two, once for all clients, and anew when it changes."""
+    issued = trustme.CA().issue_cert("client@example.com")
+    both, chain, key = (tmp_path / name for name in ("both.pem", "chain.pem", "key.pem"))
+    issued.private_key_and_cert_chain_pem.write_to_path(both)
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    first = tls_context(False, (str(both), None))
+    assert tls_context(False, (str(both), None)) is first
+    assert tls_context(False, (str(chain), str(key))) is not first
+    assert tls_context(False) is not first
+    trustme.CA().issue_cert("other@example.com").private_key_and_cert_chain_pem.write_to_path(both)
+    assert tls_context(False, (str(both), None)) is not first
+
+
+def test_client_certificates_that_cannot_be_used(tmp_path: Path):
+    """A file that is missing, no certificate, or has an encrypted key is a ConfigError, and nobody is asked."""
+    issued = trustme.CA().issue_cert("client@example.com")
+    chain, key, encrypted, junk = (tmp_path / name for name in ("chain.pem", "key.pem", "encrypted.pem", "junk.pem"))
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    private = load_pem_private_key(key.read_bytes(), None)
+    encrypted.write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    )
+    junk.write_text("junk")
+    for certificate, its_key, text in [
+        (tmp_path / "missing.pem", None, "No such file"),
+        (junk, None, "cannot be used"),
+        (chain, None, "cannot be used"),
+        (chain, junk, "cannot be used"),
+        (chain, encrypted, "the key is encrypted"),
+    ]:
+        with pytest.raises(ConfigError, match=text) as caught:
+            tls_context(False, (str(certificate), None if its_key is None else str(its_key)))
+        assert str(certificate) in str(caught.value)
+        assert "client_cert" in str(caught.value)

@@ -214,6 +214,10 @@ class FakeConnection:
     def note_timeout(self) -> None:
         """Nothing is to be remembered: there are no addresses."""
 
+    def note_used(self) -> None:
+        """Note that it has carried an exchange."""
+        self.was_used = True
+
     def expect(self, count: int) -> None:
         """Say how many bytes are wanted."""
         if not self.holds_more:

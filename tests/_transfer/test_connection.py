@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import trustme
@@ -372,10 +370,11 @@ def test_an_address_that_refuses_is_remembered(dead_address: Address):
 def test_a_peer_that_is_gone_before_tls():
     """That TLS cannot even begin is a failed connection, as any other."""
 
-    def wrap_socket(*_: object, **__: object) -> ssl.SSLSocket:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+    class Gone(ssl.SSLContext):
+        def wrap_socket(self, *_: object, **__: object) -> ssl.SSLSocket:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
-    tls: Any = SimpleNamespace(wrap_socket=wrap_socket)
+    tls = Gone(ssl.PROTOCOL_TLS_CLIENT)
     with (
         ScriptedServer(greet) as server,
         engine_of(Network(tls=lambda: tls), max_attempts=1) as engine,

@@ -33,7 +33,9 @@ FRAMINGS = ("length", "chunks", "close")
 def bucket() -> Bucket:
     """Return a bucket whose requests are not signed."""
     endpoint = SimpleNamespace(origin=ORIGIN, host=ORIGIN.host, base_path="")
-    session: Any = SimpleNamespace(region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None)
+    session: Any = SimpleNamespace(
+        region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None, proxy=lambda _: None
+    )
     return Bucket("bucket", lambda: session, "test")
 
 

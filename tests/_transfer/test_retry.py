@@ -98,7 +98,7 @@ def test_pauses():
 def test_a_broken_connection_is_retried_at_once(kind: type[S3Error]):
     """What ends one connection says nothing of load: its first retry has no pause, but for an outage."""
     policy, error = RetryPolicy(), kind("It broke.")
-    is_connection = kind in (ConnectionFailedError, TruncatedBodyError, ProtocolError)
+    is_connection = issubclass(kind, (ConnectionFailedError, TruncatedBodyError, ProtocolError))
     assert (policy.pause(error, 1, was_reached=True, jitter=0.5) == 0.0) is is_connection
     assert policy.pause(error, 2, was_reached=True, jitter=0.5) == 0.1
     assert policy.pause(error, 1, was_reached=False, jitter=0.5) == 0.05

@@ -28,18 +28,23 @@ from s3torch._aws.multipart import (
     UploadedPart,
 )
 from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, ListObjectsV2, Operation
+from s3torch._aws.proxies import parse_proxy
 from s3torch._aws.sending import PutObject, UploadPart
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
+from s3torch._transfer.proxy import Proxy
 from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.errors import (
     CheckpointFormatError,
+    ConfigError,
     ConnectionFailedError,
     InvalidURIError,
     ObjectChangedError,
     ObjectTableError,
     ProtocolError,
+    ProxyError,
+    ProxyRefusedError,
     S3Error,
     TruncatedBodyError,
 )
@@ -338,6 +343,36 @@ def _safetensors_index(data: bytes, chance: Random) -> None:
     assert all(".." not in file.split("/") and not file.startswith("/") for file in shards)
 
 
+def _must_hide(secret: bytes, error: Exception) -> None:
+    assert secret.decode() not in str(error)
+
+
+def _proxy_answer(data: bytes, chance: Random) -> None:
+    proxy = Proxy("proxy.test", 3128, "Basic secret")
+    leads = False
+    for stop in sorted({chance.randrange(len(data) + 1), len(data)}):  # it may come in two pieces
+        try:
+            leads = proxy.leads(data[:stop], "https://bucket.test", has_ended=False)
+        except (ProxyError, ProxyRefusedError) as error:
+            _must_hide(b"secret", error)
+            return
+    if leads:
+        assert re.match(rb"HTTP/1\.[01] 2\d\d( |\r\n)", data)
+        assert data.find(b"\r\n\r\n") == len(data) - 4
+
+
+def _proxy_url(data: bytes, chance: Random) -> None:
+    try:
+        proxy = parse_proxy(data.decode("latin-1"), "HTTPS_PROXY")
+    except ConfigError as error:
+        _must_hide(b"s3cret", error)
+        return
+    assert proxy.host
+    assert 0 < proxy.port < 65536
+    request = proxy.tunnel_request("bucket.test", 443)
+    assert request.count(b"\r\n") == request.count(b"\n") == request.count(b"\r") == 3 + bool(proxy.authorization)
+
+
 _TENSORS_SIZE = 24
 _TENSORS = {"a": ("F32", (2, 2), 16), "é": ("BF16", (), 2), "b": ("F4", (3, 4), 6), "empty": ("I64", (0, 3), 0)}
 
@@ -490,6 +525,38 @@ TARGETS: dict[str, Target] = {
         (b"<Error><Code>NoSuchKey</Code><Message>m &amp; n</Message><RequestId>R</RequestId></Error>",),
         (b"<Code>", b"</Code>", b"<Message>", b"&#99999999999;", b"&#xD800;", b"&", b"\xff", b"SlowDown", b"9"),
         weight=4,
+    ),
+    "proxy answer": Target(
+        _proxy_answer,
+        (
+            b"HTTP/1.1 200 Connection established\r\n\r\n",
+            b"HTTP/1.0 200 OK\r\nVia: x\r\n\r\n",
+            b"HTTP/1.1 407 Who?\r\n\r\n",
+            b"HTTP/1.1 502\r\n\r\n",
+        ),
+        (b"\r\n", b"\r\n\r\n", b"\r", b"\n", b"HTTP/1.1 ", b"200", b" ", b"407", b"\0", b"\xb2", b"HTTP/1.1 200"),
+        weight=2,
+    ),
+    "proxy URL": Target(
+        _proxy_url,
+        (b"http://user:s3cret@proxy.test:3128", b"proxy:1", b"//proxy", b"http://[::1]:8080/", b"http://u%40:p%3A@p"),
+        (
+            b"http://",
+            b":",
+            b"@",
+            b"/",
+            b"[",
+            b"]",
+            b"%0d%0a",
+            b"\r\n",
+            b"\0",
+            b" ",
+            b"\xff",
+            b"99999",
+            b"https://",
+            b"\t",
+        ),
+        weight=2,
     ),
     "uri": Target(
         _uri, (b"s3://bucket/a/b?c#d", b"s3://b", b"s3://b/"), (b"s3://", b"/", b"//", b"\0", b"\xff", b"%2F"), weight=4

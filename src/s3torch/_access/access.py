@@ -229,7 +229,7 @@ class Access:
 
     def _new_network(self, state: _ProcessState) -> Network:
         """Return what opens the connections of a new engine."""
-        return Network(state.session.tls, addresses=PROCESS_ADDRESSES)
+        return Network(state.session.tls, addresses=PROCESS_ADDRESSES, proxy=state.session.proxy)
 
     def _new_engine(self, state: _ProcessState) -> Engine:
         config = self.config

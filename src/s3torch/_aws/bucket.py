@@ -15,6 +15,7 @@ from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Signer
 from s3torch._log import LOG
 from s3torch._transfer.http1 import build_head, format_fields
+from s3torch._transfer.proxy import Proxy
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
 __all__ = ["Bucket", "Place"]
@@ -46,11 +47,13 @@ class _CommonLines:
 
     Attributes:
         key: What they depend on: the place, the second, the body's digest, and the operation's own fields.
+        before_path: What a proxy wants before the path (the absolute form, RFC 9112 3.2.2); mostly nothing.
         lines: The lines; with a signer they stop before the signature.
         signer: None if requests are not signed.
     """
 
     key: tuple[Place, int, str, Mapping[str, str]]
+    before_path: str
     lines: str
     signer: Signer | None
 
@@ -129,6 +132,11 @@ class Bucket:
         """How often something was corrected."""
         return self.place.corrections
 
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy that leads to the bucket; None if it is reached directly."""
+        return self._session().proxy(self.endpoint.origin)
+
     def session(self) -> AwsSession:
         """Return the session of this process."""
         return self._session()
@@ -164,6 +172,8 @@ class Bucket:
         query_string = sigv4.canonical_query(query) if query else ""
         target = f"{path}?{query_string}" if query_string else path
         common = self._lines_in_common(place, payload_sha256, signed_fields)
+        if common.before_path:
+            target = f"{common.before_path}{target}"
         return build_head(method, target, fields, common.complete(method, path, query_string))
 
     def _lines_in_common(self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
@@ -177,14 +187,21 @@ class Bucket:
 
     def _new_lines(
         self, place: Place, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
-    ) -> tuple[str, Signer | None]:
+    ) -> tuple[str, str, Signer | None]:
         signed = {"host": place.endpoint.host, **signed_fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
+        unsigned = dict(self._unsigned)
+        before_path, origin = "", place.endpoint.origin
+        proxy = self._session().proxy(origin) if origin.scheme == "http" else None  # https goes through a tunnel
+        if proxy is not None:
+            before_path = f"http://{place.endpoint.host}"
+            if proxy.authorization is not None:
+                unsigned["proxy-authorization"] = proxy.authorization
         credentials = self._session().credentials()
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
-            return format_fields({**signed, **self._unsigned}), None
+            return before_path, format_fields({**signed, **unsigned}), None
         when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
@@ -194,8 +211,8 @@ class Bucket:
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
             signed["x-amz-security-token"] = token
         signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=place.region, when=when)
-        lines = format_fields({**signed, **self._unsigned, "authorization": signer.preamble})
-        return lines.removesuffix("\r\n"), signer
+        lines = format_fields({**signed, **unsigned, "authorization": signer.preamble})
+        return before_path, lines.removesuffix("\r\n"), signer
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
         """Change what the service found wrong: region, clock or credentials.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,15 +100,21 @@ class Configuration:
         """Return a variable of botocore's, such as ``region``; None if it is not set."""
         return self._session.get_config_variable(name)
 
-    def find_credentials(self, region: str) -> Any:  # noqa: ANN401  # of a class that botocore chooses
+    def find_credentials(self, region: str, options: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         """Look for credentials anew, and return an object that refreshes itself; None if there are none.
 
         Args:
             region: Where roles are assumed, unless the profile says otherwise.
+            options: Of botocore's Config, such as ``proxies``, for the services that are asked for them.
         """
+        from botocore.config import Config
         from botocore.credentials import create_credential_resolver
 
-        return create_credential_resolver(self._session, region_name=region).load_credentials()
+        session = self._session
+        if options:
+            session = self._new_session()  # the other one is shared
+            session.set_default_client_config(Config(**options))
+        return create_credential_resolver(session, region_name=region).load_credentials()
 
     def placeholder(self, region: str, endpoint: str | None, style: str | None) -> BotocoreClient:
         """Return a client that knows addresses, and sends nothing.

@@ -198,9 +198,9 @@ class Operation(Exchange):
             return self._mute  # nobody has answered why
         if error.bucket is None:
             error.bucket, error.key = self._bucket.name, self._key
-            hint = _ignored_proxy(self.origin) if self.head is None else ""
+            hint = ""
             if self.head is None and self.sent and _may_want_tls(error, self.origin):
-                hint = f" If that port speaks TLS, write https:// in the endpoint.{hint}"
+                hint = " If that port speaks TLS, write https:// in the endpoint."
             error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
         fields = self.head.fields if self.head is not None else _NOTHING
         remedy = _style_remedy(error, self._answered.endpoint, self._bucket.name) or _coding_remedy(error, fields)
@@ -226,6 +226,10 @@ class Operation(Exchange):
         document = ErrorDocument()
         if self._method != "HEAD" or self._mute is not None:
             document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
+        if head.status == 407 or (head.status == 403 and not document.code):  # S3 gives its refusals an id, at least
+            proxy = self._bucket.proxy
+            if proxy is not None and "x-amz-request-id" not in head.fields:
+                return proxy.refusal(str(self.origin), head.status)
         error = error_from_answer(self.subject, head.status, head.fields, document, signed_region=self._answered.region)
         if self._has_checksum_fields and _names_checksums(error, document):
             remedy = 'use S3ClientConfig(checksums="off").'
@@ -411,18 +415,6 @@ class ListObjectsV2(Operation, Generic[_Page]):
         del head
         self.page = self._parse(body)
         return None
-
-
-def _ignored_proxy(origin: Origin) -> str:
-    """Return a sentence on the proxy that the environment names for an origin; empty if there is none."""
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    if origin.scheme not in getproxies_environment() or proxy_bypass(origin.host):
-        return ""
-    return (
-        f" {origin.scheme.upper()}_PROXY is set, and s3torch uses no proxies: the endpoint must be reached directly, "
-        "such as by a VPC endpoint."
-    )
 
 
 class DeleteObject(Operation):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from s3torch._aws.configuration import BotocoreClient, configuration_of
 from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
 from s3torch._aws.finding import Inherited, Overload, environment, error_of, error_text
 from s3torch._aws.proof import describe_root, not_s3, root_of
+from s3torch._aws.proxies import proxy_of
 from s3torch._aws.sigv4 import Credentials
-from s3torch._aws.tls import named_authorities, tls_context
+from s3torch._aws.tls import ClientCert, named_authorities, tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
@@ -30,6 +32,8 @@ from s3torch.errors import (
     ConnectionFailedError,
     CredentialsError,
     ProtocolError,
+    ProxyError,
+    ProxyRefusedError,
     RequestError,
     S3Error,
 )
@@ -37,6 +41,8 @@ from s3torch.errors import (
 if TYPE_CHECKING:
     import ssl
 
+    from s3torch._transfer.connection import Origin
+    from s3torch._transfer.proxy import Proxy
     from s3torch.config import S3ClientConfig
 
 __all__ = ["AwsSession"]
@@ -108,6 +114,7 @@ class AwsSession:
         self._overload = Overload()
         self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
+        self._proxies: dict[Origin, Proxy | None] = {}
 
     def credentials(self) -> Credentials | None:
         """Return what to sign with now; None if requests are not to be signed.
@@ -220,8 +227,18 @@ class AwsSession:
         """
         with NO_FORK:
             if self._tls is None:
-                self._tls = tls_context(self._verify())
+                self._tls = tls_context(self._verify(), self._client_cert())
             return self._tls
+
+    def proxy(self, origin: Origin) -> Proxy | None:
+        """Return the proxy that leads to an origin; None if it is reached directly. It stays the same.
+
+        Raises:
+            ConfigError: The proxy's URL cannot be used.
+        """
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_of(origin, self._config.proxies)
+        return self._proxies[origin]
 
     def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
         """Make a call through botocore.
@@ -240,6 +257,7 @@ class AwsSession:
             ConnectionError,  # noqa: A004  # botocore's own
             HTTPClientError,
             NoCredentialsError,
+            ProxyConnectionError,
             SSLError,
         )
         from botocore.parsers import ResponseParserError
@@ -251,7 +269,8 @@ class AwsSession:
             with _discretion.kept():
                 answer: dict[str, Any] = getattr(client, method)(**parameters)
         except ClientError as error:
-            raise _from_client_error(subject, error.response) from error
+            failure = _from_client_error(subject, error.response)
+            raise _refusal_of_proxy(subject, failure.status) if failure.status == 407 else failure from error
         except NoCredentialsError as error:
             raise CredentialsError(
                 f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
@@ -266,7 +285,11 @@ class AwsSession:
                     bucket=subject.bucket,
                     key=subject.key,
                 ) from error
-            raise ConnectionFailedError(
+            refused = re.search(r"Tunnel connection failed: (4\d\d)", str(error.kwargs.get("error")))
+            if refused is not None:
+                raise _refusal_of_proxy(subject, int(refused[1])) from error
+            kind = ProxyError if isinstance(error, ProxyConnectionError) else ConnectionFailedError
+            raise kind(
                 f"{subject.operation} on {subject} failed at {subject.where}: {error}",
                 bucket=subject.bucket,
                 key=subject.key,
@@ -286,7 +309,9 @@ class AwsSession:
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
             self._environment = environment()
-            self._source = configuration_of(self._config.profile).find_credentials(self.region())
+            proxies = self._config.proxies
+            options = None if proxies is None else {"proxies": proxies}
+            self._source = configuration_of(self._config.profile).find_credentials(self.region(), options)
         if self._source is None:
             raise CredentialsError(
                 "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
@@ -323,7 +348,10 @@ class AwsSession:
             # Not every S3-compatible server knows the newer checksums.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
+            "proxies": self._config.proxies,
         }
+        if (client_cert := self._client_cert()) is not None:
+            options["client_cert"] = client_cert[0] if client_cert[1] is None else client_cert
         source = None if self._config.unsigned else self._source or self._find_credentials()
         with self._explained(region):
             client = configuration_of(self._config.profile).new_client(
@@ -376,6 +404,13 @@ class AwsSession:
         verify = self._verify()
         return named_authorities() or True if verify is True else verify
 
+    def _client_cert(self) -> ClientCert:
+        given = self._config.client_cert
+        if given is None:
+            return None
+        certificate, key = given if isinstance(given, tuple) else (given, None)
+        return os.fspath(certificate), None if key is None else os.fspath(key)
+
     def _verify(self) -> bool | str:
         verify = self._config.verify
         if verify is not True:
@@ -427,6 +462,17 @@ def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any
     root, body = _ROOTS.get(operation_model.name), response_dict["body"]
     if root is not None and response_dict["status_code"] < 300 and not root_of(body).endswith((root, "Error")):
         raise ProtocolError(f"by {describe_root(body)} where a document {root} is due")
+
+
+def _refusal_of_proxy(subject: Subject, status: int | None) -> S3Error:
+    """Return the error of a proxy that does not lead to the service."""
+    return ProxyRefusedError(
+        f"{subject.operation} on {subject} failed: the proxy does not lead to {subject.where}. Check HTTPS_PROXY, "
+        "HTTP_PROXY and NO_PROXY, or S3ClientConfig(proxies=...), and user and password there.",
+        bucket=subject.bucket,
+        key=subject.key,
+        status=status,
+    )
 
 
 def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:

@@ -20,21 +20,26 @@ __all__ = ["named_authorities", "tls_context"]
 # Files of authorities that are in use in turn. Not tuned.
 _MOST_CONTEXTS = 8
 
+# The PEM files of a certificate and of its key; None for the key means that the first holds both.
+ClientCert = tuple[str, "str | None"] | None
+
 _contexts: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
 
 
-def tls_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # it is a bool or the name of a file
+def tls_context(verify: bool | str, client_cert: ClientCert = None) -> ssl.SSLContext:  # noqa: FBT001  # it is a bool or the name of a file
     """Return the context of connections: TLS 1.2 or newer, and verifying.
 
     Args:
         verify: Whether to verify, by the authorities of the system; or the PEM file of the authorities.
+        client_cert: The PEM files of the client's own certificate and of its key, which the first may hold, too.
 
     Raises:
-        ConfigError: The file of authorities cannot be read.
+        ConfigError: The file of authorities, or of the certificate, cannot be read.
     """
     with NO_FORK:
-        key = (os.getpid(), verify, *map(_mark_of, _files(verify)))
-        context = _contexts.pop(key, None) or _new_context(verify)
+        own = [path for path in client_cert or () if path is not None]
+        key = (os.getpid(), verify, client_cert, *map(_mark_of, _files(verify) + own))
+        context = _contexts.pop(key, None) or _new_context(verify, client_cert)
         _contexts[key] = context
         while len(_contexts) > _MOST_CONTEXTS:
             _contexts.popitem(last=False)
@@ -47,7 +52,7 @@ def named_authorities() -> str | None:
     return path if Path(path).is_file() else None
 
 
-def _new_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # as above
+def _new_context(verify: bool | str, client_cert: ClientCert) -> ssl.SSLContext:  # noqa: FBT001  # as above
     try:
         context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
     except (OSError, ssl.SSLError) as error:
@@ -63,7 +68,26 @@ def _new_context(verify: bool | str) -> ssl.SSLContext:  # noqa: FBT001  # as ab
         context.verify_mode = ssl.CERT_NONE
     elif verify is True and not context.cert_store_stats()["x509_ca"]:
         context.load_verify_locations(bundled_authorities())
+    if client_cert is not None:
+        _load_client_cert(context, *client_cert)
     return context
+
+
+def _load_client_cert(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    asked: list[str] = []
+
+    def password() -> str:  # without it OpenSSL would ask at the terminal
+        asked.append("")
+        return ""
+
+    try:
+        context.load_cert_chain(certificate, key, password)
+    except (OSError, ssl.SSLError) as error:
+        where = repr(certificate) if key is None else f"{certificate!r} and {key!r}"
+        reason = "the key is encrypted, and there is nobody to ask for its password" if asked else str(error)
+        raise ConfigError(
+            f"The client's certificate in {where} cannot be used: {reason}. Check S3ClientConfig(client_cert=...)."
+        ) from error
 
 
 def _files(verify: bool | str) -> list[str]:  # noqa: FBT001  # as above

@@ -1,20 +1,18 @@
 """The seam to the operating system: non-blocking streams, and the selector that tells which of them can move.
 
 Above this module nobody sees a socket, a descriptor, an SSL object or an OSError. A connection goes through CONNECTING
-(TCP, each address of the host in turn) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it CLOSED for good.
+(TCP), TUNNELLING (where a proxy leads to a TLS server) and HANDSHAKING (TLS) to OPEN; whatever goes wrong leaves it
+CLOSED for good.
+
+The addresses of a host race (see ``racing``). ``select`` begins the next attempt itself: nothing else may happen.
 
 Closing never says goodbye by TLS: it only closes the descriptor. So a process that inherited connections by ``fork``
-can drop its copies without disturbing the owner, as long as it never touches the owner's selector: an epoll instance
-is shared by both processes, and removing a descriptor there would deafen the owner. ``Network.close`` therefore closes
-the selector's own descriptor and unregisters nothing.
+can drop its copies without disturbing the owner, as long as it never touches the owner's selector: both processes share
+an epoll instance, so removing a descriptor there would deafen the owner. ``Network.close`` unregisters nothing.
 """
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
-import errno
-import itertools
-import os
 import selectors
 import socket
 import ssl
@@ -22,30 +20,33 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from s3torch._forks import NO_FORK
-from s3torch._log import LOG
+from s3torch._transfer.addresses import PROCESS_ADDRESSES, Address, AddressBook, Origin, Resolve, resolve
 from s3torch._transfer.http1 import Inbox
+from s3torch._transfer.proxy import Proxy
+from s3torch._transfer.racing import Race
+from s3torch._transfer.selecting import new_selector
+from s3torch._transfer.tls_sessions import WANTS_OUR_CERTIFICATE, sessions_of
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
 
-__all__ = ["PROCESS_ADDRESSES", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
+__all__ = ["PROCESS_ADDRESSES", "Address", "AddressBook", "Connection", "ConnectionState", "Network", "Origin"]
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-# How long the addresses of a host are used before its name is looked up again, in seconds: S3 moves traffic by DNS,
-# with a time to live of a few seconds; each look-up blocks the loop.
-_ADDRESS_LIFETIME = 30.0
-# An address that took no connection is tried after all others for so long, in seconds. Not tuned.
-_DEAD_LIFETIME = 60.0
+# What the kernel, or TLS, may refuse to take or fill at once on some systems is halved until it is no more than this.
+_MOST_AT_ONCE = 1 << 30
 
 # While a body is received its connection is reported only when this much of it has arrived, in bytes: a wake-up costs
 # as much as to copy 50 kB. Below the lesser bound it is reported at once. Not tuned.
 _MOST_AWAITED = 512 * 1024
 _LEAST_AWAITED = 128 * 1024
 # Elsewhere a mark above what the kernel's buffer holds would never be reached; Linux knows better.
-_CAN_AWAIT = sys.platform == "linux"
+_CAN_AWAIT = sys.platform == "linux" and hasattr(socket, "SO_RCVLOWAT")
+
+_ROOM_FOR_PROXY = 16 * 1024  # the head of its answer; a server by TLS says nothing before we do
 
 # What OpenSSL calls an answer in plain HTTP, depending on its version.
 _NOT_TLS = {
@@ -59,82 +60,14 @@ _NOT_TLS = {
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Origin(NamedTuple):
-    """Where connections go: scheme (``http`` or ``https``), host and port."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
 class ConnectionState(Enum):
     """The life of a connection; it only moves forwards."""
 
     CONNECTING = "connecting"
+    TUNNELLING = "tunnelling"
     HANDSHAKING = "handshaking"
     OPEN = "open"
     CLOSED = "closed"
-
-
-Address = tuple[int, Any]  # address family, and what socket.connect takes for it
-Resolve = Callable[[str, int], Sequence[Address]]
-
-
-def resolve(host: str, port: int) -> list[Address]:
-    """Look a host's addresses up; blocks."""
-    return [(family, address) for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-class AddressBook:
-    """The addresses of hosts, and which of them took no connection lately.
-
-    They are facts of servers: one book serves all threads and clients of a process, and a forked child inherits it.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[Origin, tuple[float, Sequence[Address]]] = {}
-        self._dead: dict[Address, float] = {}
-        self._turns = itertools.count()
-
-    def find(self, origin: Origin, now: float) -> list[Address]:
-        """Return the addresses of an origin in the order in which to try them: each time another first, dead ones last.
-
-        Returns:
-            The addresses; none if they must be looked up.
-        """
-        looked_up, addresses = self._known.get(origin, (now, ()))
-        if not addresses or now - looked_up >= _ADDRESS_LIFETIME:
-            return []
-        first = next(self._turns) % len(addresses)
-        turned = [*addresses[first:], *addresses[:first]]
-        if self._dead:
-            turned.sort(key=lambda address: now - self._dead.get(address, -_DEAD_LIFETIME) < _DEAD_LIFETIME)
-        return turned
-
-    def note(self, origin: Origin, addresses: Sequence[Address], now: float) -> None:
-        """Note what a look-up has found."""
-        self._known[origin] = (now, tuple(addresses))
-
-    def note_dead(self, address: Address, now: float) -> None:
-        """Note that an address took no connection."""
-        if now - self._dead.get(address, -_DEAD_LIFETIME) >= _DEAD_LIFETIME:
-            LOG.info("The address %s takes no connection: others are tried first for a minute.", address[1])
-        self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
-            address: now
-        }
-
-    def forget(self) -> None:
-        """Forget everything, as a test wants it that begins."""
-        self._known.clear()
-        self._dead.clear()
-
-
-# One for all clients and threads of the process.
-PROCESS_ADDRESSES = AddressBook()
 
 
 class Connection:
@@ -158,7 +91,9 @@ class Connection:
         addresses: Sequence[Address],
         selector: selectors.BaseSelector,
         tls: ssl.SSLContext | None,
-        note_dead: Callable[[Address], None],
+        book: AddressBook,
+        clock: Callable[[], float],
+        proxy: Proxy | None = None,
     ) -> None:
         self.origin = origin
         self.state = ConnectionState.CONNECTING
@@ -170,14 +105,20 @@ class Connection:
         self.awaited = 1
         self.serial = 0
         self._can_await = _CAN_AWAIT and tls is None
-        self._addresses = list(addresses)
         self._address: Address | None = None
-        self._note_dead = note_dead
+        self._book = book
+        self._clock = clock
+        self._proxy = proxy
         self._selector = selector
         self._tls = tls
+        self._session: ssl.SSLSession | None = None
         self._socket: socket.socket | None = None
         self._events = 0
-        self._connect_to_next_address(None)
+        self._to_proxy = b""
+        self._from_proxy = b""
+        leads_to = origin if proxy is None else Origin("http", proxy.host, proxy.port)
+        self._race = Race(leads_to, addresses, selector, self, book, clock)
+        self.try_next_address()
 
     def __repr__(self) -> str:
         return f"<Connection {self.origin} {self.state.value}{' idle' if self.flight is None else ''}>"
@@ -192,13 +133,20 @@ class Connection:
 
         Raises:
             ConnectionFailedError: No address took the connection, or TLS could not be agreed on.
-            CertificateError: The server's certificate is not to be trusted.
+            ProxyError: The proxy cannot be reached, or failed.
+            ProxyRefusedError: The proxy refuses to lead to the origin.
+            CertificateError: The server's certificate is not to be trusted, or it asks for one of ours.
         """
         if self.state is ConnectionState.CONNECTING:
-            failure = self._opened_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if failure:
-                self._connect_to_next_address(OSError(failure, os.strerror(failure)))
+            if not self._has_won():
                 return False
+            if self._proxy is not None and self._tls is not None:
+                self._to_proxy = self._proxy.tunnel_request(self.origin.host, self.origin.port)
+                self.state = ConnectionState.TUNNELLING
+            else:
+                with NO_FORK:
+                    self._begin_tls()
+        if self.state is ConnectionState.TUNNELLING and self._has_tunnel():
             with NO_FORK:
                 self._begin_tls()
         if self.state is ConnectionState.HANDSHAKING:
@@ -206,13 +154,32 @@ class Connection:
                 self._shake_hands()
         return self.is_open
 
+    @property
+    def next_attempt(self) -> float | None:
+        """When the next address is to be tried beside those that connect, by the clock; None if there is none."""
+        return self._race.next_attempt if self.state is ConnectionState.CONNECTING else None
+
+    def try_next_address(self) -> None:
+        """Try the next address beside those that connect.
+
+        Raises:
+            ConnectionFailedError: There is none, and none is being tried.
+        """
+        try:
+            self._race.try_next()
+        except OSError as error:
+            self.close()
+            raise self._failure("connecting to", error) from error
+
     def send(self, data: memoryview) -> int:
         """Send some of ``data``; returns how many bytes the kernel took, 0 when it takes none now."""
         try:
             return (self._socket or self._opened_socket).send(data)
         except _WOULD_BLOCK:
             return 0
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            if len(data) > _MOST_AT_ONCE:
+                return self.send(data[:_MOST_AT_ONCE])
             raise self._failure("sending to", error) from error
 
     def recv_into(self, room: memoryview) -> int | None:
@@ -223,7 +190,9 @@ class Connection:
             return None
         except ssl.SSLEOFError:
             return 0
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            if len(room) > _MOST_AT_ONCE:
+                return self.recv_into(room[:_MOST_AT_ONCE])
             raise self._failure("receiving from", error) from error
 
     @property
@@ -245,10 +214,26 @@ class Connection:
             else:
                 self.awaited = mark
 
-    def note_timeout(self) -> None:
-        """Note that no connection has come about in time: the address may be dead."""
-        if self._address is not None and self.state is ConnectionState.CONNECTING:
-            self._note_dead(self._address)
+    def note_timeout(self) -> S3Error | None:
+        """Note that something has taken too long: if that was to connect, the addresses may be dead.
+
+        Returns:
+            The proxy's error, if the connection did not come about and a proxy was to lead there.
+        """
+        if self.is_open:
+            return None
+        if self._address is None:
+            self._race.note_dead()
+        else:
+            self._book.note_dead(self._address, self._clock())
+        return None if self._proxy is None else self._proxy.failure(str(self.origin), "it does not answer in time")
+
+    def note_used(self) -> None:
+        """Note that it has carried an exchange: TLS can begin the next connection by what this one has agreed on."""
+        self.was_used = True
+        if isinstance(self._socket, ssl.SSLSocket) and self._tls is not None:
+            with NO_FORK:
+                sessions_of(self._tls).note(self.origin, self._socket, self._clock())
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether the selector is to report room for sending; incoming bytes are always reported."""
@@ -260,17 +245,18 @@ class Connection:
         """Close the descriptor; nothing is said to the peer."""
         self.state = ConnectionState.CLOSED
         self.inbox = Inbox(0)
-        if self._socket is None:
-            return
-        try:
-            self._selector.unregister(self._socket)
-        except (KeyError, ValueError):
-            pass  # never registered, or the selector was closed before
+        self._race.close(unregister=True)
+        if self._socket is not None:
+            try:
+                self._selector.unregister(self._socket)
+            except (KeyError, ValueError):
+                pass  # never registered, or the selector was closed before
         self._drop_socket()
 
     def abandon(self) -> None:
         """Close the descriptor without touching the selector, which may be another process's."""
         self.state = ConnectionState.CLOSED
+        self._race.close(unregister=False)
         self._drop_socket()
 
     @property
@@ -284,31 +270,34 @@ class Connection:
             self._socket.close()
             self._socket = None
 
-    def _connect_to_next_address(self, failure: OSError | None) -> None:
-        if failure is not None and self._address is not None:
-            self._note_dead(self._address)
-        while self._addresses:
-            if self._socket is not None:
-                self._selector.unregister(self._socket)
-                self._drop_socket()
-            self._address = family, address = self._addresses.pop(0)
-            try:
-                self._socket = socket.socket(family, socket.SOCK_STREAM)
-                self._socket.setblocking(False)
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                code = self._socket.connect_ex(address)
-                if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-                    raise OSError(code, os.strerror(code))
-                self._selector.register(self._socket, READ | WRITE, self)
-                self._events = READ | WRITE
-            except OSError as error:
-                failure = error
-                self._drop_socket()
-            else:
-                return
-        self.close()
-        raise self._failure("connecting to", failure) from failure
+    def _has_won(self) -> bool:
+        """Whether an address has taken the connection."""
+        try:
+            won = self._race.winner()
+        except OSError as error:
+            self.close()
+            raise self._failure("connecting to", error) from error
+        if won is None:
+            return False
+        self._socket, self._address = won  # the race closes it as well, should an interrupt come between
+        self._events = READ | WRITE
+        return True
+
+    def _has_tunnel(self) -> bool:
+        """Ask the proxy to lead to the origin; returns whether it does now."""
+        proxy, sock = self._proxy, self._opened_socket
+        assert proxy is not None
+        try:
+            if self._to_proxy:
+                self._to_proxy = self._to_proxy[sock.send(self._to_proxy) :]
+                self.watch_writing(wanted=bool(self._to_proxy))
+            arrived = sock.recv(_ROOM_FOR_PROXY)
+        except _WOULD_BLOCK:
+            return False
+        except OSError as error:
+            raise proxy.failure(str(self.origin), error.strerror or str(error)) from error
+        self._from_proxy += arrived
+        return proxy.leads(self._from_proxy, str(self.origin), has_ended=not arrived)
 
     def _begin_tls(self) -> None:
         if self._tls is None:
@@ -316,8 +305,11 @@ class Connection:
             return
         plain = self._opened_socket
         self._selector.unregister(plain)
+        self._session = sessions_of(self._tls).find(self.origin)
         try:
-            self._socket = self._tls.wrap_socket(plain, server_hostname=self.origin.host, do_handshake_on_connect=False)
+            self._socket = self._tls.wrap_socket(
+                plain, server_hostname=self.origin.host, do_handshake_on_connect=False, session=self._session
+            )
         except OSError as error:  # the peer is gone already
             raise self._failure("connecting to", error) from error
         self._selector.register(self._socket, READ | WRITE, self)
@@ -334,25 +326,40 @@ class Connection:
         except ssl.SSLWantWriteError:
             self._watch(READ | WRITE)
         except OSError as error:
+            if self._session is not None and self._tls is not None:
+                sessions_of(self._tls).refuse(self.origin)
             raise self._failure("agreeing on TLS with", error) from error
         else:
+            self._session = None
             self.state = ConnectionState.OPEN
 
     def _watch(self, events: int) -> None:
         self._events = events
         self._selector.modify(self._opened_socket, events, self)
 
-    def _failure(self, doing: str, error: OSError | None) -> S3Error:
-        reason = error.strerror or str(error) if error is not None else "no address"
+    def _failure(self, doing: str, error: OSError | OverflowError | None) -> S3Error:
+        reason = (getattr(error, "strerror", None) or str(error)) if error is not None else "no address"
         if isinstance(error, ssl.SSLCertVerificationError):
             return CertificateError(
                 f"The certificate of {self.origin} is not valid for it: {error.verify_message}. If the server's "
                 "authority is your own, name its PEM file in AWS_CA_BUNDLE or S3ClientConfig(verify=...)."
             )
-        hint = ""
         if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
-            hint = " That port does not speak TLS: write http:// in the endpoint, or name the port that does."
-        return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.{hint}")
+            reason += ". That port does not speak TLS: write http:// in the endpoint, or name the port that does"
+        if isinstance(error, ssl.SSLError) and error.reason in WANTS_OUR_CERTIFICATE:
+            return CertificateError(
+                f"{self.origin} does not accept this client's certificate, or that it has none: {reason}. "
+                "Name the PEM file of one in S3ClientConfig(client_cert=...)."
+            )
+        if isinstance(error, ssl.SSLError) and error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
+            reason += ". The server may ask for a certificate of this client: S3ClientConfig(client_cert=...)"
+        if self._proxy is None:
+            return ConnectionFailedError(f"The connection failed while {doing} {self.origin}: {reason}.")
+        if self.state is ConnectionState.OPEN or self._socket is not None:
+            return ConnectionFailedError(
+                f"The connection failed while {doing} {self.origin} by the proxy {self._proxy}: {reason}."
+            )
+        return self._proxy.failure(str(self.origin), reason)
 
 
 class Network:
@@ -363,6 +370,7 @@ class Network:
         lookup: Looks a host's addresses up.
         clock: Seconds that never go back.
         addresses: What was looked up before; None begins with nothing.
+        proxy: Returns the proxy that leads to an origin, or None.
     """
 
     def __init__(
@@ -372,43 +380,78 @@ class Network:
         lookup: Resolve = resolve,
         clock: Callable[[], float] = time.monotonic,
         addresses: AddressBook | None = None,
+        proxy: Callable[[Origin], Proxy | None] = lambda _: None,
     ) -> None:
         self.clock = clock
         self._tls = tls
         self._lookup = lookup
-        self._selector = selectors.DefaultSelector()
+        self._selector = new_selector()
         self._addresses = addresses or AddressBook()
+        self._proxy = proxy
+        self._racing: dict[Connection, None] = {}
 
     def open(self, origin: Origin) -> Connection:
         """Begin a connection.
 
         Raises:
             ConnectionFailedError: The host has no address, or none that can be tried.
+            ProxyError: The proxy has none.
         """
-        addresses = self._addresses_of(origin)
+        proxy = self._proxy(origin)
+        addresses = self._addresses_of(origin if proxy is None else Origin("http", proxy.host, proxy.port), proxy)
         tls = self._tls() if origin.scheme == "https" else None
-        return Connection(origin, addresses, self._selector, tls, self._note_dead)
+        connection = Connection(origin, addresses, self._selector, tls, self._addresses, self.clock, proxy)
+        if connection.next_attempt is not None:
+            self._racing[connection] = None
+        return connection
 
     def select(self, timeout: float) -> list[tuple[Connection, int]]:
-        """Wait until a connection can move, ``timeout`` seconds at most."""
+        """Wait until a connection can move, ``timeout`` seconds at most, or less if another address is to be tried."""
+        if self._racing:
+            return self._select_racing(timeout)
         return [(key.data, events) for key, events in self._selector.select(timeout)]
 
     def close(self) -> None:
         """Close the selector's descriptor, and unregister nothing (see the module's theory of operation)."""
         self._selector.close()
 
-    def _note_dead(self, address: Address) -> None:
-        self._addresses.note_dead(address, self.clock())
+    def _select_racing(self, timeout: float) -> list[tuple[Connection, int]]:
+        """Select, and try the next address of connections that nothing has come of."""
+        due = self._next_attempts()
+        wait = max(0.0, min([timeout, *(moment - self.clock() for moment in due.values())]))
+        # A connection of which several sockets are reported is told once.
+        found: dict[Connection, int] = {}
+        for key, events in self._selector.select(wait):
+            found[key.data] = found.get(key.data, 0) | events
+        now = self.clock()
+        for connection, moment in self._next_attempts().items():
+            if connection not in found and moment <= now:  # what has come about meanwhile is not late
+                connection.try_next_address()
+        return list(found.items())
 
-    def _addresses_of(self, origin: Origin) -> list[Address]:
+    def _next_attempts(self) -> dict[Connection, float]:
+        """Return when connections are to try their next addresses; those that have none are forgotten."""
+        found = {}
+        for connection in list(self._racing):
+            moment = connection.next_attempt
+            if moment is None:
+                self._racing.pop(connection, None)
+            else:
+                found[connection] = moment
+        return found
+
+    def _addresses_of(self, origin: Origin, proxy: Proxy | None) -> list[Address]:
         now = self.clock()
         addresses = self._addresses.find(origin, now)
         if not addresses:
             try:
                 self._addresses.note(origin, self._lookup(origin.host, origin.port), now)
             except OSError as error:
+                reason = error.strerror or str(error)
+                if proxy is not None:
+                    raise proxy.failure("", f"its host name could not be resolved: {reason}") from error
                 raise ConnectionFailedError(
-                    f"The host name {origin.host!r} of the endpoint could not be resolved: {error.strerror or error}. "
+                    f"The host name {origin.host!r} of the endpoint could not be resolved: {reason}. "
                     "Check the endpoint and region; if the server has no name per bucket, "
                     "use S3ClientConfig(force_path_style=True)."
                 ) from error

@@ -70,6 +70,7 @@ class Loop:
     ) -> None:
         self.exchanges: dict[Exchange, None] = {}
         self.flights: set[Flight] = set()
+        self._connecting: dict[Flight, None] = {}  # those whose connection is not open, in order
         self.pool = ConnectionPool(network, limits.connections, stats)
         self.left_at = self.now = network.clock()
         self.failures = 0
@@ -100,6 +101,7 @@ class Loop:
         """Close all connections, and queue what is not done. It may be interrupted, and is called again then."""
         self.pool.close()
         self.flights.clear()
+        self._connecting.clear()
         self._lanes.clear()
         self._recent_lane = None
         self._memory_in_flight = 0
@@ -139,6 +141,7 @@ class Loop:
             flight.response = flight.want = None
             flight.exchange.flight = flight.exchange.rival = None
         self.flights.clear()
+        self._connecting.clear()
         self.exchanges.clear()
 
     def turn(self, *, block: bool) -> None:
@@ -165,6 +168,8 @@ class Loop:
             self._start_queued()
         for connection, ready in busy:
             self._advance(connection, ready)
+        if self._connecting:
+            self._move_to_open()
         if self.now >= self._hedging.due and self._limits.hedging:
             self._hedge_late_ones()
         if self.now >= self._next_sweep:
@@ -243,11 +248,26 @@ class Loop:
             if connection.is_open:
                 self._guarded(flight, self._begin)
 
+    def _move_to_open(self) -> None:
+        """Let requests whose connection is not open go by one that has become free: theirs may never be open."""
+        for flight in list(self._connecting):
+            if flight not in self._connecting:
+                continue  # what came before it has ended it
+            connection = self.pool.take_open(flight.exchange.origin)
+            if connection is not None:
+                del self._connecting[flight]
+                late, flight.connection = flight.connection, connection
+                late.flight, connection.flight = None, flight
+                self.pool.keep_coming(late, self.now + self._time_away)
+                self._guarded(flight, self._begin)
+
     def _take_off(self, exchange: Exchange, connection: Connection) -> Flight:
         lane = self._lane_to(exchange.origin)
         flight = Flight(exchange, connection, lane, self.now, self.now + self._time_away)
         connection.flight = flight
         self.flights.add(flight)
+        if not connection.is_open:
+            self._connecting[flight] = None
         lane.load += 1
         if exchange.flight is None:
             self._memory_in_flight += flight.memory
@@ -289,6 +309,8 @@ class Loop:
     def _begin(self, flight: Flight) -> None:
         """Send the request; most fit into the socket's buffer at once."""
         exchange = flight.exchange
+        if self._connecting:
+            self._connecting.pop(flight, None)
         flight.outgoing = list(exchange.request())
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
@@ -428,6 +450,8 @@ class Loop:
         """Take the exchange off its connection; a rival of the flight takes its place."""
         connection, exchange = flight.connection, flight.exchange
         self.flights.discard(flight)
+        if self._connecting:
+            self._connecting.pop(flight, None)
         flight.lane.load -= 1
         if flight is exchange.flight:
             exchange.flight = exchange.rival
@@ -491,8 +515,7 @@ class Loop:
                 self._guarded(flight, self._receive)
             what = flight.overdue(self.now, self._limits) if flight in self.flights else None
             if what is not None:
-                flight.connection.note_timeout()
-                self._break(flight, DeadlineError(f"{what}."))
+                self._break(flight, flight.connection.note_timeout() or DeadlineError(f"{what}."))
 
     def _hedge_late_ones(self) -> None:
         """Send a second request for each read whose first byte is late, or whose body has stopped."""

@@ -166,6 +166,10 @@ class MemoryConnection:
     def note_timeout(self) -> None:
         """Does nothing: there are no addresses."""
 
+    def note_used(self) -> None:
+        """Notes that it has carried an exchange."""
+        self.was_used = True
+
     def watch_writing(self, *, wanted: bool) -> None:
         """Says whether select is to report room for sending."""
         self._wants_writing = wanted

@@ -139,4 +139,4 @@ def _endpoint(_session: object, bucket: str, _region: str) -> object:
 
 
 def _hash_of_flight(flight: Any) -> int:  # noqa: ANN401  # a class of the engine's own
-    return hash(flight.connection)
+    return hash((flight.began, flight.memory))  # of what stays: a flight may move to another connection

@@ -279,6 +279,10 @@ class SimulatedConnection:
     def note_timeout(self) -> None:
         """Nothing is to be remembered: there is one address."""
 
+    def note_used(self) -> None:
+        """Note that it has carried an exchange."""
+        self.was_used = True
+
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether select is to report room for sending."""
         self._wants_writing = wanted
