@@ -25,6 +25,7 @@ _FIRST = (
     "test_measure.py",
     # Those that take more than 10 s, the longest first: a wrong or missing one costs a little time.
     "test_reliability.py",
+    "test_habits.py",
     "test_found.py",
     "test_command.py",
     "test_ranks.py",
