@@ -1,15 +1,16 @@
 # The verbs of this project; continuous integration runs the same ones (.ci/run).
-# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, fuzz,
+# PYTHON=python3.12 chooses the interpreter of a new environment, ARGS is passed on by test, conformance, fuzz,
 # docs, simulate, mutate, soak, soak-faults, bench and compare; MINUTES=60 says for how long to simulate or soak.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv fmt check audit test fuzz simulate mutate docs soak soak-faults demo bench compare build-check clean
+.PHONY: help venv fmt check audit test conformance fuzz simulate mutate docs soak soak-faults demo bench compare build-check clean
 
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 ARGS ?=
 MINUTES ?=
 SEEDS ?=
+SERVER ?= seaweedfs
 START ?= 0
 
 VENV := .venv
@@ -61,6 +62,9 @@ audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and ma
 
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+conformance: $(VENV)/$(READY)  ## check other servers: SERVER="seaweedfs swift moto ceph juicefs localstack ministack", or all
+	$(BIN)/python -m tests.servers $(SERVER) $(ARGS)
 
 fuzz: $(VENV)/$(READY)  ## feed damaged input to the parsers, for a minute or ARGS="--seconds 600 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
@@ -139,5 +143,5 @@ build-check: $(VENV)/$(READY)  ## build the wheel and try what is in it
 	@PYTHONPATH=$(UNPACKED) $(BIN)/python -m s3torch.compat --status >/dev/null
 
 clean:  ## remove the environments and everything that was built
-	rm -rf $(VENV) $(BENCH_VENV) $(COMPARE_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(COMPARE_VENV) .venv-servers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

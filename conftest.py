@@ -26,6 +26,7 @@ _FIRST = (
     # Those that take more than 10 s, the longest first: a wrong or missing one costs a little time.
     "test_reliability.py",
     "test_networks.py",
+    "test_habits.py",
     "test_found.py",
     "test_command.py",
     "test_ranks.py",

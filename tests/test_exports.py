@@ -233,6 +233,7 @@ def test_torch_is_for_datasets_and_checkpoints():
         "s3torch.demo",
         "s3torch._own_bench",
         "s3torch.testing.simulate*",
+        "s3torch.testing.conformance.training",
     )
     assert {name for name in _importers("torch") if not any(fnmatch(name, each) for each in allowed)} == set()
 

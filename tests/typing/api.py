@@ -23,7 +23,7 @@ from s3torch import (
 from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.testing import FaultyServer, LocalS3, faults
+from s3torch.testing import FaultyServer, LocalS3, conformance, faults
 
 
 def decode(reader: S3Reader) -> Tensor:
@@ -113,3 +113,15 @@ def servers_that_fail() -> None:
         content: bytes = client.read_range("bucket", "key", 0)
         server.objects["other"] = content
         print(server.requests[0].method, server.injected["truncate"], server.authority, server.connections)
+
+
+def servers_of_others() -> None:
+    def show(number: int, count: int, result: conformance.Result) -> None:
+        print(number, count, result.name, result.outcome is conformance.Outcome.PASSED, result.seen, result.consequence)
+
+    names: list[str] = [check.name for check in conformance.checks() if not check.needs]
+    report = conformance.run("bucket", endpoint="http://server", region="us-east-1", names=names, progress=show)
+    found: conformance.Report = report
+    failed: list[str] = found.named(conformance.Outcome.FAILED)
+    text: str = found.to_json()
+    print(found, found.ok, found["object.put-get"].seconds, failed, text, found.left_over, found.summary)

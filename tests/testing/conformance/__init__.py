@@ -1,0 +1,1 @@
+"""Tests of the suite itself: on a server that is right, on servers that are wrong on purpose, and on real ones."""
