@@ -17,6 +17,8 @@ from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
 from s3torch._aws.answers import Subject
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.endpoint import Scheme
+from s3torch._aws.express import DirectoryBucket
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._transfer.connection import PROCESS_ADDRESSES, Network
@@ -56,6 +58,19 @@ class _Sessions:
         pid = os.getpid()
         made = self._made.get(pid)
         return made if made is not None else self._made.setdefault(pid, AwsSession(*self._arguments))
+
+
+class _Sender:
+    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above)."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = weakref.ref(access)
+
+    def __call__(self, exchange: Exchange, within: float | None) -> None:
+        access = self._access()
+        if access is None:
+            raise AssertionError("a request is signed for a client that does not exist any more")
+        access.run([exchange], within)
 
 
 class _ProcessState:
@@ -166,6 +181,8 @@ class Access:
                 requester_pays=self.config.requester_pays,
                 has_checksums=self.config.checksums != "off",
             )
+            if made.endpoint.scheme is Scheme.SESSION:
+                made = DirectoryBucket(made, _Sender(self))
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 

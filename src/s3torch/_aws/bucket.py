@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from s3torch._aws import sigv4
 from s3torch._aws.answers import parse_http_date
-from s3torch._aws.endpoint import Endpoint
+from s3torch._aws.endpoint import Endpoint, Scheme
 from s3torch._aws.session import AwsSession
-from s3torch._aws.sigv4 import Signer
+from s3torch._aws.sigv4 import Credentials, Signer
+from s3torch._aws.sigv4a import REGION_SET, AsymmetricSigner
 from s3torch._transfer.http1 import build_head, format_fields
 from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, RegionError, S3Error
 
@@ -36,7 +37,7 @@ class _CommonLines:
 
     key: tuple[int, int, str, Mapping[str, str]]
     lines: str
-    signer: Signer | None
+    signer: Signer | AsymmetricSigner | None
 
     def complete(self, method: str, path: str, query: str) -> str:
         """Return the lines of one request."""
@@ -68,6 +69,8 @@ class Bucket:
         ArgumentError: The name is empty or cannot be addressed.
     """
 
+    _token_field = "x-amz-security-token"
+
     def __init__(
         self,
         name: str,
@@ -95,6 +98,11 @@ class Bucket:
 
     def __repr__(self) -> str:
         return f"<Bucket {self.name!r} at {self.endpoint.origin} in {self.region}>"
+
+    @property
+    def plain(self) -> Bucket:
+        """What signs with the user's credentials, and not with those of a session."""
+        return self
 
     def session(self) -> AwsSession:
         """Return the session of this process."""
@@ -141,11 +149,11 @@ class Bucket:
 
     def _new_lines(
         self, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
-    ) -> tuple[str, Signer | None]:
+    ) -> tuple[str, Signer | AsymmetricSigner | None]:
         signed = {"host": self.endpoint.host, **signed_fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
-        credentials = self._session().credentials()
+        credentials = self._credentials()
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
             return format_fields({**signed, "user-agent": self._user_agent}), None
@@ -156,10 +164,26 @@ class Bucket:
         if token:
             if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
-            signed["x-amz-security-token"] = token
-        signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=self.region, when=when)
+            signed[self._token_field] = token
+        endpoint = self.endpoint
+        region = endpoint.region or self.region
+        sign: type[Signer] | type[AsymmetricSigner] = Signer
+        if endpoint.scheme is Scheme.SIGV4A:
+            sign, signed[REGION_SET] = AsymmetricSigner, region
+        signer = sign(
+            signed,
+            payload_sha256=payload_sha256,
+            credentials=credentials,
+            region=region,
+            when=when,
+            service=endpoint.service,
+        )
         lines = format_fields({**signed, "user-agent": self._user_agent, "authorization": signer.preamble})
         return lines.removesuffix("\r\n"), signer
+
+    def _credentials(self) -> Credentials | None:
+        """Return what to sign with now; None if requests are not to be signed."""
+        return self._session().credentials()
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
         """Change what the service found wrong: region, clock or credentials.
@@ -184,9 +208,13 @@ class Bucket:
         if isinstance(error, ClockSkewError):
             return self._correct_clock(fields.get("date", ""))
         if error.code in _EXPIRED:
-            self._session().forget_credentials()
+            self._forget_credentials()
             return True
         return False
+
+    def _forget_credentials(self) -> None:
+        """Look for others at their next use."""
+        self._session().forget_credentials()
 
     def _correct_region(self, region: str) -> bool:
         if region == self.region or _REGION.fullmatch(region) is None:

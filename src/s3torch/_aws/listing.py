@@ -20,7 +20,9 @@ __all__ = [
     "ListObjectsResult",
     "ObjectInfo",
     "RestoreStatus",
+    "folder_of",
     "list_parameters",
+    "only_under",
     "parse_keys",
     "parse_page",
 ]
@@ -74,7 +76,7 @@ class ListObjectsResult(NamedTuple):
     """One page of a listing.
 
     Attributes:
-        object_info: The objects, in the order of their keys' UTF-8 bytes.
+        object_info: The objects, in the order of their keys' UTF-8 bytes; in a directory bucket in no order.
         common_prefixes: What the delimiter grouped.
         continuation_token: Names the next page; None on the last.
     """
@@ -96,6 +98,19 @@ class KeyPage(NamedTuple):
     keys: list[bytes]
     sizes: list[int]
     continuation_token: str | None
+
+
+def folder_of(prefix: str) -> str:
+    """Return the folder that holds all keys with a prefix: directory buckets list by folders alone."""
+    return prefix[: prefix.rfind("/") + 1]
+
+
+def only_under(page: ListObjectsResult, prefix: str) -> ListObjectsResult:
+    """Return a page of a folder's listing without what does not begin with a prefix."""
+    return page._replace(
+        object_info=[info for info in page.object_info if info.key.startswith(prefix)],
+        common_prefixes=[common for common in page.common_prefixes if common.startswith(prefix)],
+    )
 
 
 # Each element costs a hundred bytes of memory, and may be four bytes long. A page of 1,000 objects has some 25,000.

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
-from s3torch._aws.configuration import BotocoreClient, configuration_of
-from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
+from s3torch._aws import sigv4a
+from s3torch._aws.configuration import BotocoreClient, address, configuration_of
+from s3torch._aws.endpoint import Endpoint, Scheme, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK
@@ -43,6 +44,10 @@ _CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
+
+# What the name of an access point begins with, if it is not an alias; it tells the region.
+_ARN = "arn:"
+_SCHEMES = {scheme.value: scheme for scheme in Scheme}
 
 # What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
 _TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
@@ -143,20 +148,25 @@ class AwsSession:
 
         Raises:
             ArgumentError: No bucket can have this name.
-            ConfigError: The endpoint's URL cannot be used.
+            ConfigError: The endpoint's URL cannot be used, or a package is missing that signs for it.
         """
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, MissingDependencyException
 
         with NO_FORK:
-            client = self._placeholder(region, self._addressing_style(region))
+            style = self._addressing_style(region)
             try:
-                # The host of a presigned URL is the documented way to learn it; nothing is sent.
-                url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+                found = address(self._placeholder(region, style), bucket)
+                if not found.scheme:  # SigV4 with these keys is none of the ways in which it can be signed for
+                    found = address(self._placeholder(region, style, signature=None), bucket)
+            except MissingDependencyException as error:
+                raise sigv4a.missing(bucket) from error
             except (BotoCoreError, ValueError) as error:
                 raise ArgumentError(
                     f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
                 ) from error
-        return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
+        signed_for = found.region if bucket.startswith(_ARN) else ""
+        scheme = _SCHEMES.get(found.scheme, Scheme.SIGV4)
+        return endpoint_of_bucket_url(found.url.removesuffix("k"), scheme, found.service, signed_for)
 
     def tls(self) -> ssl.SSLContext:
         """Return the context of all TLS connections: verifying, TLS 1.2 or newer, unless configured otherwise.
@@ -237,9 +247,9 @@ class AwsSession:
         with NO_FORK:
             return configuration_of(self._config.profile).variable(name)
 
-    def _placeholder(self, region: str, style: str) -> BotocoreClient:
+    def _placeholder(self, region: str, style: str, signature: str | None = "s3v4") -> BotocoreClient:
         with self._explained(region):
-            return configuration_of(self._config.profile).placeholder(region, self._endpoint, style)
+            return configuration_of(self._config.profile).placeholder(region, self._endpoint, style, signature)
 
     def _cold_client(self, region: str) -> BotocoreClient:
         client = self._cold_clients.get(region)
