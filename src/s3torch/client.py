@@ -10,9 +10,11 @@ from s3torch import _buffer
 from s3torch._access import Access
 from s3torch._aws.answers import parse_http_date
 from s3torch._aws.endpoint import check_endpoint_url
+from s3torch._aws.express import RenameObject
 from s3torch._aws.listing import KnownObject, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import DeleteObject, HeadObject
+from s3torch._objects.appending import append
 from s3torch._objects.listing import ListObjectStream
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from s3torch._aws.bucket import Bucket
     from s3torch._transfer.stats import TransferStats
 
 __all__ = ["HeadObjectResult", "ListObjectStream", "MultipartUploadInfo", "S3Client"]
@@ -366,6 +369,67 @@ class S3Client:
             error.key, error.bucket = src_key, src_bucket
             error.args = (f"s3://{src_bucket}/{src_key}, which was to be copied, does not exist.",)
             raise
+
+    def rename_object(self, bucket: str, src_key: str, dst_key: str, *, if_none_match: bool = False) -> None:
+        """Give an object of a directory bucket (S3 Express One Zone) another key, at once and whatever its size.
+
+        Args:
+            bucket: Of the object.
+            src_key: Its key.
+            dst_key: The key that it gets; what has that key is replaced.
+            if_none_match: Whether to refuse to replace an object that is there already.
+
+        Raises:
+            ArgumentError: A name is empty, or the bucket is no directory bucket.
+            ObjectNotFoundError: There is no object ``src_key``.
+            ObjectExistsError: There is an object ``dst_key``, and it was not to be replaced.
+            S3Error: Any other failure.
+        """
+        _check_object(bucket, src_key)
+        _check_object(bucket, dst_key)
+        where = self._directory_bucket(bucket, "RenameObject", "copy_object and delete_object do that elsewhere")
+        try:
+            self._access.run([RenameObject(where, src_key, dst_key, if_none_match=if_none_match)])
+        except ObjectNotFoundError as error:
+            error.key = src_key
+            error.args = (f"s3://{bucket}/{src_key}, which was to be renamed, does not exist.",)
+            raise
+
+    def append_object(self, bucket: str, key: str, data: Buffer, *, offset: int) -> None:
+        """Write bytes behind those of an object of a directory bucket (S3 Express One Zone).
+
+        Readers see all of the bytes or none of them. What is appended is one request, which holds 5 GB at most; there
+        is no writer for it, as a writer's object does not appear before it is closed.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            data: C-contiguous memory; must not change meanwhile.
+            offset: The object's size, in bytes; 0 makes a new object. With another size nothing is written, so of two
+                programs that append at the same place one fails.
+
+        Raises:
+            ArgumentError: A name is empty, there is nothing to append, or the bucket is no directory bucket.
+            RequestError: The object has another size (``code`` is ``InvalidWriteOffset``).
+            S3Error: Any other failure. Where no answer came, and the object ends with these bytes at this place, that
+                is no failure.
+        """
+        _check_object(bucket, key)
+        offset = _buffer.as_index("offset", offset)
+        if offset < 0:
+            raise ArgumentError(f"offset={offset} is negative: it is the object's size in bytes.")
+        where = self._directory_bucket(bucket, "Appending", "write the object anew elsewhere")
+        append(self._access, where, key, _buffer.readable_bytes(data), offset)
+
+    def _directory_bucket(self, bucket: str, what: str, remedy: str) -> Bucket:
+        where = self._access.bucket(bucket)
+        if not where.endpoint.is_directory:
+            raise ArgumentError(
+                f"{what} is for directory buckets (S3 Express One Zone, names that end in --x-s3), and {bucket!r} is "
+                f"none: {remedy}.",
+                bucket=bucket,
+            )
+        return where
 
     def close(self) -> None:
         """Close the calling thread's connections, and those of copies; the client can still be used.

@@ -85,7 +85,7 @@ def test_other_environments_parse_nothing(loads: Loads, monkeypatch: pytest.Monk
     _begin(S3Client("us-east-1"))
     loads.clear()
     monkeypatch.setenv("AWS_PROFILE", "other")
-    assert _begin(S3Client()) == "eu-central-1 https://bucket.s3.amazonaws.com"
+    assert _begin(S3Client()) == "eu-central-1 https://bucket.s3.eu-central-1.amazonaws.com"
     assert loads == []
 
 
@@ -175,8 +175,8 @@ def test_changed_files_are_read_anew(tmp_path: Path, file: str):
     [
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000", "us-east-1 http://127.0.0.1:9000/bucket"),
         ("AWS_ENDPOINT_URL_S3", "http://s3.test.example", "us-east-1 http://bucket.s3.test.example"),
-        ("AWS_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
-        ("AWS_DEFAULT_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
+        ("AWS_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.eu-west-3.amazonaws.com"),
+        ("AWS_DEFAULT_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.eu-west-3.amazonaws.com"),
         ("AWS_USE_DUALSTACK_ENDPOINT", "true", "us-east-1 https://bucket.s3.dualstack.us-east-1.amazonaws.com"),
         ("AWS_USE_FIPS_ENDPOINT", "true", "us-east-1 https://bucket.s3-fips.us-east-1.amazonaws.com"),
     ],

@@ -226,11 +226,11 @@ def test_who_is_known_to_sort(bucket: str, endpoint: str, is_known: bool):
 
 
 def test_directory_buckets_are_listed_in_turn():
-    """A directory bucket is listed by tokens from the beginning: it has no order."""
+    """A directory bucket is listed by tokens from the beginning, as it has no order, and is sorted here."""
     listing = Listing([f"k/{number:05}" for number in range(200)][::-1])
     with ScriptedServer(listing) as server:
         table = list_table(_client(server), "b--use1-az4--x-s3", "k/", page_size=50)
-    assert [item.key for item in table] == listing.keys
+    assert [item.key for item in table] == sorted(listing.keys)
     assert [query.get("continuation-token") for query in listing.queries] == [None, "50", "100", "150"]
 
 

@@ -182,7 +182,11 @@ def _classify(subject: Subject, status: int, document: ErrorDocument, region: st
         )
     if code == "InvalidObjectState":
         return RequestError, f"{subject} is archived and must be restored before it can be read (RestoreObject)."
-    if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload", "RenameObject"):  # sent with If-None-Match
+    if status == 412 and subject.operation in (
+        "PutObject",
+        "CompleteMultipartUpload",
+        "RenameObject",
+    ):  # sent with If-None-Match
         return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
     if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
         return ObjectChangedError, (

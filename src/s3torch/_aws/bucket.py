@@ -69,7 +69,7 @@ class Bucket:
         ArgumentError: The name is empty or cannot be addressed.
     """
 
-    _token_field = "x-amz-security-token"
+    _session_field = "x-amz-security-token"
 
     def __init__(
         self,
@@ -164,10 +164,10 @@ class Bucket:
         if token:
             if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
-            signed[self._token_field] = token
+            signed[self._session_field] = token
         endpoint = self.endpoint
         region = endpoint.region or self.region
-        sign: type[Signer] | type[AsymmetricSigner] = Signer
+        sign: type[Signer | AsymmetricSigner] = Signer
         if endpoint.scheme is Scheme.SIGV4A:
             sign, signed[REGION_SET] = AsymmetricSigner, region
         signer = sign(

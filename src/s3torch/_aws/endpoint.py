@@ -101,9 +101,7 @@ def needs_path_style(url: str) -> bool:
     return True
 
 
-def endpoint_of_bucket_url(
-    url: str, scheme: Scheme = Scheme.SIGV4, service: str = "s3", region: str = ""
-) -> Endpoint:
+def endpoint_of_bucket_url(url: str, scheme: Scheme = Scheme.SIGV4, service: str = "s3", region: str = "") -> Endpoint:
     """Return the endpoint of a bucket from the URL of its empty key, such as ``https://bucket.host/``.
 
     The other arguments are the attributes of an ``Endpoint``.

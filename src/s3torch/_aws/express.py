@@ -4,11 +4,11 @@ Theory of operation. CreateSession hands out keys that are valid for five minute
 with them, for the service ``s3express``, and carry the session's token. Copies are signed with the user's own
 credentials, as CreateSession is (``Bucket.plain``). Which request is which, and where it goes, are botocore's rules.
 
-A session belongs to the process (``PROCESS_SESSIONS``): one for each bucket, address and access key. Signing asks for it,
-so it is made in the middle of a turn, on another engine of the same thread. Threads that come meanwhile wait for the
-one that is at it. In the last fifth of its life, at a moment that each process draws for itself, a session is replaced:
-one thread asks, the others go on with the old keys; if that fails, all do, until they expire. A forked child begins with
-its parent's session and draws a moment of its own, so that a hundred workers do not ask at the same time.
+A session belongs to the process (``PROCESS_SESSIONS``): one for each bucket, address and access key. Signing asks for
+it, so it is made in the middle of a turn, on another engine of the same thread. Threads that come meanwhile wait for
+the one that is at it. In the last fifth of its life, at a moment that each process draws for itself, a session is
+replaced: one thread asks, the others go on with the old keys; if that fails, all do, until they expire. A forked child
+begins with its parent's session and draws a moment of its own, so that a hundred workers do not ask at the same time.
 
 The service's clock tells the expiry, and the answer's Date how much time is left; ours only measures that. A machine
 that was asleep may find its session expired; the answer that says so is corrected by a new one.
@@ -143,9 +143,7 @@ class Sessions:
             record.lock = threading.RLock()
             record.share = self._new_share()
 
-    def _replaced(
-        self, record: _Record, session: Session, create: Callable[[float | None], Session]
-    ) -> Credentials:
+    def _replaced(self, record: _Record, session: Session, create: Callable[[float | None], Session]) -> Credentials:
         current = record.session
         if current is not None and current is not session:
             return current.credentials  # another thread was faster
@@ -176,7 +174,7 @@ class DirectoryBucket(Bucket):
         sessions: Where the session is kept.
     """
 
-    _token_field = "x-amz-s3session-token"
+    _session_field = "x-amz-s3session-token"
 
     def __init__(
         self,
@@ -261,7 +259,9 @@ def _seconds_left(expiration: str, date: str) -> float | None:
     except ValueError:
         return None
     now = parse_http_date(date)
-    return (ends if ends.tzinfo else ends.replace(tzinfo=timezone.utc)).timestamp() - (time.time() if now is None else now)
+    return (ends if ends.tzinfo else ends.replace(tzinfo=timezone.utc)).timestamp() - (
+        time.time() if now is None else now
+    )
 
 
 class RenameObject(Operation):

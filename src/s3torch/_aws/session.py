@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws import sigv4a
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, address, configuration_of
 from s3torch._aws.endpoint import Endpoint, Scheme, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials

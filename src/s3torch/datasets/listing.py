@@ -42,8 +42,8 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
     """Return the objects under a prefix, in the order of their keys; see ``key_ranges`` for how.
 
     Markers of directories (0-byte keys that end in ``/``) are left out. Where the server does not sort keys as Amazon
-    S3 does, they are listed one page after the other and come in its order. Directory buckets (S3 Express One Zone) have
-    none, and know no ``start-after``: two listings of one may differ in it, so their keys are sorted here.
+    S3 does, they are listed one page after the other and come in its order. Directory buckets (S3 Express One Zone)
+    have none, and know no ``start-after``: two listings of one may differ in it, so their keys are sorted here.
 
     Args:
         client: Sends the requests.
