@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 from s3torch import _buffer
 from s3torch._access import Access
 from s3torch._aws.answers import parse_http_date
+from s3torch._aws.copying import CopySource
 from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.express import RenameObject
 from s3torch._aws.listing import KnownObject, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import DeleteObject, HeadObject
 from s3torch._objects.appending import append
+from s3torch._objects.copying import copy
 from s3torch._objects.listing import ListObjectStream
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
@@ -350,25 +352,30 @@ class S3Client:
         _check_object(bucket, key)
         self._access.run([DeleteObject(self._access.bucket(bucket), key)])
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copy an object of up to 5 GiB within S3.
+    def copy_object(
+        self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, *, version_id: str | None = None
+    ) -> None:
+        """Copy an object within S3; above 5 GiB in parts that are copied side by side.
+
+        Its metadata are kept, and up to 5 GiB its tags.
 
         Args:
             src_bucket: To copy from.
             src_key: To copy from, as it is: not percent-encoded.
             dst_bucket: To copy to.
             dst_key: To copy to; replaced if it exists.
+            version_id: The version to copy; None is the newest.
+
+        Raises:
+            ObjectNotFoundError: There is nothing to copy.
+            ObjectChangedError: The object was replaced while it was copied in parts.
+            S3Error: Any other failure; the parts that were copied are deleted.
         """
         _check_object(src_bucket, src_key)
         _check_object(dst_bucket, dst_key)
         self._access.bucket(src_bucket)  # refuses a name that no bucket can have
-        source = {"Bucket": src_bucket, "Key": src_key}
-        try:
-            self._access.call("CopyObject", dst_bucket, dst_key, "copy_object", Key=dst_key, CopySource=source)
-        except ObjectNotFoundError as error:
-            error.key, error.bucket = src_key, src_bucket
-            error.args = (f"s3://{src_bucket}/{src_key}, which was to be copied, does not exist.",)
-            raise
+        _buffer.check_text(version_id=version_id)
+        copy(self._access, CopySource(src_bucket, src_key, version_id), dst_bucket, dst_key)
 
     def rename_object(self, bucket: str, src_key: str, dst_key: str, *, if_none_match: bool = False) -> None:
         """Give an object of a directory bucket (S3 Express One Zone) another key, at once and whatever its size.
@@ -432,7 +439,7 @@ class S3Client:
         return where
 
     def close(self) -> None:
-        """Close the calling thread's connections, and those of copies; the client can still be used.
+        """Close the calling thread's connections; the client can still be used.
 
         What is under way is not lost: it is sent again, over new connections, when somebody waits for it.
         """

@@ -89,25 +89,6 @@ def test_other_environments_parse_nothing(loads: Loads, monkeypatch: pytest.Monk
     assert loads == []
 
 
-def test_copies_parse_nothing(loads: Loads):
-    """A client that makes calls through botocore parses none of its files again."""
-    _begin(S3Client("us-east-1"))
-    loads.clear()
-    session = S3Client("us-east-1")._access._sessions()
-    assert session._cold_client("us-east-1").meta.region_name == "us-east-1"
-    assert loads == []
-
-
-def test_clients_of_botocore_look_for_no_credentials(monkeypatch):
-    """A client of botocore's signs with the credentials that it is given, whatever could be found meanwhile."""
-    known = configuration_of(None)
-    found = known.find_credentials("us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
-    client = known.new_client(found, region_name="us-east-1")
-    url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
-    assert "AccessKeyId=key&" in url or "Credential=key%2F" in url
-
-
 def _send_count_in_child(connection, expected: str) -> None:
     """Run in a forked child: count what it parses."""
     loaded: Loads = []
@@ -217,10 +198,8 @@ def test_forgotten_credentials_are_found_anew(monkeypatch: pytest.MonkeyPatch, t
     forgetful, other = S3Client("us-east-1")._access._sessions(), S3Client("us-east-1")._access._sessions()
     assert forgetful.credentials().access_key == other.credentials().access_key == "one"
     path.write_text("[default]\naws_access_key_id = two\naws_secret_access_key = s\n")
-    cold = forgetful._cold_client("us-east-1")
     forgetful.forget_credentials()
     assert forgetful.credentials().access_key == "two"
-    assert forgetful._cold_client("us-east-1") is not cold
     assert other.credentials().access_key == "one"
 
 

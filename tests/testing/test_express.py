@@ -35,6 +35,7 @@ CONTENTS = {f"train/{number // 10}/{number:03}": bytes([number]) * (1000 + numbe
 
 @pytest.fixture
 def server() -> Iterator[ExpressServer]:
+    """A directory bucket that AWS clients find."""
     PROCESS_SESSIONS.forget_all()
     with ExpressServer(CONTENTS) as running, running.activated():
         yield running
@@ -43,10 +44,12 @@ def server() -> Iterator[ExpressServer]:
 
 @pytest.fixture
 def client(server: ExpressServer) -> S3Client:
+    """A client of that bucket."""
     return S3Client(s3client_config=server.config)
 
 
 def uri(server: ExpressServer, key: str) -> str:
+    """Return the URI of an object there."""
     return f"s3://{server.bucket}/{key}"
 
 
@@ -107,6 +110,7 @@ def test_iterable_dataset(server: ExpressServer, workers: int):
 
 
 def read(reader) -> bytes:
+    """Return the content of a sample."""
     return reader.read()
 
 

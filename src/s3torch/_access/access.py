@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
-from s3torch._aws.answers import Subject
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import Scheme
 from s3torch._aws.express import DirectoryBucket
@@ -26,7 +25,6 @@ from s3torch._transfer.engine import Engine
 from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch._transfer.flight import Limits
 from s3torch._transfer.retry import RetryPolicy
-from s3torch.errors import CredentialsError, RegionError
 
 if TYPE_CHECKING:
     from s3torch._transfer.exchange import Exchange
@@ -186,36 +184,10 @@ class Access:
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 
-    def call(
-        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
-    ) -> dict[str, object]:
-        """Make a rare call through botocore; region and credentials are corrected once.
-
-        Args:
-            operation: The S3 API's name.
-            bucket: That it is about.
-            key: Of the object that it is about, for errors; None for a call about the bucket.
-            method: Of the botocore client.
-            parameters: Of that method, beside Bucket.
-        """
-        if self.config.requester_pays:
-            parameters["RequestPayer"] = "requester"
-        where = self.bucket(bucket)
-        subject = Subject(operation, bucket, key, str(where.endpoint.origin))
-        corrections = where.corrections
-        try:
-            return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
-        except (RegionError, CredentialsError) as error:
-            if not where.correct(error, {}, corrections):
-                raise
-        return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
-
     def close(self) -> None:
-        """Close the calling thread's connections, and those of botocore. What is not done goes on over new ones."""
-        state = self._process()
-        for engine in state.threads.engines:
+        """Close the calling thread's connections. What is not done goes on over new ones."""
+        for engine in self._process().threads.engines:
             engine.reset()
-        state.session.close()
 
     def leave_process(self) -> None:
         """Close the calling thread's connections, as the interpreter ends: it would complain of open sockets."""

@@ -137,18 +137,6 @@ class Configuration:
             self._placeholders.popitem(last=False)
         return client
 
-    def new_client(self, source: object, **arguments: object) -> BotocoreClient:
-        """Return a client that calls S3; it shares nothing but the parsed model.
-
-        Args:
-            source: Its credentials, as ``find_credentials`` returns them.
-            arguments: Of botocore's ``create_client``.
-        """
-        session = self._new_session()
-        session.register_component("credential_provider", _Found(source))
-        create: Any = session.create_client  # its stubs have no clients by name
-        return create("s3", **arguments)
-
     def _new_session(self) -> Session:
         from botocore.exceptions import ProfileNotFound
         from botocore.session import Session
@@ -200,17 +188,6 @@ class _NothingSent:
     """What botocore looks at of an answer."""
 
     status_code = 200
-
-
-class _Found:
-    """Gives a session of botocore's the credentials that were found already, instead of looking for them again."""
-
-    def __init__(self, source: object) -> None:
-        self._source = source
-
-    def load_credentials(self) -> object:
-        """Return them."""
-        return self._source
 
 
 def _loader_of(data_path: str | None) -> Loader:

@@ -23,8 +23,10 @@ __all__ = [
     "folder_of",
     "list_parameters",
     "only_under",
+    "parse_document",
     "parse_keys",
     "parse_page",
+    "seconds_of",
 ]
 
 
@@ -145,10 +147,8 @@ def parse_page(document: bytes) -> ListObjectsResult:
 
 
 def _envelope(document: bytes) -> _Page:
-    root = _parse(document)
-    namespace, _, name = root.tag.rpartition("}")
-    if name != "ListBucketResult":
-        raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
+    root = parse_document(document, "ListBucketResult")
+    namespace = root.tag.rpartition("}")[0]
     return _Page(root, f"{namespace}}}" if namespace else "")
 
 
@@ -212,8 +212,15 @@ def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | 
     return keys, sizes, b"".join([document[:start], b"<Contents/>", document[stop:]])
 
 
-def _parse(document: bytes) -> ET.Element:
-    """Return the root element.
+def parse_document(document: bytes, name: str) -> ET.Element:
+    """Return the root element of a listing.
+
+    Args:
+        document: Of the answer.
+        name: That the root must have.
+
+    Raises:
+        ProtocolError: It is not well-formed, has a document type or too many tags, or is another document.
 
     The document is parsed as text, so that no declared encoding can hide a document type from the search for one: S3
     never sends any, and without it there is no entity to expand.
@@ -224,9 +231,13 @@ def _parse(document: bytes) -> ET.Element:
             raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
         if text.count("<") > _MAX_TAGS:
             raise ProtocolError(f"A page of a listing has more than {_MAX_TAGS} tags; S3 sends 1,000 objects at most.")
-        return ET.fromstring(text)  # noqa: S314  # entities were refused just above
+        root = ET.fromstring(text)  # noqa: S314  # entities were refused just above
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A page of a listing is not well-formed XML in UTF-8: {error}.") from error
+    found = root.tag.rpartition("}")[2]
+    if found != name:
+        raise ProtocolError(f"A listing was asked for, and {found!r} was answered.")
+    return root
 
 
 _SIZE = re.compile(r"[0-9]{1,18}")
@@ -290,7 +301,7 @@ class _Page:
             self._decode(key),
             value(names["ETag"], ""),
             int(size),
-            _seconds(value(names["LastModified"], "")),
+            seconds_of(value(names["LastModified"], "")),
             value(names["StorageClass"]) or None,
         )
 
@@ -319,7 +330,7 @@ _NAMES = (
 )
 
 
-def _seconds(text: str) -> int:
+def seconds_of(text: str) -> int:
     """Return an ISO 8601 time as seconds since the epoch; 0 where a server leaves it out."""
     if not text:
         return 0

@@ -1,4 +1,4 @@
-"""What botocore does for us: credentials, region, addresses, and copies.
+"""What botocore does for us: credentials, region and addresses.
 
 botocore is imported when it is first needed: it takes a quarter of a second. What it knows without credentials is
 shared by all clients (see ``configuration``); a session adds what is a client's own. It belongs to one process; a
@@ -12,11 +12,10 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from s3torch._aws import sigv4a
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
 from s3torch._aws.configuration import BotocoreClient, address, configuration_of
 from s3torch._aws.endpoint import Endpoint, Scheme, check_endpoint_url, endpoint_of_bucket_url, needs_path_style
 from s3torch._aws.sigv4 import Credentials
@@ -24,11 +23,8 @@ from s3torch._aws.tls import tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
-    CertificateError,
     ConfigError,
-    ConnectionFailedError,
     CredentialsError,
-    RequestError,
     S3Error,
 )
 
@@ -38,9 +34,6 @@ if TYPE_CHECKING:
     from s3torch.config import S3ClientConfig
 
 __all__ = ["AwsSession"]
-
-# What OpenSSL calls it; botocore keeps only the text.
-_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
@@ -98,7 +91,6 @@ class AwsSession:
         self._endpoint = endpoint
         self._source: Any = None  # a botocore credentials object, which refreshes itself
         self._credentials = Credentials("", "")
-        self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
 
     def credentials(self) -> Credentials | None:
@@ -129,14 +121,6 @@ class AwsSession:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with NO_FORK:
             self._source = None
-            self._cold_clients.clear()
-
-    def close(self) -> None:
-        """Close the connections of calls; the next one opens others."""
-        with NO_FORK:
-            clients, self._cold_clients = list(self._cold_clients.values()), {}
-        for client in clients:
-            client.close()
 
     def region(self) -> str:
         """Return the region to begin with: given, AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
@@ -156,8 +140,10 @@ class AwsSession:
             style = self._addressing_style(region)
             try:
                 found = address(self._placeholder(region, style), bucket)
-                if not found.scheme:  # SigV4 with these keys is none of the ways in which it can be signed for
+                if not found.scheme:  # SigV4 is none of the ways in which it can be signed for
                     found = address(self._placeholder(region, style, signature=None), bucket)
+            except ConfigError:  # explained already
+                raise
             except MissingDependencyException as error:
                 raise sigv4a.missing(bucket) from error
             except (BotoCoreError, ValueError) as error:
@@ -179,60 +165,6 @@ class AwsSession:
                 self._tls = tls_context(self._verify())
             return self._tls
 
-    def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
-        """Make a call through botocore.
-
-        Args:
-            subject: For the error's sentence.
-            region: The bucket's.
-            method: Name of the botocore client's method.
-            parameters: Its parameters.
-
-        Raises:
-            S3Error: As for requests of our own.
-        """
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,  # noqa: A004  # botocore's own
-            HTTPClientError,
-            NoCredentialsError,
-            SSLError,
-        )
-
-        try:
-            self.credentials()  # refused here if they cannot be sent: botocore would show them
-            with NO_FORK:
-                client = self._cold_client(region)
-            with _discretion.kept():
-                answer: dict[str, Any] = getattr(client, method)(**parameters)
-        except ClientError as error:
-            raise _from_client_error(subject, error.response) from error
-        except NoCredentialsError as error:
-            raise CredentialsError(
-                f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-            ) from error
-        except (HTTPClientError, ConnectionError) as error:
-            if isinstance(error, SSLError) and _CERTIFICATE in str(error):
-                raise CertificateError(
-                    f"{subject.operation} on {subject} failed: the certificate of {subject.where} is not valid for it. "
-                    "If the server's authority is your own, name its PEM file in AWS_CA_BUNDLE or "
-                    "S3ClientConfig(verify=...).",
-                    bucket=subject.bucket,
-                    key=subject.key,
-                ) from error
-            raise ConnectionFailedError(
-                f"{subject.operation} on {subject} failed at {subject.where}: {error}",
-                bucket=subject.bucket,
-                key=subject.key,
-            ) from error
-        except BotoCoreError as error:
-            raise RequestError(
-                f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
-            ) from error
-        return answer
-
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
             self._source = configuration_of(self._config.profile).find_credentials(self.region())
@@ -250,39 +182,6 @@ class AwsSession:
     def _placeholder(self, region: str, style: str, signature: str | None = "s3v4") -> BotocoreClient:
         with self._explained(region):
             return configuration_of(self._config.profile).placeholder(region, self._endpoint, style, signature)
-
-    def _cold_client(self, region: str) -> BotocoreClient:
-        client = self._cold_clients.get(region)
-        if client is None:
-            client = self._cold_clients[region] = self._new_client(region)
-        return client
-
-    def _new_client(self, region: str) -> BotocoreClient:
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
-        options: dict[str, Any] = {
-            "signature_version": UNSIGNED if self._config.unsigned else "s3v4",
-            "s3": {"addressing_style": self._addressing_style(region)},
-            "connect_timeout": self._config.connect_timeout,
-            "read_timeout": self._config.first_byte_timeout,
-            "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
-            # Not every S3-compatible server knows the newer checksums.
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
-        source = None if self._config.unsigned else self._source or self._find_credentials()
-        with self._explained(region):
-            client = configuration_of(self._config.profile).new_client(
-                source,
-                region_name=region,
-                endpoint_url=self._endpoint,
-                verify=self._verify(),
-                config=Config(**options),
-            )
-        client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
-        client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
-        return client
 
     @contextlib.contextmanager
     def _explained(self, region: str) -> Iterator[None]:
@@ -321,23 +220,6 @@ def _botocore_errors() -> type[Exception]:
     return BotoCoreError
 
 
-def _refuse_head_bucket(**_: object) -> None:
-    """Refuse what botocore asks when a redirect does not tell the region: it does so again for that answer, for ever.
-
-    Raises:
-        ClientError: Always; botocore then gives up with the first answer's error.
-    """
-    from botocore.exceptions import ClientError
-
-    raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")  # type: ignore[typeddict-item]  # all that is read
-
-
-def _refuse_certificate(caught_exception: Exception | None = None, **_: object) -> None:
-    """Raise what is wrong with a certificate at once: another attempt would meet the same."""
-    if caught_exception is not None and _CERTIFICATE in str(caught_exception):
-        raise caught_exception
-
-
 def _check_text_of(credentials: Credentials) -> None:
     """Check, showing nothing of them, that credentials can be sent and signed with.
 
@@ -349,18 +231,3 @@ def _check_text_of(credentials: Credentials) -> None:
             raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
     if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
-
-
-def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:
-    error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
-    document = ErrorDocument(
-        code=str(error.get("Code", "")),
-        message=str(error.get("Message", "")),
-        request_id=str(metadata.get("RequestId", "")),
-        region=str(error.get("Region", "")),
-    )
-    failure = error_from_answer(
-        subject, int(metadata.get("HTTPStatusCode", 0)), metadata.get("HTTPHeaders", {}), document
-    )
-    failure.attempts = int(metadata.get("RetryAttempts", 0)) + 1
-    return failure

@@ -29,10 +29,8 @@ def append(access: Access, bucket: Bucket, key: str, data: memoryview, offset: i
         if request.attempts > 1 and _is_there(access, bucket, key, data, offset):
             return
         if error.code == "InvalidWriteOffset":
-            error.args = (
-                f"s3://{bucket.name}/{key} is not {offset} bytes long, so nothing was appended at {offset}. "
-                "Ask head_object for its size: somebody else may have written to it.",
-            )
+            sentence = f"s3://{bucket.name}/{key} is not {offset} bytes long, so nothing was appended at {offset}. "
+            error.args = (f"{sentence}Ask head_object for its size: somebody else may have written to it.",)
         raise
 
 

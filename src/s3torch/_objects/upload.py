@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.sending import UploadPart
+from s3torch._aws.upload_listing import ListParts
 from s3torch._objects.uploads import abort_multipart_upload, list_multipart_uploads
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from s3torch._access import Access
     from s3torch._aws.checksums import Checksum
     from s3torch._aws.object_options import ObjectOptions
+    from s3torch._aws.upload_listing import PartsPage
 
 __all__ = ["MultipartUpload", "PartBuffer"]
 
@@ -327,21 +329,15 @@ class MultipartUpload:
             return None
         self._began = found.initiated
         for page in self._pages_of_parts(found.upload_id):
-            told: Any = page
-            self._checksums.note_created(told.get("ChecksumAlgorithm"), told.get("ChecksumType"))
-            parts: Any = page.get("Parts", [])
-            self._stored |= {part["PartNumber"]: _Stored(part["ETag"], part["Size"]) for part in parts}
+            self._checksums.note_created(page.checksum_algorithm, page.checksum_type)
+            self._stored |= {part.number: _Stored(part.etag, part.size) for part in page.parts}
         return found.upload_id
 
-    def _pages_of_parts(self, upload_id: str) -> Iterator[Mapping[str, object]]:
-        marker = 0
-        while True:
-            page = self._call("ListParts", "list_parts", UploadId=upload_id, PartNumberMarker=marker)
-            yield page
-            following = page.get("NextPartNumberMarker")
-            if not page.get("IsTruncated") or not isinstance(following, int) or following <= marker:
-                return
-            marker = following
-
-    def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
-        return self._access.call(operation, self._bucket, self._key, method, Key=self._key, **parameters)
+    def _pages_of_parts(self, upload_id: str) -> Iterator[PartsPage]:
+        marker: int | None = 0
+        while marker is not None:
+            request = ListParts(self._access.bucket(self._bucket), self._key, upload_id, marker)
+            self._access.run([request])
+            yield request.page
+            following = request.page.following
+            marker = following if following is not None and following > marker else None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from s3torch._aws.listing import folder_of
 from s3torch._aws.multipart import AbortMultipartUpload
+from s3torch._aws.upload_listing import ListMultipartUploads
 from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from s3torch._access import Access
 
 __all__ = ["MultipartUploadInfo", "abort_multipart_upload", "list_multipart_uploads"]
@@ -33,20 +37,22 @@ class MultipartUploadInfo:
 
 def list_multipart_uploads(access: Access, bucket: str, prefix: str) -> list[MultipartUploadInfo]:
     """Return the uploads under a prefix; see ``S3Client.list_multipart_uploads``."""
+    where = access.bucket(bucket)
+    is_directory = where.endpoint.is_directory  # lists by folders alone, and knows no upload-id-marker
+    listed = folder_of(prefix) if is_directory else prefix
     found: list[MultipartUploadInfo] = []
-    marker: dict[str, object] = {}
+    markers: list[Mapping[str, str]] = [{}]
     while True:
-        page: Any = access.call("ListMultipartUploads", bucket, None, "list_multipart_uploads", Prefix=prefix, **marker)
-        found += [
-            MultipartUploadInfo(
-                each["Key"], each["UploadId"], int(each["Initiated"].timestamp()), each.get("StorageClass")
-            )
-            for each in page.get("Uploads", [])
-        ]
-        following = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
-        if not page.get("IsTruncated") or not following or following == marker:
+        request = ListMultipartUploads(where, listed, markers[-1])
+        access.run([request])
+        page = request.page
+        found += [MultipartUploadInfo(*upload) for upload in page.uploads if upload.key.startswith(prefix)]
+        following = page.following
+        if following is not None and is_directory:
+            following = {name: value for name, value in following.items() if name == "key-marker"}
+        if not following or following in markers:
             return sorted(found, key=lambda upload: (upload.key, upload.initiated))
-        marker = following
+        markers.append(following)
 
 
 def abort_multipart_upload(access: Access, bucket: str, key: str, upload_id: str, within: float | None = None) -> None:

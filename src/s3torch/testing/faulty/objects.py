@@ -2,8 +2,8 @@
 
 Known are GetObject and HeadObject with Range and If-Match, PutObject and multipart uploads with If-None-Match,
 CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts. Signatures are not looked
-at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME where an upload brings no checksum, this one gives it a CRC32. Source:
-https://docs.aws.amazon.com/AmazonS3/latest/API/.
+at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME where an upload brings no
+checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
 """
 
 from __future__ import annotations
@@ -287,7 +287,8 @@ class Objects(MutableMapping[str, bytes]):
 
     def _source_of(self, request: Request) -> str | None:
         """Returns the key that a copy is of; None if there is no such object."""
-        bucket, _, source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
+        named = request.headers["x-amz-copy-source"].partition("?versionId=")[0]  # there is one version of each
+        bucket, _, source = unquote(named).lstrip("/").partition("/")
         return source if bucket == self.bucket and source in self._stored else None
 
     def _copy(self, request: Request, key: str) -> Answer:
