@@ -1,4 +1,7 @@
-"""S3Client: the requests that s3torch makes, for direct use as well."""
+"""S3Client: the requests that s3torch makes, for direct use as well.
+
+It is one file of over 450 lines: each method is a few of them, and the rest says what it does.
+"""
 
 from __future__ import annotations
 

@@ -65,6 +65,10 @@ class S3ClientConfig:
             ``checksums`` CRC32C and CRC64NVME). ``strict``: whatever is read whole is verified, large objects in
             parallel parts too, by a HEAD request more where no answer had the checksum; without one it is an
             UnverifiedError. A read of a part of an object cannot be verified. ``off``: nothing is asked for or sent.
+        sse_customer_key_file: The path of a file with the key of SSE-C, by which S3 encrypts what is written and
+            decrypts what is read: 32 bytes, or their base64. A path and not the key, so that no pickle of a client or a
+            dataset holds it: each process reads the file. It is sent over https alone (and on this machine). ETags are
+            no MD5s then.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
 
@@ -91,6 +95,7 @@ class S3ClientConfig:
     hedging: bool = True
     checksums: Literal["on", "off", "strict"] = "on"
     verify: bool | str | os.PathLike[str] = True
+    sse_customer_key_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("unsigned", "force_path_style", "requester_pays", "hedging"):
@@ -100,6 +105,11 @@ class S3ClientConfig:
         if not isinstance(self.verify, (bool, str, os.PathLike)):
             raise ArgumentTypeError(
                 f"S3ClientConfig(verify=...) must be a bool or the path of a PEM file, got {self.verify!r}."
+            )
+        if self.sse_customer_key_file is not None and not isinstance(self.sse_customer_key_file, (str, os.PathLike)):
+            raise ArgumentTypeError(  # and is not shown: it may be the key itself
+                "S3ClientConfig(sse_customer_key_file=...) must be the path of a file that holds the key, got "
+                f"{type(self.sse_customer_key_file).__name__}."
             )
         _require_type(self, "checksums", str)
         if self.checksums not in _CHECKSUMS:

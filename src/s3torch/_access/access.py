@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.customer_key import customer_key_fields
 from s3torch._aws.endpoint import Scheme
 from s3torch._aws.express import DirectoryBucket
 from s3torch._aws.session import AwsSession
@@ -172,12 +173,14 @@ class Access:
         """Return where a bucket is and how requests for it are signed."""
         bucket = self._buckets.get(name)
         if bucket is None:
+            key_file = self.config.sse_customer_key_file
             made = Bucket(
                 name,
                 self._sessions,
                 self.user_agent,
                 requester_pays=self.config.requester_pays,
                 has_checksums=self.config.checksums != "off",
+                customer_key=customer_key_fields(key_file) if key_file is not None else {},
             )
             if made.endpoint.scheme is Scheme.SESSION:
                 made = DirectoryBucket(made, _Sender(self))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from s3torch._aws import sigv4
 from s3torch._aws.answers import parse_http_date
+from s3torch._aws.customer_key import check_may_carry_key
 from s3torch._aws.endpoint import Endpoint, Scheme
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials, Signer
@@ -55,6 +56,7 @@ class Bucket:
         user_agent: The User-Agent field.
         requester_pays: Whether to agree to pay.
         has_checksums: Whether checksums are asked for and sent.
+        customer_key: Header fields of SSE-C; empty if it is not used.
         clock: Seconds since the epoch.
 
     Attributes:
@@ -64,9 +66,11 @@ class Bucket:
         corrections: How often something was corrected.
         access_key: Of the credentials that requests are signed with; None until one was, and if they are not signed.
         has_checksums: Whether checksums are asked for and sent.
+        customer_key: Header fields of SSE-C; empty if it is not used.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
+        ConfigError: There is a key of SSE-C, which may not be sent there.
     """
 
     _session_field = "x-amz-security-token"
@@ -79,6 +83,7 @@ class Bucket:
         *,
         requester_pays: bool = False,
         has_checksums: bool = False,
+        customer_key: Mapping[str, str] = _NO_FIELDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not name:
@@ -87,6 +92,9 @@ class Bucket:
         self.has_checksums = has_checksums
         self.region = session().region()
         self.endpoint: Endpoint = session().endpoint(name, self.region)
+        if customer_key:
+            check_may_carry_key(self.endpoint.origin)
+        self.customer_key = customer_key
         self._session = session
         self._user_agent = user_agent
         self._requester_pays = requester_pays
@@ -103,6 +111,11 @@ class Bucket:
     def plain(self) -> Bucket:
         """What signs with the user's credentials, and not with those of a session."""
         return self
+
+    @property
+    def has_md5_etags(self) -> bool:
+        """Whether the ETag of what is sent in one piece may be its MD5."""
+        return not self.customer_key and not self.endpoint.is_directory
 
     def session(self) -> AwsSession:
         """Return the session of this process."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from s3torch._aws.answers import element_text, error_from_answer, parse_error_document
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.customer_key import of_source
 from s3torch._aws.operations import Operation, Response
 from s3torch._transfer import http1
 from s3torch._transfer.http1 import Head, Inbox
@@ -78,6 +79,7 @@ class _Copy(Operation):
     """
 
     is_slow = True
+    takes_customer_key = True
     _result = "CopyObjectResult"
 
     def __init__(
@@ -88,7 +90,8 @@ class _Copy(Operation):
         signed_fields: Mapping[str, str],
         query: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(name, "PUT", bucket.plain, key, query=query, signed_fields=signed_fields)
+        fields = {**signed_fields, **of_source(bucket.customer_key)}
+        super().__init__(name, "PUT", bucket.plain, key, query=query, signed_fields=fields)
         self._fields["content-length"] = "0"
         self.document = b""
 

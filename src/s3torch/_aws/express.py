@@ -42,7 +42,15 @@ from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Head, Inbox
 from s3torch.errors import ProtocolError, S3Error
 
-__all__ = ["PROCESS_SESSIONS", "AppendObject", "DirectoryBucket", "RenameObject", "Session", "Sessions"]
+__all__ = [
+    "PROCESS_SESSIONS",
+    "AppendObject",
+    "CreateSession",
+    "DirectoryBucket",
+    "RenameObject",
+    "Session",
+    "Sessions",
+]
 
 _MAX_DOCUMENT = 64 * 1024
 # Parts of a session's life after which it is replaced: each process draws a moment between the two. Not tuned.

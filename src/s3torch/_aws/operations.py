@@ -49,7 +49,12 @@ class Operation(Exchange):
         query: Parameters.
         signed_fields: Header fields that are signed: ``x-amz-*``.
         memory: Bytes that the answer fills.
+
+    Attributes:
+        takes_customer_key: Whether it carries the key of SSE-C, where one is used: it is about an object's bytes.
     """
+
+    takes_customer_key = False
 
     def __init__(
         self,
@@ -70,6 +75,8 @@ class Operation(Exchange):
         self._query = query or _NOTHING
         self._fields: dict[str, str] = {}
         self._signed_fields = signed_fields or _NOTHING
+        if bucket.customer_key and self.takes_customer_key:
+            self._signed_fields = {**self._signed_fields, **bucket.customer_key}
         self._corrected: set[tuple[type[S3Error], str | None]] = set()
         self._access_key: str | None = None
         self._corrections = bucket.corrections
@@ -151,6 +158,7 @@ class HeadObject(Operation):
     """
 
     is_read = True
+    takes_customer_key = True
 
     def __init__(
         self,
@@ -258,6 +266,7 @@ class GetObject(Operation):
     """
 
     is_read = True
+    takes_customer_key = True
 
     def __init__(
         self,

@@ -89,6 +89,8 @@ class PutObject(Send):
         checksum: What the body is sent with.
     """
 
+    takes_customer_key = True
+
     def __init__(
         self,
         bucket: Bucket,

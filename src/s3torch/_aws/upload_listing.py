@@ -206,6 +206,8 @@ class ListParts(_ListPages[PartsPage]):
         after: The part behind which it begins; 0 for the first.
     """
 
+    takes_customer_key = True
+
     def __init__(self, bucket: Bucket, key: str, upload_id: str, after: int) -> None:
         query = {"uploadId": upload_id}
         if after:
