@@ -293,6 +293,23 @@ def test_a_failed_replacement_is_no_failure():
         sessions.credentials("bucket", create)
 
 
+def test_a_failure_is_shared():
+    """Who waits for a session, or wants one at once, shares the failure instead of asking as often again."""
+    clock = Clock()
+    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
+    create.error = ConnectionFailedError("No answer.", bucket="b")
+    errors = []
+    for _ in range(5):
+        with pytest.raises(ConnectionFailedError, match="No answer") as caught:
+            sessions.credentials("bucket", create)
+        errors.append(caught.value)
+    assert len(create.within) == 1
+    assert len(set(map(id, errors))) == 5
+    clock.now += 1
+    create.error = None
+    assert sessions.credentials("bucket", create).access_key == "key1"
+
+
 def test_others_go_on_while_one_replaces():
     """While one thread replaces a session that is still good, others do not wait for it."""
     clock = Clock()

@@ -8,6 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,17 @@ from s3torch import (
 from s3torch._aws.express import PROCESS_SESSIONS
 from s3torch.checkpoint import series
 from s3torch.dcp import S3StorageReader, S3StorageWriter
-from s3torch.errors import ArgumentError, ObjectExistsError, ObjectNotFoundError, RequestError
+from s3torch.errors import (
+    ArgumentError,
+    ConnectionFailedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RequestError,
+    S3Error,
+    ServerError,
+)
 from s3torch.testing import ExpressServer
+from s3torch.testing.faulty.objects import s3_error
 
 MiB = 1024 * 1024
 CONTENTS = {f"train/{number // 10}/{number:03}": bytes([number]) * (1000 + number) for number in range(60)}
@@ -195,6 +205,53 @@ def test_sessions_that_end_early(server: ExpressServer, client: S3Client):
         assert b"".join(data) == bytes([10]) * 100
         assert len(server.sessions) == number + 1
         server.expire_sessions()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"), [(500, "InternalError", ServerError), (403, "AccessDenied", S3Error)]
+)
+def test_sessions_that_cannot_be_had(
+    server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch, status: int, code: str, error: type
+):
+    """A session is asked for as often as any request, whatever the number of requests that want it; then they fail."""
+    handle, asked = server._server._handler, []
+
+    def refuse(request, wire) -> None:
+        if "session" in request.target:
+            asked.append(request)
+            wire.respond(status, {}, s3_error(code))
+        else:
+            handle(request, wire)
+
+    client = S3Client(s3client_config=replace(server.config, max_attempts=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(server._server, "_handler", refuse)
+        with pytest.raises(error, match="CreateSession on s3://bucket--usw2-az1--x-s3"):
+            client.read_ranges(server.bucket, "train/0/001", [(place, place + 1) for place in range(500)], max_gap=0)
+        assert len(asked) == (3 if status == 500 else 1)
+
+
+def test_a_connection_that_breaks_off_for_sessions(
+    server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    """Where connections break off when a session is asked for, a request on an old connection does not ask for ever."""
+    client = S3Client(s3client_config=replace(server.config, max_attempts=3))
+    client.read_range(server.bucket, "train/0/001", 0)
+    handle, asked = server._server._handler, []
+
+    def refuse(request, wire) -> None:
+        if "session" in request.target:
+            asked.append(request)
+            wire.reset()
+        else:
+            handle(request, wire)
+
+    PROCESS_SESSIONS.forget_all()
+    client._access.bucket(server.bucket)._common = None
+    monkeypatch.setattr(server._server, "_handler", refuse)
+    with pytest.raises(ConnectionFailedError):
+        client.read_range(server.bucket, "train/0/001", 0)
+    assert len(asked) == 3
 
 
 def test_secrets_are_no_part_of_a_pickle(server: ExpressServer, client: S3Client):

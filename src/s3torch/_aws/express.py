@@ -19,6 +19,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/directory-buckets-objects-
 
 from __future__ import annotations
 
+import copy
 import html
 import os
 import random
@@ -58,6 +59,8 @@ _REPLACED_FROM, _REPLACED_UNTIL = 0.8, 0.95
 # Seconds that replacing a session may take while the old one is still good, and until it is tried again. Not tuned.
 _PATIENCE = 5.0
 _PAUSE = 5.0
+# Seconds for which a failure is that of all who want the session. Not tuned.
+_SHARED_FOR = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class _Record:
         self.session: Session | None = None
         self.share = share
         self.not_before = 0.0
+        self.failure: S3Error | None = None
+        self.fails_until = 0.0
 
     def is_due(self, session: Session, now: float) -> bool:
         """Whether a session that is still good is to be replaced."""
@@ -126,7 +131,7 @@ class Sessions:
         with record.lock:
             session = record.session
             if session is None or self._clock() >= session.ends:
-                record.session = session = create(None)
+                record.session = session = self._created(record, create)
             return session.credentials
 
     def forget(self, key: object, access_key: str | None) -> None:
@@ -149,6 +154,7 @@ class Sessions:
         """Make what a fork has copied this process's own: a lock may have been held, and its moment is the parent's."""
         for record in self._records.values():
             record.lock = threading.RLock()
+            record.failure = None
             record.share = self._new_share()
 
     def _replaced(self, record: _Record, session: Session, create: Callable[[float | None], Session]) -> Credentials:
@@ -161,6 +167,18 @@ class Sessions:
             record.not_before = self._clock() + _PAUSE
             return session.credentials
         return new.credentials
+
+    def _created(self, record: _Record, create: Callable[[float | None], Session]) -> Session:
+        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again."""
+        if record.failure is not None and self._clock() < record.fails_until:
+            raise copy.copy(record.failure)
+        try:
+            session = create(None)
+        except S3Error as error:
+            record.failure, record.fails_until = copy.copy(error), self._clock() + _SHARED_FOR
+            raise
+        record.failure = None
+        return session
 
     def _new_share(self) -> float:
         return _REPLACED_FROM + (_REPLACED_UNTIL - _REPLACED_FROM) * self._draw()

@@ -280,7 +280,15 @@ class Loop:
     def _begin(self, flight: Flight) -> None:
         """Send the request; most fit into the socket's buffer at once."""
         exchange = flight.exchange
-        flight.outgoing = list(exchange.request())
+        try:
+            flight.outgoing = list(exchange.request())
+        except S3Error as error:
+            # Nothing was sent, so there is nothing to send again: what signing asks for is retried by itself.
+            error.attempts = error.attempts or exchange.attempts
+            self._land(flight, keep=False)
+            if exchange.flight is None:
+                self._finish(exchange, exchange.explain(error))
+            return
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
         flight.mark = self.now

@@ -173,7 +173,8 @@ class _Listing:
 
 def _is_known_to_sort(bucket: Bucket) -> bool:
     """Whether a bucket is listed by the bytes of its keys, as Amazon documents it of its general purpose buckets."""
-    return bucket.endpoint.is_amazons and not bucket.name.endswith(_OBJECT_LAMBDA)
+    is_usual = bucket.endpoint.service == "s3"  # and not on Outposts, nor of Object Lambda
+    return bucket.endpoint.is_amazons and is_usual and not bucket.name.endswith(_OBJECT_LAMBDA)
 
 
 def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:
