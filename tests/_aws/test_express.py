@@ -18,6 +18,7 @@ from s3torch._aws import sigv4
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import Scheme
 from s3torch._aws.express import CreateSession, DirectoryBucket, Session, Sessions
+from s3torch._aws.operations import HeadObject
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.http1 import Inbox
@@ -354,6 +355,27 @@ def test_only_the_refused_session_is_forgotten():
     sessions.forget("bucket", "key1")
     sessions.forget("nobody's", "key1")
     assert sessions.credentials("bucket", create).access_key == "key2"
+
+
+def test_rotated_keys_leave_nothing():
+    """Sessions of access keys that were rotated are dropped when they have ended."""
+    clock = Clock()
+    sessions, create = Sessions(clock), Service(clock)
+    for number in range(5):
+        sessions.credentials(("bucket", number), create)
+        clock.now += 200
+    assert len(sessions._records) == 2
+
+
+def test_another_region_is_said():
+    """Where a directory bucket cannot be reached the error asks for the region: no answer can correct it."""
+    config = S3ClientConfig(unsigned=True)
+    session = AwsSession(config, "us-east-1", None)
+    request = HeadObject(Bucket("b--usw2-az1--x-s3", lambda: session, "agent"), "key")
+    error = request.explain(ConnectionFailedError("The host does not exist."))
+    assert "'us-east-1' was tried: is the zone in its name of that region?" in str(error)
+    usual = HeadObject(Bucket("b", lambda: session, "agent"), "key")
+    assert "zone" not in str(usual.explain(ConnectionFailedError("The host does not exist.")))
 
 
 def test_a_child_goes_on():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from s3torch import (
     S3MapDataset,
     S3ReaderConfig,
 )
+from s3torch._aws import express
 from s3torch._aws.express import PROCESS_SESSIONS
 from s3torch.checkpoint import series
 from s3torch.dcp import S3StorageReader, S3StorageWriter
@@ -234,7 +235,7 @@ def test_sessions_that_cannot_be_had(
 def test_a_connection_that_breaks_off_for_sessions(
     server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
 ):
-    """Where connections break off when a session is asked for, a request on an old connection does not ask for ever."""
+    """Where connections break off when a session is asked for, the request that wants it is not sent again as well."""
     client = S3Client(s3client_config=replace(server.config, max_attempts=3))
     client.read_range(server.bucket, "train/0/001", 0)
     handle, asked = server._server._handler, []
@@ -248,6 +249,7 @@ def test_a_connection_that_breaks_off_for_sessions(
 
     PROCESS_SESSIONS.forget_all()
     client._access.bucket(server.bucket)._common = None
+    monkeypatch.setattr(express, "_SHARED_FOR", 0.0)
     monkeypatch.setattr(server._server, "_handler", refuse)
     with pytest.raises(ConnectionFailedError):
         client.read_range(server.bucket, "train/0/001", 0)
@@ -330,13 +332,19 @@ def test_nothing_to_append(server: ExpressServer, client: S3Client, data: bytes,
         client.append_object(server.bucket, "log", data, offset=offset)
 
 
-def test_uploads_in_parts(server: ExpressServer, client: S3Client, tmp_path: Path):
-    """A writer sends parts; what it leaves open is found in its folder and aborted."""
+def test_uploads_in_parts(server: ExpressServer, client: S3Client):
+    """A writer sends parts; what it leaves open is found in its folder, and goes on."""
     content = os.urandom(12 * MiB)
-    with client.put_object(server.bucket, "up/large") as writer:
+    with contextlib.suppress(KeyboardInterrupt), client.put_object(server.bucket, "up/large", resume=True) as writer:
+        writer.write(content[: 11 * MiB])
+        raise KeyboardInterrupt
+    (left,) = client.list_multipart_uploads(server.bucket, "up/la")
+    assert left.key == "up/large"
+    assert client.list_multipart_uploads(server.bucket, "up/s") == []
+    with client.put_object(server.bucket, "up/large", resume=True) as writer:
         writer.write(content)
     assert server.objects["up/large"] == content
-    del tmp_path
+    assert not server.objects.uploads
     assert len(server.sessions) == 1
 
 

@@ -23,7 +23,7 @@ from s3torch import (
 from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.testing import FaultyServer, LocalS3, faults
+from s3torch.testing import ExpressServer, FaultyServer, LocalS3, faults
 
 
 def decode(reader: S3Reader) -> Tensor:
@@ -113,3 +113,12 @@ def servers_that_fail() -> None:
         content: bytes = client.read_range("bucket", "key", 0)
         server.objects["other"] = content
         print(server.requests[0].method, server.injected["truncate"], server.authority, server.connections)
+
+
+def directory_buckets() -> None:
+    with ExpressServer({"key": b"content"}) as server, server.activated():
+        client = S3Client(s3client_config=S3ClientConfig(sse_customer_key_file="key"))
+        client.rename_object(server.bucket, "key", "other", if_none_match=True)
+        client.append_object(server.bucket, "other", memoryview(b"more"), offset=7)
+        client.copy_object(server.bucket, "other", server.bucket, "key", version_id="v")
+        assert_type(server.objects["other"], bytes)

@@ -119,6 +119,7 @@ class Sessions:
         """
         record = self._records.get(key)
         if record is None:
+            self._drop_ended()
             record = self._records.setdefault(key, _Record(self._new_share()))
         session, now = record.session, self._clock()
         if session is not None and now < session.ends:
@@ -156,6 +157,13 @@ class Sessions:
             record.lock = threading.RLock()
             record.failure = None
             record.share = self._new_share()
+
+    def _drop_ended(self) -> None:
+        """Drop the records of sessions that nobody wants any more: of access keys that were rotated."""
+        now = self._clock()
+        for key, record in list(self._records.items()):
+            if record.session is not None and record.session.ends <= now:
+                self._records.pop(key, None)
 
     def _replaced(self, record: _Record, session: Session, create: Callable[[float | None], Session]) -> Credentials:
         current = record.session
@@ -245,7 +253,7 @@ class CreateSession(Operation):
         session: What was answered, once the exchange has succeeded.
     """
 
-    is_read = True
+    # It changes nothing, but is not sent a second time where it is late: that would be two sessions.
     session: Session
 
     def __init__(self, bucket: Bucket) -> None:

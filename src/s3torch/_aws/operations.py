@@ -127,7 +127,7 @@ class Operation(Exchange):
         if error.bucket is not None:
             return error
         error.bucket, error.key = self._bucket.name, self._key
-        hint = _ignored_proxy(self.origin) if self.head is None else ""
+        hint = "" if self.head is not None else _ignored_proxy(self.origin) + _outside_its_region(self._bucket)
         error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
         return error
 
@@ -218,6 +218,16 @@ def _ignored_proxy(origin: Origin) -> str:
     return (
         f" {origin.scheme.upper()}_PROXY is set, and s3torch uses no proxies: the endpoint must be reached directly, "
         "such as by a VPC endpoint."
+    )
+
+
+def _outside_its_region(bucket: Bucket) -> str:
+    """Return a sentence on the region of a directory bucket, which no answer corrects: elsewhere it has no address."""
+    if not (bucket.endpoint.is_directory and bucket.endpoint.is_amazons):
+        return ""
+    return (
+        f" A directory bucket has an address in its own region alone, and {bucket.region!r} was tried: is the zone in its "
+        "name of that region?"
     )
 
 

@@ -4,6 +4,8 @@ Known are GetObject and HeadObject with Range and If-Match, PutObject and multip
 CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts. Signatures are not looked
 at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME where an upload brings no
 checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+
+It is one file of over 450 lines: one operation is some ten of them, and all are about the same few tables.
 """
 
 from __future__ import annotations
