@@ -113,6 +113,16 @@ class Bucket:
         return self
 
     @property
+    def region_hint(self) -> str:
+        """A sentence on the region for the error of a host that cannot be reached; empty if it would say nothing."""
+        if not (self.endpoint.is_directory and self.endpoint.is_amazons):
+            return ""  # S3 answers that it is another region
+        return (
+            f" A directory bucket has an address in its own region alone, and {self.region!r} was tried: is the zone "
+            "in its name of that region?"
+        )
+
+    @property
     def has_md5_etags(self) -> bool:
         """Whether the ETag of what is sent in one piece may be its MD5."""
         return not self.customer_key and not self.endpoint.is_directory

@@ -1,6 +1,8 @@
 """The requests to S3 as exchanges; those that send an object are in ``sending``, those of uploads in ``multipart``.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html.
+
+It is one file of over 450 lines: reading is most of them, and what all requests share is read beside it.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Operation(Exchange):
         if error.bucket is not None:
             return error
         error.bucket, error.key = self._bucket.name, self._key
-        hint = "" if self.head is not None else _ignored_proxy(self.origin) + _outside_its_region(self._bucket)
+        hint = "" if self.head is not None else _ignored_proxy(self.origin) + self._bucket.region_hint
         error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
         return error
 
@@ -218,16 +220,6 @@ def _ignored_proxy(origin: Origin) -> str:
     return (
         f" {origin.scheme.upper()}_PROXY is set, and s3torch uses no proxies: the endpoint must be reached directly, "
         "such as by a VPC endpoint."
-    )
-
-
-def _outside_its_region(bucket: Bucket) -> str:
-    """Return a sentence on the region of a directory bucket, which no answer corrects: elsewhere it has no address."""
-    if not (bucket.endpoint.is_directory and bucket.endpoint.is_amazons):
-        return ""
-    return (
-        f" A directory bucket has an address in its own region alone, and {bucket.region!r} was tried: is the zone in its "
-        "name of that region?"
     )
 
 
