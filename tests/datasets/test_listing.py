@@ -222,8 +222,9 @@ def test_a_server_of_two_orders():
         ("arn:aws:s3-outposts:eu-west-1:123456789012:outpost/op-0123456789/accesspoint/b", None, False),
     ],
 )
-def test_who_is_known_to_sort(bucket: str, endpoint: str | None, is_known: bool):
+def test_who_is_known_to_sort(monkeypatch: pytest.MonkeyPatch, bucket: str, endpoint: str | None, is_known: bool):
     """Amazon S3 is, unless a program of the bucket's owner answers; other servers are not, whatever they are called."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     client = S3Client("eu-west-1", endpoint=endpoint, s3client_config=S3ClientConfig(unsigned=True))
     assert _is_known_to_sort(client._access.bucket(bucket)) is is_known
 

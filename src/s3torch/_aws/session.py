@@ -150,6 +150,12 @@ class AwsSession:
                 raise ArgumentError(
                     f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
                 ) from error
+        if ".[" in found.url.partition("?")[0].split("/")[2]:  # an IPv6 address with a name in front is none
+            raise ArgumentError(
+                f"No address can be made for bucket {bucket!r}: an access point needs an endpoint with a host name, "
+                f"and {found.url.removesuffix('k')!r} is none.",
+                bucket=bucket,
+            )
         signed_for = found.region if bucket.startswith(_ARN) else ""
         scheme = _SCHEMES.get(found.scheme, Scheme.SIGV4)
         return endpoint_of_bucket_url(found.url.removesuffix("k"), scheme, found.service, signed_for)
