@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from s3torch import S3ClientConfig
+from s3torch._access import Access
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from s3torch.testing.faulty.listener import ScriptedServer
+from s3torch.testing.faulty.wire import Request, Wire
 from tests._aws import answering
 
 MiB = 1024 * 1024
@@ -94,37 +97,44 @@ def test_a_cancel_that_is_interrupted():
     assert len(cancelled) == before
 
 
-def find_parts(*pages: dict[str, object]) -> list[object]:
+def find_parts(*pages: str) -> list[str | None]:
     """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
     markers = []
     answers = list(pages)
+    begun = "<Upload><Key>k</Key><UploadId>1</UploadId><Initiated>1970-01-01T00:00:00Z</Initiated></Upload>"
 
-    def call(name: str, *_: object, **parameters: object) -> dict[str, object]:
-        if name == "ListMultipartUploads":
-            begun = {"Key": "k", "UploadId": "1", "Initiated": datetime.fromtimestamp(0, timezone.utc)}
-            return {"Uploads": [begun]}
-        assert (name, parameters["UploadId"]) == ("ListParts", "1")
-        markers.append(parameters["PartNumberMarker"])
-        return answers.pop(0)
+    def handler(request: Request, wire: Wire) -> None:
+        query = parse_qs(urlsplit(request.target).query, keep_blank_values=True)
+        if "uploads" in query:
+            wire.respond(200, {}, f"<ListMultipartUploadsResult>{begun}</ListMultipartUploadsResult>".encode())
+            return
+        assert (request.method, request.path, query["uploadId"]) == ("GET", "/b/k", ["1"])
+        markers.append(query.get("part-number-marker", [None])[0])
+        wire.respond(200, {}, f"<ListPartsResult>{answers.pop(0)}</ListPartsResult>".encode())
 
-    access: Any = SimpleNamespace(call=call, config=S3ClientConfig())
-    MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+    with ScriptedServer(handler) as server:
+        access = Access(S3ClientConfig(unsigned=True), "us-east-1", server.endpoint)
+        MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+        access.close()
     return markers
+
+
+_MORE = "<IsTruncated>true</IsTruncated>"
 
 
 @pytest.mark.parametrize(
     "last",
     [
-        {},
-        {"IsTruncated": False, "NextPartNumberMarker": 3},
-        {"IsTruncated": True},
-        {"IsTruncated": True, "NextPartNumberMarker": 2},
-        {"IsTruncated": True, "NextPartNumberMarker": 1},
+        "",
+        "<IsTruncated>false</IsTruncated><NextPartNumberMarker>3</NextPartNumberMarker>",
+        _MORE,
+        f"{_MORE}<NextPartNumberMarker>2</NextPartNumberMarker>",
+        f"{_MORE}<NextPartNumberMarker>1</NextPartNumberMarker>",
     ],
 )
-def test_pages_of_parts(last: dict[str, object]):
+def test_pages_of_parts(last: str):
     """Parts are asked for up to the page without more, without a way to them, or that leads back."""
-    assert find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, last) == [0, 2]
+    assert find_parts(f"{_MORE}<NextPartNumberMarker>2</NextPartNumberMarker>", last) == [None, "2"]
 
 
 def test_aborting_what_was_not_begun():
