@@ -11,6 +11,7 @@ import pytest
 from s3torch import S3ClientConfig
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from s3torch.errors import ProtocolError
 from tests._aws import answering
 
 MiB = 1024 * 1024
@@ -112,19 +113,17 @@ def find_parts(*pages: dict[str, object]) -> list[object]:
     return markers
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
-        {},
-        {"IsTruncated": False, "NextPartNumberMarker": 3},
-        {"IsTruncated": True},
-        {"IsTruncated": True, "NextPartNumberMarker": 2},
-        {"IsTruncated": True, "NextPartNumberMarker": 1},
-    ],
-)
+@pytest.mark.parametrize("last", [{}, {"IsTruncated": False, "NextPartNumberMarker": 3}])
 def test_pages_of_parts(last: dict[str, object]):
-    """Parts are asked for up to the page without more, without a way to them, or that leads back."""
+    """Parts are asked for up to the page without more."""
     assert find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, last) == [0, 2]
+
+
+@pytest.mark.parametrize("marker", [{}, {"NextPartNumberMarker": 2}, {"NextPartNumberMarker": 1}])
+def test_pages_of_parts_that_lead_nowhere(marker: dict[str, object]):
+    """A page that says that there are more, but not where, or leads back, is not taken for the last one."""
+    with pytest.raises(ProtocolError, match="not how to get them"):
+        find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, {"IsTruncated": True, **marker})
 
 
 def test_aborting_what_was_not_begun():
