@@ -108,7 +108,7 @@ def find_parts(*pages: dict[str, object]) -> list[object]:
         markers.append(parameters["PartNumberMarker"])
         return answers.pop(0)
 
-    access: Any = SimpleNamespace(call=call, config=S3ClientConfig())
+    access: Any = SimpleNamespace(call=call, bucket=lambda _: answering.bucket(), config=S3ClientConfig())
     MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
     return markers
 
@@ -128,5 +128,5 @@ def test_pages_of_parts_that_lead_nowhere(marker: dict[str, object]):
 
 def test_aborting_what_was_not_begun():
     """An upload of which the service knows nothing has nothing to abort."""
-    nobody: Any = SimpleNamespace(config=S3ClientConfig())
+    nobody: Any = SimpleNamespace(bucket=lambda _: answering.bucket(), config=S3ClientConfig())
     MultipartUpload(nobody, "b", "k", ObjectOptions()).abort()
