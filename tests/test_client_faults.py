@@ -1374,7 +1374,7 @@ def test_refused():
         assert caught.value.attempts == 4
 
 
-def test_unresolvable(monkeypatch: pytest.MonkeyPatch):
+def test_unresolvable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A host that has no address is an error after four attempts, which says what to check."""
     asked_for: list[str] = []
 
@@ -1383,6 +1383,7 @@ def test_unresolvable(monkeypatch: pytest.MonkeyPatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
     client = S3Client("us-east-1", endpoint="http://nonexistent.invalid")
     with pytest.raises(ConnectionFailedError, match=r"'bucket\.nonexistent\.invalid'.*force_path_style") as caught:
         client.read_range("bucket", "key", 0)

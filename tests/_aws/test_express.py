@@ -219,8 +219,8 @@ def test_sessions_can_be_switched_off(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "holds no session"),
-        (b"<html>Log in</html>", "holds no session"),
+        (b"", "no XML where <CreateSessionResult> is due"),
+        (b"<html>Log in</html>", "by a page of HTML"),
         (document("tomorrow"), "holds no session"),
         (document("2026-01-01T00:00:00Z"), "has expired"),
         (document().replace(b"<SessionToken>token of the session</SessionToken>", b""), "holds no session"),

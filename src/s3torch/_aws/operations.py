@@ -538,8 +538,11 @@ class GetObject(Operation):
         return super().request()
 
     def doubt(self, head: Head) -> str:
-        """Return why the head cannot be that of an object; empty if it can, or says that it has none of the range."""
-        return "" if head.status == 416 else must_be_s3(head, self.shows, self.etag)
+        """Return why the head cannot be that of an object; empty if it can, or is about one that has none of the range.
+
+        That the range lies beyond the end was told by a 416 before a HEAD is sent, which can only tell the size to it.
+        """
+        return "" if head.status == 416 or self._method == "HEAD" else must_be_s3(head, self.shows, self.etag)
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""

@@ -1,4 +1,7 @@
-"""A program that runs: its objects by name, and the checks of all that its calls return and raise."""
+"""A program that runs: its objects by name, and the checks of all that its calls return and raise.
+
+It is one file of over 450 lines: each step of a program needs the same state, and its judge is beside it.
+"""
 
 from __future__ import annotations
 
