@@ -315,8 +315,12 @@ def test_head_of_what_is_not_there():
 def test_conflict_is_tried_again(code: str):
     """409 with one of these codes says "try again"; other conflicts are final."""
     conflict = fail(409, code)
-    stored = says(200, ETag='"e"')
-    with ScriptedServer(first(2, conflict, stored)) as server:
+    turns = first(2, conflict, says(200, ETag='"e"'))
+
+    def handler(request: Request, wire: Wire) -> None:
+        (says(404) if request.method == "HEAD" else turns)(request, wire)  # it is asked first whether the object is new
+
+    with ScriptedServer(handler) as server:
         client = client_of(server)
         with client.put_object("bucket", "key", if_none_match=True) as writer:
             writer.write(b"content")
@@ -352,7 +356,9 @@ class Losing:
 
     def __call__(self, request: Request, wire: Wire) -> None:
         self.log.append(request.method)
-        if request.method == "HEAD":
+        if request.method == "HEAD" and request.path not in self.objects:
+            wire.respond(404, {})
+        elif request.method == "HEAD":
             content = self.objects[request.path]
             wire.respond(200, {"Content-Length": str(len(content)), **self._head(content)})
         elif request.path.endswith("/other"):
