@@ -1163,7 +1163,7 @@ def test_credentials_are_refreshed_for_rare_calls(monkeypatch: pytest.MonkeyPatc
         fail(403, "InvalidAccessKeyId")(request, wire)
 
     def copied(_: Request, wire: Wire) -> None:
-        wire.respond(200, {}, b"<CopyObjectResult/>")
+        wire.respond(200, {}, b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>")
 
     with serving(with_key("FRESH", refuse, copied)) as (server, client):
         client.copy_object("bucket", "key", "bucket", "copy")

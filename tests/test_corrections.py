@@ -422,6 +422,20 @@ def test_object_of_another(head: Callable[[bytes], dict[str, str]], stored: byte
         client.close()
 
 
+def test_etags_that_are_no_md5s(tmp_path: Path):
+    """With SSE-C an ETag may look like an MD5 and be none: an own object is not taken for another's by it."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    with ScriptedServer(Losing(lambda _: {"ETag": f'"{0:032x}"'})) as listener:
+        client = client_of(listener, sse_customer_key_file=key)
+        with (
+            pytest.raises(ObjectExistsError, match="is not known"),
+            client.put_object("bucket", "key", if_none_match=True) as writer,
+        ):
+            writer.write(b"content")
+        client.close()
+
+
 # What a process knows of a server
 
 

@@ -14,6 +14,7 @@ import pytest
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws.customer_key import check_may_carry_key, customer_key_fields, of_source
 from s3torch._transfer.connection import Origin
+from s3torch._transfer.proxy import Proxy
 from s3torch.errors import ArgumentTypeError, ConfigError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.objects import operation_of
@@ -90,6 +91,22 @@ def test_where_it_may_be_sent(origin: Origin, may: bool):
     else:
         with pytest.raises(ConfigError, match="https endpoint"):
             check_may_carry_key(origin)
+
+
+def test_not_through_a_proxy():
+    """A proxy for plain HTTP reads what it passes on, also to this machine; through a tunnel it does not."""
+    proxy = Proxy("192.0.2.1", 3128)
+    check_may_carry_key(Origin("https", "s3.example.com", 443), proxy)
+    with pytest.raises(ConfigError, match="over plain HTTP"):
+        check_may_carry_key(Origin("http", "localhost", 9000), proxy)
+
+
+def test_a_client_with_a_proxy(path: Path):
+    """A client with a key sends nothing through a proxy that could read it."""
+    config = S3ClientConfig(unsigned=True, sse_customer_key_file=path, proxies={"http": "http://192.0.2.1:3128"})
+    client = S3Client("us-east-1", endpoint="http://127.0.0.1:9000", s3client_config=config)
+    with pytest.raises(ConfigError, match="over plain HTTP"):
+        client.read_range("bucket", "key", 0)
 
 
 def test_plain_http_is_refused(path: Path):

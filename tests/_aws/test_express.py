@@ -23,7 +23,7 @@ from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.http1 import Inbox
 from s3torch.config import S3ClientConfig
-from s3torch.errors import ConnectionFailedError, CredentialsError, ProtocolError
+from s3torch.errors import ConnectionFailedError, CredentialsError, ProtocolError, RegionError
 
 NAMES = st.builds(
     "{}--{}-az{}--x-s3".format,
@@ -249,6 +249,26 @@ def test_a_refused_session_is_replaced():
     bucket._send = answered(document().replace(b">SESSION<", b">NEXT<"))
     bucket.request_head("GET", "key", {}, {})
     assert bucket.access_key == "NEXT"
+
+
+@pytest.mark.usefixtures("user")
+def test_a_session_is_asked_for_where_its_requests_go():
+    """After a correction of the region the session is of the other region, too: a place has one of its own."""
+    asked: list[tuple[str, str]] = []
+
+    def send(exchange: CreateSession, within: float | None) -> None:
+        asked.append((exchange._bucket.endpoint.origin.host, exchange._bucket.region))
+        answered(document())(exchange, within)
+
+    bucket = directory_bucket("b--usw2-az1--x-s3", "us-west-2", send)
+    before = bucket.place
+    bucket.request_head("GET", "key", {}, {})
+    assert bucket.correct(RegionError("There.", region="us-east-1"), {}, 0)
+    assert fields_of(bucket.request_head("GET", "key", {}, {}))["host"] == bucket.endpoint.host
+    bucket.request_head("GET", "key", {}, {}, place=before)
+    hosts = [f"b--usw2-az1--x-s3.s3express-usw2-az1.{region}.amazonaws.com" for region in ("us-west-2", "us-east-1")]
+    assert asked == [*zip(hosts, ("us-west-2", "us-east-1"), strict=True)]
+    assert bucket.plain.endpoint == bucket.endpoint
 
 
 def test_one_session_until_it_is_due():

@@ -94,6 +94,20 @@ def test_in_parts(code: str):
         assert numbers == list(range(1, 8))
 
 
+def test_a_size_that_is_not_in_the_head():
+    """Where the answer to HEAD has no length, that of the first byte is not the object's size."""
+
+    def change(request: Request, wire: Wire) -> bool:
+        if operation_of(request) == "HeadObject":
+            wire.respond(200, {"ETag": '"e"', "Content-Length": None})
+        return operation_of(request) == "HeadObject"
+
+    with serving(change) as (objects, log, client, _):
+        client.copy_object("bucket", "large", "bucket", "copy")
+        assert objects["copy"] == CONTENT
+        assert log[:4] == ["CopyObject", "HeadObject", "GetObject", "CreateMultipartUpload"]
+
+
 def test_another_refusal():
     """What is refused for another reason is not copied in parts."""
 
@@ -130,6 +144,8 @@ def at(operation: str, body: bytes, status: int = 200, times: int = 99) -> Chang
         (b"   \n ", ProtocolError, 3),
         (b"<html><title>Log in</title></html>", ProtocolError, 3),
         (b"<CopyObjectResults/>", ProtocolError, 3),
+        (b"<CopyObjectResult/>", ProtocolError, 3),
+        (b"<CopyPartResult><ETag></ETag></CopyPartResult>", ProtocolError, 3),
     ],
 )
 @pytest.mark.parametrize(("operation", "key"), [("CopyObject", "small"), ("UploadPartCopy", "large")])

@@ -20,6 +20,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
 from s3torch._aws.answers import Subject, error_from_answer, parse_error_document, parse_http_date
+from s3torch._aws.copying import CopyObject, CopySource, UploadPartCopy
+from s3torch._aws.express import AppendObject, CreateSession, RenameObject
 from s3torch._aws.listing import parse_keys, parse_page
 from s3torch._aws.multipart import (
     AbortMultipartUpload,
@@ -31,7 +33,7 @@ from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, ListObj
 from s3torch._aws.proxies import parse_proxy
 from s3torch._aws.sending import PutObject, UploadPart
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
-from s3torch._aws.upload_listing import parse_parts, parse_uploads
+from s3torch._aws.upload_listing import ListMultipartUploads, ListParts, parse_parts, parse_uploads
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
 from s3torch._transfer.proxy import Proxy
 from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
@@ -184,7 +186,7 @@ _SIZE = 16
 
 def _operations() -> list[Operation]:
     """Return a new request of each kind."""
-    where, body = bucket(), [memoryview(b"body")]
+    where, body, source = bucket(), [memoryview(b"body")], CopySource("bucket", "source")
     return [
         GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE))),
         GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE)), etag='"e"', is_whole=True),
@@ -197,6 +199,13 @@ def _operations() -> list[Operation]:
         CompleteMultipartUpload(where, "key", "u", [UploadedPart("e", 4)]),
         AbortMultipartUpload(where, "key", "u"),
         DeleteObject(where, "key"),
+        CreateSession(where),
+        RenameObject(where, "key", "other"),
+        AppendObject(where, "key", body, None, offset=0),
+        CopyObject(where, "key", source),
+        UploadPartCopy(where, "key", source, 0, 4, upload_id="u", part_number=1),
+        ListMultipartUploads(where, "", {}),
+        ListParts(where, "key", "u", 0),
     ]
 
 
@@ -239,8 +248,14 @@ def _check_success(operation: Operation, data: bytes) -> None:
         assert operation.upload_id
     elif isinstance(operation, ListObjectsV2):
         assert operation.page.object_info is not None
-    if operation.shows.root:
-        assert operation.shows.root.encode() in data
+    elif isinstance(operation, (CopyObject, UploadPartCopy)):
+        assert operation.etag.strip('W/"')
+    elif isinstance(operation, CreateSession):
+        assert operation.session.credentials.session_token
+    elif isinstance(operation, (ListMultipartUploads, ListParts)):
+        assert operation.page.following is None or operation.page.following
+    root = operation.shows.ending or operation.shows.root
+    assert root.encode() in data
 
 
 def _uploads(data: bytes, chance: Random) -> None:
