@@ -72,8 +72,8 @@ class S3ClientConfig:
             profile, count with ``on`` only.
         sse_customer_key_file: The path of a file with the key of SSE-C, by which S3 encrypts what is written and
             decrypts what is read: 32 bytes, or their base64. A path and not the key, so that no pickle of a client or a
-            dataset holds it: each process reads the file. It is sent over https alone (and on this machine, without a proxy). ETags are
-            no MD5s then.
+            dataset holds it: each process reads the file. It is sent over https alone (and on this machine, without a
+            proxy). ETags are no MD5s then.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
         client_cert: What the client shows of itself to servers that ask for a certificate: the path of a PEM file with
