@@ -102,3 +102,18 @@ def test_what_can_be_corrected(error: S3Error, is_corrected: bool):
     bucket = Bucket("b", lambda: session, "agent", clock=lambda: 1e9)
     assert bucket.correct(error, {}, 0) is is_corrected
     assert bucket.corrections == int(is_corrected)
+
+
+def test_a_region_that_the_name_tells():
+    """An ARN tells the region that signs: another one is not tried, as the request would be the same."""
+
+    class OfAnAccessPoint(FakeSession):
+        def endpoint(self, bucket: str, region: str) -> Endpoint:
+            return endpoint_of_bucket_url("https://point.test/", region="eu-west-3")
+
+    session = OfAnAccessPoint()
+    bucket = Bucket("arn:aws:s3:eu-west-3:1:accesspoint/p", lambda: session, "agent", clock=lambda: 1e9)
+    assert "/eu-west-3/s3/aws4_request" in head_of(bucket)
+    assert (bucket.place.region, bucket.place.signing_region) == ("us-east-1", "eu-west-3")
+    assert not bucket.correct(REGION, {}, 0)
+    assert bucket.corrections == 0
