@@ -8,9 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
-import botocore.endpoint
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
@@ -45,7 +43,6 @@ def no_pauses() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
-        patch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
         patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
         yield
 
@@ -106,35 +103,7 @@ class Server:
 
     def right(self, request: Request) -> Answer:
         """Carry a request out."""
-        name = name_of(request)
-        if name == "ListMultipartUploads":
-            return self._document("ListMultipartUploadsResult", self._uploads())
-        if name == "ListParts":
-            return self._document("ListPartsResult", self._parts())
         return self.objects.answer(request)
-
-    def _uploads(self) -> str:
-        return "".join(
-            f"<Upload><Key>{upload.key}</Key><UploadId>{upload_id}</UploadId>"
-            "<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"
-            for upload_id, upload in self.objects.open_uploads().items()
-        )
-
-    def _parts(self) -> str:
-        etag = re.findall(r'"(.*)"', self._etag_of_part())[0]
-        return (
-            f"<UploadId>{self.upload_id}</UploadId><Part><PartNumber>1</PartNumber><ETag>&quot;{etag}&quot;</ETag>"
-            f"<Size>{5 * MiB}</Size></Part>"
-        )
-
-    def _etag_of_part(self) -> str:
-        part = f"/bucket/resumed?partNumber=1&uploadId={self.upload_id}"
-        return str(self.objects.answer(self._request("PUT", part, LARGE[: 5 * MiB])).fields["ETag"])
-
-    @staticmethod
-    def _document(root: str, content: str) -> Answer:
-        body = f"<{root}><Bucket>bucket</Bucket>{content}<IsTruncated>false</IsTruncated></{root}>".encode()
-        return Answer(status=200, fields={"Content-Type": "application/xml"}, body=body)
 
     @staticmethod
     def _request(method: str, target: str, body: bytes = b"") -> Request:

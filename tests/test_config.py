@@ -45,6 +45,7 @@ def test_defaults():
         "call_timeout": None,
         "hedging": True,
         "checksums": "on",
+        "sse_customer_key_file": None,
         "verify": True,
         "client_cert": None,
         "proxies": None,

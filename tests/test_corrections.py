@@ -315,8 +315,12 @@ def test_head_of_what_is_not_there():
 def test_conflict_is_tried_again(code: str):
     """409 with one of these codes says "try again"; other conflicts are final."""
     conflict = fail(409, code)
-    stored = says(200, ETag='"e"')
-    with ScriptedServer(first(2, conflict, stored)) as server:
+    turns = first(2, conflict, says(200, ETag='"e"'))
+
+    def handler(request: Request, wire: Wire) -> None:
+        (says(404) if request.method == "HEAD" else turns)(request, wire)  # it is asked first whether the object is new
+
+    with ScriptedServer(handler) as server:
         client = client_of(server)
         with client.put_object("bucket", "key", if_none_match=True) as writer:
             writer.write(b"content")
@@ -352,7 +356,9 @@ class Losing:
 
     def __call__(self, request: Request, wire: Wire) -> None:
         self.log.append(request.method)
-        if request.method == "HEAD":
+        if request.method == "HEAD" and request.path not in self.objects:
+            wire.respond(404, {})
+        elif request.method == "HEAD":
             content = self.objects[request.path]
             wire.respond(200, {"Content-Length": str(len(content)), **self._head(content)})
         elif request.path.endswith("/other"):
@@ -413,6 +419,20 @@ def test_object_of_another(head: Callable[[bytes], dict[str, str]], stored: byte
         ):
             writer.write(b"content")
         assert ("not known" in str(caught.value)) is not is_known
+        client.close()
+
+
+def test_etags_that_are_no_md5s(tmp_path: Path):
+    """With SSE-C an ETag may look like an MD5 and be none: an own object is not taken for another's by it."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    with ScriptedServer(Losing(lambda _: {"ETag": f'"{0:032x}"'})) as listener:
+        client = client_of(listener, sse_customer_key_file=key)
+        with (
+            pytest.raises(ObjectExistsError, match="is not known"),
+            client.put_object("bucket", "key", if_none_match=True) as writer,
+        ):
+            writer.write(b"content")
         client.close()
 
 

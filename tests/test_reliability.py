@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import botocore.endpoint
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -315,7 +313,6 @@ def no_pauses() -> Iterator[None]:
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
         patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
-        patch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
         patch.setattr(socket, "getaddrinfo", functools.partial(getaddrinfo, socket.getaddrinfo))
         yield
 

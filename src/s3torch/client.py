@@ -1,4 +1,7 @@
-"""S3Client: the requests that s3torch makes, for direct use as well."""
+"""S3Client: the requests that s3torch makes, for direct use as well.
+
+It is one file of over 450 lines: each method is a few of them, and the rest says what it does.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 from s3torch import _buffer
 from s3torch._access import Access
 from s3torch._aws.answers import parse_http_date
+from s3torch._aws.copying import CopySource
 from s3torch._aws.endpoint import check_endpoint_url
+from s3torch._aws.express import RenameObject
 from s3torch._aws.listing import KnownObject, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._aws.operations import DeleteObject, HeadObject
+from s3torch._objects.appending import append
+from s3torch._objects.copying import copy
 from s3torch._objects.listing import ListObjectStream
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from s3torch._aws.bucket import Bucket
     from s3torch._transfer.stats import TransferStats
 
 __all__ = ["HeadObjectResult", "ListObjectStream", "MultipartUploadInfo", "S3Client"]
@@ -354,28 +362,94 @@ class S3Client:
         _check_object(bucket, key)
         self._access.run([DeleteObject(self._access.bucket(bucket), key)])
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copy an object of up to 5 GiB within S3.
+    def copy_object(
+        self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, *, version_id: str | None = None
+    ) -> None:
+        """Copy an object within S3; above 5 GiB in parts that are copied side by side.
+
+        Its metadata are kept, and up to 5 GiB its tags.
 
         Args:
             src_bucket: To copy from.
             src_key: To copy from, as it is: not percent-encoded.
             dst_bucket: To copy to.
             dst_key: To copy to; replaced if it exists.
+            version_id: The version to copy; None is the newest.
+
+        Raises:
+            ObjectNotFoundError: There is nothing to copy.
+            ObjectChangedError: The object was replaced while it was copied in parts.
+            S3Error: Any other failure; the parts that were copied are deleted.
         """
         _check_object(src_bucket, src_key)
         _check_object(dst_bucket, dst_key)
         self._access.bucket(src_bucket)  # refuses a name that no bucket can have
-        source = {"Bucket": src_bucket, "Key": src_key}
+        _buffer.check_text(version_id=version_id)
+        copy(self._access, CopySource(src_bucket, src_key, version_id), dst_bucket, dst_key)
+
+    def rename_object(self, bucket: str, src_key: str, dst_key: str, *, if_none_match: bool = False) -> None:
+        """Give an object of a directory bucket (S3 Express One Zone) another key, at once and whatever its size.
+
+        Args:
+            bucket: Of the object.
+            src_key: Its key.
+            dst_key: The key that it gets; what has that key is replaced.
+            if_none_match: Whether to refuse to replace an object that is there already.
+
+        Raises:
+            ArgumentError: A name is empty, or the bucket is no directory bucket.
+            ObjectNotFoundError: There is no object ``src_key``.
+            ObjectExistsError: There is an object ``dst_key``, and it was not to be replaced.
+            S3Error: Any other failure.
+        """
+        _check_object(bucket, src_key)
+        _check_object(bucket, dst_key)
+        where = self._directory_bucket(bucket, "RenameObject", "copy_object and delete_object do that elsewhere")
         try:
-            self._access.call("CopyObject", dst_bucket, dst_key, "copy_object", Key=dst_key, CopySource=source)
+            self._access.run([RenameObject(where, src_key, dst_key, if_none_match=if_none_match)])
         except ObjectNotFoundError as error:
-            error.key, error.bucket = src_key, src_bucket
-            error.args = (f"s3://{src_bucket}/{src_key}, which was to be copied, does not exist.",)
+            error.key = src_key
+            error.args = (f"s3://{bucket}/{src_key}, which was to be renamed, does not exist.",)
             raise
 
+    def append_object(self, bucket: str, key: str, data: Buffer, *, offset: int) -> None:
+        """Write bytes behind those of an object of a directory bucket (S3 Express One Zone).
+
+        Readers see all of the bytes or none of them. What is appended is one request, which holds 5 GB at most; there
+        is no writer for it, as a writer's object does not appear before it is closed.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            data: C-contiguous memory; must not change meanwhile.
+            offset: The object's size, in bytes; 0 makes a new object. With another size nothing is written, so of two
+                programs that append at the same place one fails.
+
+        Raises:
+            ArgumentError: A name is empty, there is nothing to append, or the bucket is no directory bucket.
+            RequestError: The object has another size (``code`` is ``InvalidWriteOffset``).
+            S3Error: Any other failure. Where no answer came, and the object ends with these bytes at this place, that
+                is no failure.
+        """
+        _check_object(bucket, key)
+        offset = _buffer.as_index("offset", offset)
+        if offset < 0:
+            raise ArgumentError(f"offset={offset} is negative: it is the object's size in bytes.")
+        where = self._directory_bucket(bucket, "Appending", "write the object anew elsewhere")
+        append(self._access, where, key, _buffer.readable_bytes(data), offset)
+
+    def _directory_bucket(self, bucket: str, what: str, remedy: str) -> Bucket:
+        where = self._access.bucket(bucket)
+        if not where.endpoint.is_directory:
+            raise ArgumentError(
+                f"{what} is for directory buckets (S3 Express One Zone, names that end in --x-s3), and {bucket!r} is "
+                f"none: {remedy}.",
+                bucket=bucket,
+            )
+        return where
+
     def close(self) -> None:
-        """Close the calling thread's connections, and those of copies; the client can still be used.
+        """Close the calling thread's connections; the client can still be used.
 
         What is under way is not lost: it is sent again, over new connections, when somebody waits for it.
         """

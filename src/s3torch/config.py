@@ -70,6 +70,10 @@ class S3ClientConfig:
             ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` (no upload carries a checksum) and
             ``AWS_RESPONSE_CHECKSUM_VALIDATION=when_required`` (no read asks for one), or the same settings of the
             profile, count with ``on`` only.
+        sse_customer_key_file: The path of a file with the key of SSE-C, by which S3 encrypts what is written and
+            decrypts what is read: 32 bytes, or their base64. A path and not the key, so that no pickle of a client or a
+            dataset holds it: each process reads the file. It is sent over https alone (and on this machine, without a
+            proxy). ETags are no MD5s then.
         verify: Whether TLS certificates are checked, or the path of a PEM file with the authorities to trust. True
             uses ``AWS_CA_BUNDLE``, the profile's ``ca_bundle`` or the system's authorities.
         client_cert: What the client shows of itself to servers that ask for a certificate: the path of a PEM file with
@@ -103,6 +107,7 @@ class S3ClientConfig:
     verify: bool | str | os.PathLike[str] = True
     client_cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
     proxies: Mapping[str, str] | None = field(default=None, repr=False, hash=False)  # there may be passwords in it
+    sse_customer_key_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("unsigned", "force_path_style", "requester_pays", "hedging"):
@@ -115,6 +120,11 @@ class S3ClientConfig:
             )
         self._check_client_cert()
         self._check_proxies()
+        if self.sse_customer_key_file is not None and not isinstance(self.sse_customer_key_file, (str, os.PathLike)):
+            raise ArgumentTypeError(  # and is not shown: it may be the key itself
+                "S3ClientConfig(sse_customer_key_file=...) must be the path of a file that holds the key, got "
+                f"{type(self.sse_customer_key_file).__name__}."
+            )
         _require_type(self, "checksums", str)
         if self.checksums not in _CHECKSUMS:
             raise ConfigError(f"S3ClientConfig(checksums={self.checksums!r}) must be one of {', '.join(_CHECKSUMS)}.")

@@ -345,7 +345,7 @@ class S3Writer(S3File):
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = stored.head.fields
-        if fields.get("content-length") != str(self._buffer.length):
+        if stored.size != self._buffer.length:
             return False
         etag = fields.get("etag", "").removeprefix("W/").strip('"')
         if etag == self._buffer.md5:
@@ -353,7 +353,8 @@ class S3Writer(S3File):
         told = checksums.checksum_of_object(fields, is_range=False)
         if told is not None and checksums.is_available(told.algorithm):
             return told == checksums.compute(told.algorithm, self._buffer.views)
-        return False if _MD5.fullmatch(etag) and "x-amz-server-side-encryption" not in fields else None
+        is_md5 = bucket.has_md5_etags and _MD5.fullmatch(etag) and "x-amz-server-side-encryption" not in fields
+        return False if is_md5 else None
 
 
 # Writers whose upload must be aborted before the interpreter ends.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.operations import Operation
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.http1 import Inbox
@@ -18,7 +19,7 @@ _ORIGIN = Origin("http", "bucket.test", 80)
 
 def bucket(origin: Origin = _ORIGIN, *, has_checksums: bool = False) -> Bucket:
     """Return a bucket whose requests are not signed."""
-    endpoint = SimpleNamespace(origin=origin, host=origin.host, base_path="")
+    endpoint = Endpoint(origin, origin.host, "")
     session: Any = SimpleNamespace(
         region=lambda: "here", endpoint=lambda *_: endpoint, credentials=lambda: None, proxy=lambda _: None
     )

@@ -85,27 +85,8 @@ def test_other_environments_parse_nothing(loads: Loads, monkeypatch: pytest.Monk
     _begin(S3Client("us-east-1"))
     loads.clear()
     monkeypatch.setenv("AWS_PROFILE", "other")
-    assert _begin(S3Client()) == "eu-central-1 https://bucket.s3.amazonaws.com"
+    assert _begin(S3Client()) == "eu-central-1 https://bucket.s3.eu-central-1.amazonaws.com"
     assert loads == []
-
-
-def test_copies_parse_nothing(loads: Loads):
-    """A client that makes calls through botocore parses none of its files again."""
-    _begin(S3Client("us-east-1"))
-    loads.clear()
-    session = S3Client("us-east-1")._access._sessions()
-    assert session._cold_client("us-east-1").meta.region_name == "us-east-1"
-    assert loads == []
-
-
-def test_clients_of_botocore_look_for_no_credentials(monkeypatch):
-    """A client of botocore's signs with the credentials that it is given, whatever could be found meanwhile."""
-    known = configuration_of(None)
-    found = known.find_credentials("us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
-    client = known.new_client(found, region_name="us-east-1")
-    url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "key"})
-    assert "AccessKeyId=key&" in url or "Credential=key%2F" in url
 
 
 def _send_count_in_child(connection, expected: str) -> None:
@@ -175,8 +156,8 @@ def test_changed_files_are_read_anew(tmp_path: Path, file: str):
     [
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000", "us-east-1 http://127.0.0.1:9000/bucket"),
         ("AWS_ENDPOINT_URL_S3", "http://s3.test.example", "us-east-1 http://s3.test.example/bucket"),
-        ("AWS_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
-        ("AWS_DEFAULT_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.amazonaws.com"),
+        ("AWS_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.eu-west-3.amazonaws.com"),
+        ("AWS_DEFAULT_REGION", "eu-west-3", "eu-west-3 https://bucket.s3.eu-west-3.amazonaws.com"),
         ("AWS_USE_DUALSTACK_ENDPOINT", "true", "us-east-1 https://bucket.s3.dualstack.us-east-1.amazonaws.com"),
         ("AWS_USE_FIPS_ENDPOINT", "true", "us-east-1 https://bucket.s3-fips.us-east-1.amazonaws.com"),
     ],
@@ -217,10 +198,8 @@ def test_forgotten_credentials_are_found_anew(monkeypatch: pytest.MonkeyPatch, t
     forgetful, other = S3Client("us-east-1")._access._sessions(), S3Client("us-east-1")._access._sessions()
     assert forgetful.credentials().access_key == other.credentials().access_key == "one"
     path.write_text("[default]\naws_access_key_id = two\naws_secret_access_key = s\n")
-    cold = forgetful._cold_client("us-east-1")
     forgetful.forget_credentials()
     assert forgetful.credentials().access_key == "two"
-    assert forgetful._cold_client("us-east-1") is not cold
     assert other.credentials().access_key == "one"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from s3torch._aws import checksums
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, Operation
 from s3torch._aws.sending import PutObject
 from s3torch._transfer.connection import Origin
@@ -279,9 +280,12 @@ def test_a_head_that_tells_no_size(fields: dict[str, object]):
 def test_an_answer_that_comes_after_the_correction():
     """An answer to an attempt that was sent before a correction leads to another attempt, whatever was signed since."""
     origins = {region: Origin("http", f"{region}.test", 80) for region in ("here", "there")}
-    endpoints = {region: SimpleNamespace(origin=each, host="h", base_path="") for region, each in origins.items()}
+    endpoints = {region: Endpoint(each, "h", "") for region, each in origins.items()}
     session: Any = SimpleNamespace(
-        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+        region=lambda: "here",
+        endpoint=lambda _, region: endpoints[region],
+        credentials=lambda: None,
+        proxy=lambda _: None,
     )
     where = Bucket("bucket", lambda: session, "test")
     operation = DeleteObject(where, "key")
@@ -303,9 +307,12 @@ def test_a_request_that_was_queued_before_a_correction():
     """A request is signed as is right when it is sent, if that goes to the same address; else for its own address."""
     origins = {"here": Origin("http", "same.test", 80), "near": Origin("http", "same.test", 80)}
     origins["far"] = Origin("http", "far.test", 80)
-    endpoints = {region: SimpleNamespace(origin=each, host=region, base_path="") for region, each in origins.items()}
+    endpoints = {region: Endpoint(each, region, "") for region, each in origins.items()}
     session: Any = SimpleNamespace(
-        region=lambda: "here", endpoint=lambda _, region: endpoints[region], credentials=lambda: None
+        region=lambda: "here",
+        endpoint=lambda _, region: endpoints[region],
+        credentials=lambda: None,
+        proxy=lambda _: None,
     )
     where = Bucket("bucket", lambda: session, "test")
     operation = DeleteObject(where, "key")

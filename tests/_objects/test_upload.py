@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from s3torch import S3ClientConfig
+from s3torch._access import Access
 from s3torch._aws.object_options import ObjectOptions
 from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
 from s3torch.errors import ProtocolError
+from s3torch.testing.faulty.listener import ScriptedServer
+from s3torch.testing.faulty.wire import Request, Wire
 from tests._aws import answering
 
 MiB = 1024 * 1024
@@ -95,35 +98,43 @@ def test_a_cancel_that_is_interrupted():
     assert len(cancelled) == before
 
 
-def find_parts(*pages: dict[str, object]) -> list[object]:
+def find_parts(*pages: str) -> list[str | None]:
     """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
     markers = []
     answers = list(pages)
+    begun = "<Upload><Key>k</Key><UploadId>1</UploadId><Initiated>1970-01-01T00:00:00Z</Initiated></Upload>"
 
-    def call(name: str, *_: object, **parameters: object) -> dict[str, object]:
-        if name == "ListMultipartUploads":
-            begun = {"Key": "k", "UploadId": "1", "Initiated": datetime.fromtimestamp(0, timezone.utc)}
-            return {"Uploads": [begun]}
-        assert (name, parameters["UploadId"]) == ("ListParts", "1")
-        markers.append(parameters["PartNumberMarker"])
-        return answers.pop(0)
+    def handler(request: Request, wire: Wire) -> None:
+        query = parse_qs(urlsplit(request.target).query, keep_blank_values=True)
+        if "uploads" in query:
+            wire.respond(200, {}, f"<ListMultipartUploadsResult>{begun}</ListMultipartUploadsResult>".encode())
+            return
+        assert (request.method, request.path, query["uploadId"]) == ("GET", "/b/k", ["1"])
+        markers.append(query.get("part-number-marker", [None])[0])
+        wire.respond(200, {}, f"<ListPartsResult>{answers.pop(0)}</ListPartsResult>".encode())
 
-    access: Any = SimpleNamespace(call=call, bucket=lambda _: answering.bucket(), config=S3ClientConfig())
-    MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+    with ScriptedServer(handler) as server:
+        access = Access(S3ClientConfig(unsigned=True, max_attempts=1), "us-east-1", server.endpoint)
+        MultipartUpload(access, "b", "k", ObjectOptions()).begin(resumes=True)
+        access.close()
     return markers
 
 
-@pytest.mark.parametrize("last", [{}, {"IsTruncated": False, "NextPartNumberMarker": 3}])
-def test_pages_of_parts(last: dict[str, object]):
+_MORE = "<IsTruncated>true</IsTruncated>"
+_FIRST = f"{_MORE}<NextPartNumberMarker>2</NextPartNumberMarker>"
+
+
+@pytest.mark.parametrize("last", ["", "<IsTruncated>false</IsTruncated><NextPartNumberMarker>3</NextPartNumberMarker>"])
+def test_pages_of_parts(last: str):
     """Parts are asked for up to the page without more."""
-    assert find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, last) == [0, 2]
+    assert find_parts(_FIRST, last) == [None, "2"]
 
 
-@pytest.mark.parametrize("marker", [{}, {"NextPartNumberMarker": 2}, {"NextPartNumberMarker": 1}])
-def test_pages_of_parts_that_lead_nowhere(marker: dict[str, object]):
+@pytest.mark.parametrize("marker", ["", "2", "1"])
+def test_pages_of_parts_that_lead_nowhere(marker: str):
     """A page that says that there are more, but not where, or leads back, is not taken for the last one."""
     with pytest.raises(ProtocolError, match="not how to get them"):
-        find_parts({"IsTruncated": True, "NextPartNumberMarker": 2}, {"IsTruncated": True, **marker})
+        find_parts(_FIRST, f"{_MORE}<NextPartNumberMarker>{marker}</NextPartNumberMarker>")
 
 
 def test_aborting_what_was_not_begun():

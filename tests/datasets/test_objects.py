@@ -426,6 +426,8 @@ def test_uris_that_are_no_strings(uri: object):
 class Listing:
     """A client that knows one listing."""
 
+    is_directory = False
+
     def __init__(self, *pages: list[ObjectInfo]) -> None:
         self.pages = pages
         self.asked: list[tuple[str, str]] = []

@@ -20,6 +20,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
 from s3torch._aws.answers import Subject, error_from_answer, parse_error_document, parse_http_date
+from s3torch._aws.copying import CopyObject, CopySource, UploadPartCopy
+from s3torch._aws.express import AppendObject, CreateSession, RenameObject
 from s3torch._aws.listing import parse_keys, parse_page
 from s3torch._aws.multipart import (
     AbortMultipartUpload,
@@ -31,6 +33,7 @@ from s3torch._aws.operations import DeleteObject, GetObject, HeadObject, ListObj
 from s3torch._aws.proxies import parse_proxy
 from s3torch._aws.sending import PutObject, UploadPart
 from s3torch._aws.sigv4 import EMPTY_SHA256, Credentials, Signer, canonical_query, canonical_request, encode_path
+from s3torch._aws.upload_listing import ListMultipartUploads, ListParts, parse_parts, parse_uploads
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
 from s3torch._transfer.proxy import Proxy
 from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
@@ -48,7 +51,7 @@ from s3torch.errors import (
     S3Error,
     TruncatedBodyError,
 )
-from s3torch.uri import parse_s3_uri
+from s3torch.uri import parse_s3_uri, parse_version_uri
 from tests._aws.answering import bucket
 
 __all__ = ["TARGETS", "Target", "mutate"]
@@ -183,7 +186,7 @@ _SIZE = 16
 
 def _operations() -> list[Operation]:
     """Return a new request of each kind."""
-    where, body = bucket(), [memoryview(b"body")]
+    where, body, source = bucket(), [memoryview(b"body")], CopySource("bucket", "source")
     return [
         GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE))),
         GetObject(where, "key", 0, _SIZE, memoryview(bytearray(_SIZE)), etag='"e"', is_whole=True),
@@ -196,6 +199,13 @@ def _operations() -> list[Operation]:
         CompleteMultipartUpload(where, "key", "u", [UploadedPart("e", 4)]),
         AbortMultipartUpload(where, "key", "u"),
         DeleteObject(where, "key"),
+        CreateSession(where),
+        RenameObject(where, "key", "other"),
+        AppendObject(where, "key", body, None, offset=0),
+        CopyObject(where, "key", source),
+        UploadPartCopy(where, "key", source, 0, 4, upload_id="u", part_number=1),
+        ListMultipartUploads(where, "", {}),
+        ListParts(where, "key", "u", 0),
     ]
 
 
@@ -238,8 +248,23 @@ def _check_success(operation: Operation, data: bytes) -> None:
         assert operation.upload_id
     elif isinstance(operation, ListObjectsV2):
         assert operation.page.object_info is not None
-    if operation.shows.root:
-        assert operation.shows.root.encode() in data
+    elif isinstance(operation, (CopyObject, UploadPartCopy)):
+        assert operation.etag.strip('W/"')
+    elif isinstance(operation, CreateSession):
+        assert operation.session.credentials.session_token
+    elif isinstance(operation, (ListMultipartUploads, ListParts)):
+        assert operation.page.following is None or operation.page.following
+    root = operation.shows.ending or operation.shows.root
+    assert root.encode() in data
+
+
+def _uploads(data: bytes, chance: Random) -> None:
+    for parse in (parse_uploads, parse_parts):
+        try:
+            page = parse(data)
+        except ProtocolError:
+            continue
+        assert page.following is None or page.following
 
 
 def _uri(data: bytes, chance: Random) -> None:
@@ -249,8 +274,11 @@ def _uri(data: bytes, chance: Random) -> None:
     except InvalidURIError:
         return
     assert bucket
-    assert "/" not in bucket
+    assert "/" not in bucket or bucket.startswith("arn:")
     assert text in (f"s3://{bucket}/{key}", f"s3://{bucket}")
+    same, object_key, version_id = parse_version_uri(text)
+    assert same == bucket
+    assert key == (object_key if version_id is None else f"{object_key}?versionId={version_id}")
 
 
 def _date(data: bytes, chance: Random) -> None:
@@ -475,6 +503,37 @@ TARGETS: dict[str, Target] = {
         (b"bytes 0-9/10", b"bytes */10", b"bytes 5-5/*", b"bytes 9223372036854775807-9223372036854775808/*"),
         (b"-", b"--1", b"/0", b"/", b"*", b"0", b"bytes ", b" ", b"9" * 20, b"\xb2", b"\n"),
         weight=4,
+    ),
+    "uploads": Target(
+        _uploads,
+        (
+            (
+                b"<ListMultipartUploadsResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+                b"<NextKeyMarker>k%20</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker><Upload><Key>k%20</Key>"
+                b"<UploadId>u</UploadId><Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"
+                b"</ListMultipartUploadsResult>"
+            ),
+            (
+                b'<ListPartsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>true</IsTruncated>'
+                b"<NextPartNumberMarker>1</NextPartNumberMarker><ChecksumAlgorithm>CRC32</ChecksumAlgorithm>"
+                b"<Part><PartNumber>1</PartNumber><ETag>e</ETag><Size>5</Size></Part></ListPartsResult>"
+            ),
+        ),
+        (
+            b"<",
+            b">",
+            b"</",
+            b"%",
+            b"%ff",
+            b"true",
+            b"-1",
+            b"9" * 5000,
+            b"\xff",
+            b"\x00",
+            b"\xd9\xa3",
+            b"T25:00",
+            b"xmlns=",
+        ),
     ),
     "listing": Target(
         _listing,

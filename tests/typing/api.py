@@ -23,7 +23,7 @@ from s3torch import (
 from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.testing import FaultyServer, LocalS3, conformance, faults
+from s3torch.testing import ExpressServer, FaultyServer, LocalS3, conformance, faults
 
 
 def decode(reader: S3Reader) -> Tensor:
@@ -125,3 +125,12 @@ def servers_of_others() -> None:
     failed: list[str] = found.named(conformance.Outcome.FAILED)
     text: str = found.to_json()
     print(found, found.ok, found["object.put-get"].seconds, failed, text, found.left_over, found.summary)
+
+
+def directory_buckets() -> None:
+    with ExpressServer({"key": b"content"}) as server, server.activated():
+        client = S3Client(s3client_config=S3ClientConfig(sse_customer_key_file="key"))
+        client.rename_object(server.bucket, "key", "other", if_none_match=True)
+        client.append_object(server.bucket, "other", memoryview(b"more"), offset=7)
+        client.copy_object(server.bucket, "other", server.bucket, "key", version_id="v")
+        assert_type(server.objects["other"], bytes)

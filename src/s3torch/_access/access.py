@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
-from s3torch._aws.answers import Subject
 from s3torch._aws.bucket import Bucket
+from s3torch._aws.customer_key import customer_key_fields
+from s3torch._aws.endpoint import Scheme
+from s3torch._aws.express import DirectoryBucket
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
 from s3torch._transfer.connection import PROCESS_ADDRESSES, Network
@@ -24,7 +26,6 @@ from s3torch._transfer.engine import Engine
 from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch._transfer.flight import Limits
 from s3torch._transfer.retry import RetryPolicy
-from s3torch.errors import CredentialsError, RegionError
 
 if TYPE_CHECKING:
     from s3torch._transfer.exchange import Exchange
@@ -63,6 +64,19 @@ class _Sessions:
                 if parent != pid:
                     self._made.pop(parent, None)
         return made
+
+
+class _Sender:
+    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above)."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = weakref.ref(access)
+
+    def __call__(self, exchange: Exchange, within: float | None) -> None:
+        access = self._access()
+        if access is None:
+            raise AssertionError("a request is signed for a client that does not exist any more")
+        access.run([exchange], within)
 
 
 class _ProcessState:
@@ -166,6 +180,7 @@ class Access:
         """Return where a bucket is and how requests for it are signed."""
         bucket = self._buckets.get(name)
         if bucket is None:
+            key_file = self.config.sse_customer_key_file
             made = Bucket(
                 name,
                 self._sessions,
@@ -173,40 +188,17 @@ class Access:
                 requester_pays=self.config.requester_pays,
                 has_checksums=self._sessions().asks_checksums(),
                 sends_checksums=self._sessions().sends_checksums(),
+                customer_key=customer_key_fields(key_file) if key_file is not None else {},
             )
+            if made.endpoint.scheme is Scheme.SESSION:
+                made = DirectoryBucket(made, _Sender(self))
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 
-    def call(
-        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
-    ) -> dict[str, object]:
-        """Make a rare call through botocore; region and credentials are corrected once.
-
-        Args:
-            operation: The S3 API's name.
-            bucket: That it is about.
-            key: Of the object that it is about, for errors; None for a call about the bucket.
-            method: Of the botocore client.
-            parameters: Of that method, beside Bucket.
-        """
-        if self.config.requester_pays:
-            parameters["RequestPayer"] = "requester"
-        where = self.bucket(bucket)
-        place = where.place
-        subject = Subject(operation, bucket, key, str(place.endpoint.origin))
-        try:
-            return self._sessions().call(subject, place.region, method, Bucket=bucket, **parameters)
-        except (RegionError, CredentialsError) as error:
-            if not where.correct(error, {}, place.corrections):
-                raise
-        return self._sessions().call(subject, where.region, method, Bucket=bucket, **parameters)
-
     def close(self) -> None:
-        """Close the calling thread's connections, and those of botocore. What is not done goes on over new ones."""
-        state = self._process()
-        for engine in state.threads.engines:
+        """Close the calling thread's connections. What is not done goes on over new ones."""
+        for engine in self._process().threads.engines:
             engine.reset()
-        state.session.close()
 
     def leave_process(self) -> None:
         """Close the calling thread's connections, as the interpreter ends: it would complain of open sockets."""

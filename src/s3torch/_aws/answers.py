@@ -285,7 +285,11 @@ def _classify(
         )
     if (known := _of_code(subject, code)) is not None:
         return known
-    if status == 412 and subject.operation in ("PutObject", "CompleteMultipartUpload"):  # sent with If-None-Match
+    if status == 412 and subject.operation in (  # sent with If-None-Match
+        "PutObject",
+        "CompleteMultipartUpload",
+        "RenameObject",
+    ):
         return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
     if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
         return ObjectChangedError, (
@@ -331,6 +335,8 @@ _PERMISSIONS = {
     "CompleteMultipartUpload": "s3:PutObject",
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
     "CopyObject": "s3:GetObject and s3:PutObject",
+    "CreateSession": "s3express:CreateSession",
+    "RenameObject": "s3express:CreateSession",
 }
 
 

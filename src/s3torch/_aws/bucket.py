@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from s3torch._aws import sigv4
 from s3torch._aws.answers import parse_http_date
-from s3torch._aws.endpoint import Endpoint
+from s3torch._aws.customer_key import check_may_carry_key
+from s3torch._aws.endpoint import Endpoint, Scheme
 from s3torch._aws.session import AwsSession
-from s3torch._aws.sigv4 import Signer
+from s3torch._aws.sigv4 import Credentials, Signer
+from s3torch._aws.sigv4a import REGION_SET, AsymmetricSigner
 from s3torch._log import LOG
 from s3torch._transfer.http1 import build_head, format_fields
 from s3torch._transfer.proxy import Proxy
@@ -31,14 +33,19 @@ class Place(NamedTuple):
     """Where an attempt goes, and what signs it. They are corrected together, so an attempt never mixes two of them.
 
     Args:
-        endpoint: Where the bucket answers.
-        region: That signs.
+        endpoint: Where the bucket answers, and how requests there are signed.
+        region: In use.
         corrections: How often something was corrected before.
     """
 
     endpoint: Endpoint
     region: str
     corrections: int
+
+    @property
+    def signing_region(self) -> str:
+        """The region that signs: the one that the bucket's name tells, or the one in use."""
+        return self.endpoint.region or self.region
 
 
 @dataclass(repr=False, eq=False, slots=True)
@@ -55,7 +62,7 @@ class _CommonLines:
     key: tuple[Place, int, str, Mapping[str, str]]
     before_path: str
     lines: str
-    signer: Signer | None
+    signer: Signer | AsymmetricSigner | None
 
     def complete(self, method: str, path: str, query: str) -> str:
         """Return the lines of one request."""
@@ -74,6 +81,7 @@ class Bucket:
         requester_pays: Whether to agree to pay.
         has_checksums: Whether checksums are asked for.
         sends_checksums: Whether checksums are sent.
+        customer_key: Header fields of SSE-C; empty if it is not used.
         clock: Seconds since the epoch.
 
     Attributes:
@@ -82,10 +90,14 @@ class Bucket:
         access_key: Of the credentials that requests are signed with; None until one was, and if they are not signed.
         has_checksums: Whether checksums are asked for.
         sends_checksums: Whether checksums are sent.
+        customer_key: Header fields of SSE-C; empty if it is not used.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
+        ConfigError: There is a key of SSE-C, which may not be sent there.
     """
+
+    _session_field = "x-amz-security-token"
 
     def __init__(
         self,
@@ -96,6 +108,7 @@ class Bucket:
         requester_pays: bool = False,
         has_checksums: bool = False,
         sends_checksums: bool = False,
+        customer_key: Mapping[str, str] = _NO_FIELDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not name:
@@ -105,6 +118,9 @@ class Bucket:
         self.sends_checksums = sends_checksums
         region = session().region()
         self.place = Place(session().endpoint(name, region), region, 0)
+        if customer_key:
+            check_may_carry_key(self.place.endpoint.origin, session().proxy(self.place.endpoint.origin))
+        self.customer_key = customer_key
         self._session = session
         # Without it a gateway may compress, and what arrives is no range of the object any more.
         self._unsigned = {"user-agent": user_agent, "accept-encoding": "identity"}
@@ -124,7 +140,7 @@ class Bucket:
 
     @property
     def region(self) -> str:
-        """The region that signs."""
+        """The region in use; see ``Place.signing_region``."""
         return self.place.region
 
     @property
@@ -136,6 +152,26 @@ class Bucket:
     def proxy(self) -> Proxy | None:
         """The proxy that leads to the bucket; None if it is reached directly."""
         return self._session().proxy(self.endpoint.origin)
+
+    @property
+    def plain(self) -> Bucket:
+        """What signs with the user's credentials, and not with those of a session."""
+        return self
+
+    @property
+    def region_hint(self) -> str:
+        """A sentence on the region for the error of a host that cannot be reached; empty if it would say nothing."""
+        if not (self.endpoint.is_directory and self.endpoint.is_amazons):
+            return ""  # S3 answers that it is another region
+        return (
+            f" A directory bucket has an address in its own region alone, and {self.region!r} was tried: is the zone "
+            "in its name of that region?"
+        )
+
+    @property
+    def has_md5_etags(self) -> bool:
+        """Whether the ETag of what is sent in one piece may be its MD5."""
+        return not self.customer_key and not self.endpoint.is_directory
 
     def session(self) -> AwsSession:
         """Return the session of this process."""
@@ -187,18 +223,19 @@ class Bucket:
 
     def _new_lines(
         self, place: Place, second: int, payload_sha256: str, signed_fields: Mapping[str, str]
-    ) -> tuple[str, str, Signer | None]:
-        signed = {"host": place.endpoint.host, **signed_fields}
+    ) -> tuple[str, str, Signer | AsymmetricSigner | None]:
+        endpoint, origin = place.endpoint, place.endpoint.origin
+        signed = {"host": endpoint.host, **signed_fields}
         if self._requester_pays:
             signed["x-amz-request-payer"] = "requester"
         unsigned = dict(self._unsigned)
-        before_path, origin = "", place.endpoint.origin
+        before_path = ""
         proxy = self._session().proxy(origin) if origin.scheme == "http" else None  # https goes through a tunnel
         if proxy is not None:
-            before_path = f"http://{place.endpoint.host}"
+            before_path = f"http://{endpoint.host}"
             if proxy.authorization is not None:
                 unsigned["proxy-authorization"] = proxy.authorization
-        credentials = self._session().credentials()
+        credentials = self._credentials(place)
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
             return before_path, format_fields({**signed, **unsigned}), None
@@ -209,10 +246,25 @@ class Bucket:
         if token:
             if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")
-            signed["x-amz-security-token"] = token
-        signer = Signer(signed, payload_sha256=payload_sha256, credentials=credentials, region=place.region, when=when)
+            signed[self._session_field] = token
+        sign: type[Signer | AsymmetricSigner] = Signer
+        if endpoint.scheme is Scheme.SIGV4A:
+            sign, signed[REGION_SET] = AsymmetricSigner, place.signing_region
+        signer = sign(
+            signed,
+            payload_sha256=payload_sha256,
+            credentials=credentials,
+            region=place.signing_region,
+            when=when,
+            service=endpoint.service,
+        )
         lines = format_fields({**signed, **unsigned, "authorization": signer.preamble})
         return before_path, lines.removesuffix("\r\n"), signer
+
+    def _credentials(self, place: Place) -> Credentials | None:
+        """Return what to sign with for a place now; None if requests are not to be signed."""
+        del place
+        return self._session().credentials()
 
     def correct(self, error: S3Error, fields: Mapping[str, str], corrections: int) -> bool:
         """Change what the service found wrong: region, clock or credentials.
@@ -246,11 +298,17 @@ class Bucket:
                 LOG.info(
                     "%s refuses the credentials (%s): they are looked for anew.", place.endpoint.origin, error.code
                 )
-                self._session().forget_credentials()
+                self._forget_credentials(place)
         return place._replace(corrections=place.corrections + 1) if is_corrected else None
 
+    def _forget_credentials(self, place: Place) -> None:
+        """Look for others at their next use: those that have signed for a place were refused."""
+        del place
+        self._session().forget_credentials()
+
     def _in_region(self, place: Place, region: str) -> Place | None:
-        if region == place.region or _REGION.fullmatch(region) is None:
+        is_told = bool(place.endpoint.region)  # by the bucket's name, so another region would sign the same
+        if is_told or region == place.region or _REGION.fullmatch(region) is None:
             return None
         corrected = Place(self._session().endpoint(self.name, region), region, place.corrections + 1)
         LOG.info("Bucket %r lies in region %r: it is asked at %s now.", self.name, region, corrected.endpoint.origin)

@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from botocore.session import Session
 
-__all__ = ["BotocoreClient", "Configuration", "bundled_authorities", "configuration_of"]
+__all__ = ["Address", "BotocoreClient", "Configuration", "address", "bundled_authorities", "configuration_of"]
 
 BotocoreClient = Any  # made at run time, from a description of the service
 
@@ -116,40 +117,32 @@ class Configuration:
             session.set_default_client_config(Config(**options))
         return create_credential_resolver(session, region_name=region).load_credentials()
 
-    def placeholder(self, region: str, endpoint: str | None, style: str | None) -> BotocoreClient:
-        """Return a client that knows addresses, and sends nothing.
+    def placeholder(
+        self, region: str, endpoint: str | None, style: str | None, signature: str | None = "s3v4"
+    ) -> BotocoreClient:
+        """Return a client that knows addresses, and sends nothing; see ``address``.
 
         Args:
             region: Of the bucket.
             endpoint: URL; None finds it.
             style: How a bucket is addressed: ``auto``, ``path`` or ``virtual``; None is as the profile says.
+            signature: How requests are signed, in botocore's words; None: as the bucket wants it.
         """
         from botocore.config import Config
 
-        key = (region, endpoint, style)
+        key = (region, endpoint, style, signature)
         client = self._placeholders.pop(key, None)
         if client is None:
             options: Any = {} if style is None else {"addressing_style": style}
-            config = Config(signature_version="s3v4", s3=options)
+            config = Config(signature_version=signature, s3=options)
             create: Any = self._session.create_client  # its stubs have no clients by name
             keys = {"aws_access_key_id": "placeholder", "aws_secret_access_key": "placeholder"}
             client = create("s3", region_name=region, endpoint_url=endpoint, config=config, **keys)
+            client.meta.events.register("before-call.s3.HeadObject", _answer_with_address)
         self._placeholders[key] = client
         while len(self._placeholders) > _MOST_PLACEHOLDERS:
             self._placeholders.popitem(last=False)
         return client
-
-    def new_client(self, source: object, **arguments: object) -> BotocoreClient:
-        """Return a client that calls S3; it shares nothing but the parsed model.
-
-        Args:
-            source: Its credentials, as ``find_credentials`` returns them.
-            arguments: Of botocore's ``create_client``.
-        """
-        session = self._new_session()
-        session.register_component("credential_provider", _Found(source))
-        create: Any = session.create_client  # its stubs have no clients by name
-        return create("s3", **arguments)
 
     def _new_session(self) -> Session:
         from botocore.exceptions import ProfileNotFound
@@ -167,15 +160,41 @@ class Configuration:
         return session
 
 
-class _Found:
-    """Gives a session of botocore's the credentials that were found already, instead of looking for them again."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where botocore would send a request, and how it would sign it.
 
-    def __init__(self, source: object) -> None:
-        self._source = source
+    Attributes:
+        url: Of the object ``k``.
+        scheme: In botocore's words, such as ``v4a``; empty if nothing was found that fits the signature asked for.
+        service: That is signed for.
+        region: That is signed for.
+    """
 
-    def load_credentials(self) -> object:
-        """Return them."""
-        return self._source
+    url: str
+    scheme: str
+    service: str
+    region: str
+
+
+def address(placeholder: BotocoreClient, bucket: str) -> Address:
+    """Return where a placeholder would send a request about a bucket's object. Nothing is sent, nothing signed."""
+    answer: dict[str, Address] = placeholder.head_object(Bucket=bucket, Key="k")
+    return answer["Address"]
+
+
+def _answer_with_address(params: dict[str, Any], context: dict[str, Any], **_: object) -> tuple[object, object]:
+    """Answer a call of botocore's before it is sent, as its Stubber does (the event ``before-call``)."""
+    signing = context.get("signing") or {}
+    scheme = (context.get("auth_type") or "").removeprefix("s3") if signing else ""
+    where = Address(params["url"], scheme, signing.get("signing_name", "s3"), signing.get("region", ""))
+    return _NothingSent(), {"Address": where}
+
+
+class _NothingSent:
+    """What botocore looks at of an answer."""
+
+    status_code = 200
 
 
 def _loader_of(data_path: str | None) -> Loader:

@@ -1,20 +1,36 @@
-"""Where a bucket answers: origin, Host field and path prefix."""
+"""Where a bucket answers, and how requests there are signed: origin, Host field, path prefix, scheme."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from dataclasses import dataclass
+from enum import Enum
 from urllib.parse import urlsplit
 
 from s3torch._transfer.connection import Origin
 from s3torch.errors import ConfigError
 
-__all__ = ["Endpoint", "check_endpoint_url", "endpoint_of_bucket_url"]
+__all__ = ["Endpoint", "Scheme", "check_endpoint_url", "endpoint_of_bucket_url"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Domains of Amazon's services (https://docs.aws.amazon.com/general/latest/gr/rande.html), VPC endpoints included.
 _AMAZONS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
+
+
+# What directory buckets (S3 Express One Zone) sign for.
+_EXPRESS = "s3express"
+
+
+class Scheme(Enum):
+    """How a request is signed; the values are botocore's names.
+
+    Source: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html.
+    """
+
+    SIGV4 = "v4"
+    SIGV4A = "v4a"  # for several regions, by an elliptic curve: multi-region access points
+    SESSION = "v4-s3express"  # SigV4 with the keys of a session: directory buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +41,22 @@ class Endpoint:
         origin: Where to connect to.
         host: The Host field.
         base_path: What stands before ``/key``: ``/bucket`` in path style, empty in virtual-hosted style.
+        scheme: How requests are signed.
+        service: That they are signed for: ``s3``, ``s3express``, ``s3-outposts`` or ``s3-object-lambda``.
+        region: That they are signed for, if the bucket's name tells it (an ARN does); empty: the region in use.
     """
 
     origin: Origin
     host: str
     base_path: str
+    scheme: Scheme = Scheme.SIGV4
+    service: str = "s3"
+    region: str = ""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory bucket: its listings are not sorted, its prefixes are folders."""
+        return self.service == _EXPRESS
 
     @property
     def is_amazons(self) -> bool:
@@ -65,8 +92,10 @@ def check_endpoint_url(url: str) -> str:
     return url
 
 
-def endpoint_of_bucket_url(url: str) -> Endpoint:
+def endpoint_of_bucket_url(url: str, scheme: Scheme = Scheme.SIGV4, service: str = "s3", region: str = "") -> Endpoint:
     """Return the endpoint of a bucket from the URL of its empty key, such as ``https://bucket.host/``.
+
+    The other arguments are the attributes of an ``Endpoint``.
 
     Raises:
         ConfigError: The bucket stands in front of an IPv6 address, which would be taken for the host.
@@ -82,4 +111,4 @@ def endpoint_of_bucket_url(url: str) -> Endpoint:
     authority = f"[{host}]" if ":" in host else host
     if port != _DEFAULT_PORTS[parts.scheme]:
         authority = f"{authority}:{port}"
-    return Endpoint(Origin(parts.scheme, host, port), authority, parts.path.rstrip("/"))
+    return Endpoint(Origin(parts.scheme, host, port), authority, parts.path.rstrip("/"), scheme, service, region)

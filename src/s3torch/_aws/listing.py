@@ -21,9 +21,14 @@ __all__ = [
     "ObjectInfo",
     "PageChain",
     "RestoreStatus",
+    "folder_of",
+    "has_more",
     "list_parameters",
+    "only_under",
+    "parse_document",
     "parse_keys",
     "parse_page",
+    "seconds_of",
 ]
 
 
@@ -75,7 +80,7 @@ class ListObjectsResult(NamedTuple):
     """One page of a listing.
 
     Attributes:
-        object_info: The objects, in the order of their keys' UTF-8 bytes.
+        object_info: The objects, in the order of their keys' UTF-8 bytes; in a directory bucket in no order.
         common_prefixes: What the delimiter grouped.
         continuation_token: Names the next page; None on the last.
     """
@@ -143,6 +148,36 @@ class PageChain:
         self._empty = self._empty + 1 if is_empty else 0
 
 
+def has_more(said: str | None, *, is_told: bool) -> bool:
+    """Return whether more follows a page.
+
+    Args:
+        said: Its element IsTruncated; None where that is missing, which some servers do with the last page.
+        is_told: Whether it names the next page.
+
+    Raises:
+        ProtocolError: It says something else, or that there are more and not how to get them.
+    """
+    if said not in ("true", "false", None):
+        raise ProtocolError(f"A page of a listing says {said!r} where it must say whether there are more.")
+    if said == "true" and not is_told:
+        raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
+    return said == "true"
+
+
+def folder_of(prefix: str) -> str:
+    """Return the folder that holds all keys with a prefix: directory buckets list by folders alone."""
+    return prefix[: prefix.rfind("/") + 1]
+
+
+def only_under(page: ListObjectsResult, prefix: str) -> ListObjectsResult:
+    """Return a page of a folder's listing without what does not begin with a prefix."""
+    return page._replace(
+        object_info=[info for info in page.object_info if info.key.startswith(prefix)],
+        common_prefixes=[common for common in page.common_prefixes if common.startswith(prefix)],
+    )
+
+
 # Each element costs a hundred bytes of memory, and may be four bytes long. A page of 1,000 objects has some 25,000.
 _MAX_TAGS = 400_000
 
@@ -175,10 +210,8 @@ def parse_page(document: bytes) -> ListObjectsResult:
 
 
 def _envelope(document: bytes) -> _Page:
-    root = _parse(document)
-    namespace, _, name = root.tag.rpartition("}")
-    if name != "ListBucketResult":
-        raise ProtocolError(f"A listing was asked for, and {name!r} was answered.")
+    root = parse_document(document, "ListBucketResult")
+    namespace = root.tag.rpartition("}")[0]
     return _Page(root, f"{namespace}}}" if namespace else "")
 
 
@@ -242,8 +275,16 @@ def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | 
     return keys, sizes, b"".join([document[:start], b"<Contents/>", document[stop:]])
 
 
-def _parse(document: bytes) -> ET.Element:
-    """Return the root element.
+def parse_document(document: bytes, name: str, ending: str = "") -> ET.Element:
+    """Return the root element of a listing.
+
+    Args:
+        document: Of the answer.
+        name: That the root must have.
+        ending: That is enough of it, where some servers shorten it; empty where none does.
+
+    Raises:
+        ProtocolError: It is not well-formed, has a document type or too many tags, or is another document.
 
     The document is parsed as text, so that no declared encoding can hide a document type from the search for one: S3
     never sends any, and without it there is no entity to expand.
@@ -254,9 +295,13 @@ def _parse(document: bytes) -> ET.Element:
             raise ProtocolError("A listing with a document type was answered; S3 never sends one.")
         if text.count("<") > _MAX_TAGS:
             raise ProtocolError(f"A page of a listing has more than {_MAX_TAGS} tags; S3 sends 1,000 objects at most.")
-        return _tree(text)
+        root = _tree(text)
     except (ET.ParseError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A page of a listing is not well-formed XML in UTF-8: {error}.") from error
+    found = root.tag.rpartition("}")[2]
+    if found != name and not (ending and found.endswith(ending)):
+        raise ProtocolError(f"A listing was asked for, and {found!r} was answered.")
+    return root
 
 
 # What a key may hold and XML 1.0 may not (section 2.2), or what its parsers change (a carriage return, section 2.11).
@@ -329,13 +374,7 @@ class _Page:
     def continuation_token(self) -> str | None:
         """Return what names the next page; None if this is the last."""
         token = self._text(self._root, "NextContinuationToken") or None
-        # None where the element is missing, which some servers do with the last page.
-        said = self._root.findtext(self._names["IsTruncated"])
-        if said not in ("true", "false", None):
-            raise ProtocolError(f"A page of a listing says {said!r} where it must say whether there are more.")
-        if said == "true" and token is None:
-            raise ProtocolError("A page of a listing says that there are more, and not how to get them.")
-        return token if said == "true" else None
+        return token if has_more(self._root.findtext(self._names["IsTruncated"]), is_told=token is not None) else None
 
     def decoded(self, keys: list[bytes]) -> list[bytes]:
         """Return keys in UTF-8.
@@ -359,7 +398,7 @@ class _Page:
             self._decode(key),
             value(names["ETag"], ""),
             int(size),
-            _seconds(value(names["LastModified"], "")),
+            seconds_of(value(names["LastModified"], "")),
             value(names["StorageClass"]) or None,
         )
 
@@ -392,7 +431,7 @@ _DECIMALS = re.compile(r"(?<=:[0-9]{2})[.,][0-9]*")
 _ZONE = re.compile(r"([+-][0-9]{2})([0-9]{2})$")
 
 
-def _seconds(text: str) -> int:
+def seconds_of(text: str) -> int:
     """Return an ISO 8601 time as seconds since the epoch; 0 where a server leaves it out.
 
     Before Python 3.11 ``fromisoformat`` knows 3 and 6 decimals, no Z, and no zone without a colon.

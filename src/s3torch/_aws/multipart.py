@@ -81,6 +81,7 @@ class CreateMultipartUpload(Send):
     """
 
     shows = Shows(root="InitiateMultipartUploadResult")
+    takes_customer_key = True
 
     def __init__(self, bucket: Bucket, key: str, signed_fields: Mapping[str, str] | None = None) -> None:
         super().__init__(
@@ -129,6 +130,7 @@ class CompleteMultipartUpload(Send):
 
     is_slow = True
     shows = Shows(root="CompleteMultipartUploadResult")
+    takes_customer_key = True
 
     def __init__(
         self,
@@ -206,7 +208,8 @@ def complete(
             raise error from failure
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer") from error
-        etag, size = multipart_etag([part.etag for part in parts]), sum(part.length for part in parts)
+        etag = multipart_etag([part.etag for part in parts]) if bucket.has_md5_etags else None
+        size = sum(part.length for part in parts)
         if stored.size != size or not _is_upload(stored.head, etag, began):
             _add(error, "The object that is there now has another size, ETag or time.")
             raise

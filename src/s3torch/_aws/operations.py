@@ -67,6 +67,7 @@ class Operation(Exchange):
     Attributes:
         shows: What shows that a success is S3's answer.
         most: Bytes of a success's body at most.
+        takes_customer_key: Whether it carries the key of SSE-C, where one is used: it is about an object's bytes.
 
     Args:
         name: The S3 API's name of the operation.
@@ -83,6 +84,7 @@ class Operation(Exchange):
 
     shows: ClassVar[Shows] = Shows()
     most: ClassVar[int] = _MAX_ERROR_BODY
+    takes_customer_key: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -103,6 +105,8 @@ class Operation(Exchange):
         self._query = query or _NOTHING
         self._fields: dict[str, str] = {}
         self._signed_fields = signed_fields or _NOTHING
+        if bucket.customer_key and self.takes_customer_key:
+            self._signed_fields = {**self._signed_fields, **bucket.customer_key}
         self._corrected: set[tuple[type[S3Error], str | None]] = set()
         self._access_key: str | None = None
         self._place = self._answered = bucket.place
@@ -199,8 +203,10 @@ class Operation(Exchange):
         if error.bucket is None:
             error.bucket, error.key = self._bucket.name, self._key
             hint = ""
-            if self.head is None and self.sent and _may_want_tls(error, self.origin):
-                hint = " If that port speaks TLS, write https:// in the endpoint."
+            if self.head is None:
+                hint = self._bucket.region_hint
+                if self.sent and _may_want_tls(error, self.origin):
+                    hint = " If that port speaks TLS, write https:// in the endpoint."
             error.args = (f"{self.name} on {self.subject} failed: {error.args[0]}{hint}",)
         fields = self.head.fields if self.head is not None else _NOTHING
         remedy = _style_remedy(error, self._answered.endpoint, self._bucket.name) or _coding_remedy(error, fields)
@@ -230,7 +236,9 @@ class Operation(Exchange):
             proxy = self._bucket.proxy
             if proxy is not None and "x-amz-request-id" not in head.fields:
                 return proxy.refusal(str(self.origin), head.status)
-        error = error_from_answer(self.subject, head.status, head.fields, document, signed_region=self._answered.region)
+        error = error_from_answer(
+            self.subject, head.status, head.fields, document, signed_region=self._answered.signing_region
+        )
         if self._has_checksum_fields and _names_checksums(error, document):
             remedy = 'use S3ClientConfig(checksums="off").'
             error.args = (f"{error.args[0]} It may not know the header fields of checksums: {remedy}",)
@@ -317,6 +325,7 @@ class HeadObject(Operation):
 
     is_read = True
     shows = Shows(is_object=True)
+    takes_customer_key = True
 
     def __init__(
         self,
@@ -466,6 +475,7 @@ class GetObject(Operation):
 
     is_read = True
     shows = Shows(is_object=True)
+    takes_customer_key = True
 
     def __init__(
         self,

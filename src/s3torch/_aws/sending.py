@@ -92,6 +92,7 @@ class PutObject(Send):
     """
 
     shows = Shows(stores=True)
+    takes_customer_key = True
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What botocore does for us: credentials, region, addresses, and copies.
+"""What botocore does for us: credentials, region and addresses.
 
 botocore is imported when it is first needed: it takes a quarter of a second. What it knows without credentials is
 shared by all clients (see ``configuration``); a session adds what is a client's own. It belongs to one process; a
@@ -11,30 +11,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer
-from s3torch._aws.configuration import BotocoreClient, configuration_of
-from s3torch._aws.endpoint import Endpoint, check_endpoint_url, endpoint_of_bucket_url
+from s3torch._aws import sigv4a
+from s3torch._aws.configuration import BotocoreClient, address, configuration_of
+from s3torch._aws.endpoint import Endpoint, Scheme, check_endpoint_url, endpoint_of_bucket_url
 from s3torch._aws.finding import Inherited, Overload, environment, error_of, error_text
-from s3torch._aws.proof import describe_root, not_s3, root_of
 from s3torch._aws.proxies import proxy_of
 from s3torch._aws.sigv4 import Credentials
-from s3torch._aws.tls import ClientCert, named_authorities, tls_context
+from s3torch._aws.tls import ClientCert, tls_context
 from s3torch._forks import NO_FORK
 from s3torch.errors import (
     ArgumentError,
-    CertificateError,
     ConfigError,
-    ConnectionFailedError,
     CredentialsError,
-    ProtocolError,
-    ProxyError,
-    ProxyRefusedError,
-    RequestError,
     S3Error,
 )
 
@@ -47,11 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AwsSession"]
 
-# What OpenSSL calls it; botocore keeps only the text.
-_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
-
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
+
+# What the name of an access point begins with, if it is not an alias; it tells the region.
+_ARN = "arn:"
+_SCHEMES = {scheme.value: scheme for scheme in Scheme}
 
 # What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
 _TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers", "botocore.utils")
@@ -112,7 +105,6 @@ class AwsSession:
         self._environment: tuple[str | None, ...] = ()
         self._inherited = inherited
         self._overload = Overload()
-        self._cold_clients: dict[str, BotocoreClient] = {}
         self._tls: ssl.SSLContext | None = None
         self._proxies: dict[Origin, Proxy | None] = {}
 
@@ -156,7 +148,6 @@ class AwsSession:
         """Look for credentials anew at their next use: those in use have expired or were rotated."""
         with NO_FORK:
             self._source = self._inherited = None
-            self._cold_clients.clear()
 
     def heritage(self) -> Inherited | None:
         """Return what a forked child of this process may sign with; None if nothing was found yet."""
@@ -175,13 +166,6 @@ class AwsSession:
         current = self._credentials
         return (current.secret_key, current.session_token, *map(os.environ.get, names))
 
-    def close(self) -> None:
-        """Close the connections of calls; the next one opens others."""
-        with NO_FORK:
-            clients, self._cold_clients = list(self._cold_clients.values()), {}
-        for client in clients:
-            client.close()
-
     def region(self) -> str:
         """Return the region to begin with: given, AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
         found = self._region or os.environ.get("AWS_REGION")
@@ -192,20 +176,32 @@ class AwsSession:
 
         Raises:
             ArgumentError: No bucket can have this name.
-            ConfigError: The endpoint's URL cannot be used.
+            ConfigError: The endpoint's URL cannot be used, or a package is missing that signs for it.
         """
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, MissingDependencyException
 
         with NO_FORK:
-            client = self._placeholder(region)
             try:
-                # The host of a presigned URL is the documented way to learn it; nothing is sent.
-                url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+                found = address(self._placeholder(region), bucket)
+                if not found.scheme:  # SigV4 is none of the ways in which it can be signed for
+                    found = address(self._placeholder(region, signature=None), bucket)
+            except S3Error:  # explained already
+                raise
+            except MissingDependencyException as error:
+                raise sigv4a.missing(bucket) from error
             except (BotoCoreError, ValueError) as error:
                 raise ArgumentError(
                     f"No address can be made for bucket {bucket!r} in region {region!r}: {error}", bucket=bucket
                 ) from error
-        return endpoint_of_bucket_url(url.partition("?")[0].removesuffix("k"))
+        if bucket.startswith(_ARN) and ".[" in found.url.split("/")[2]:  # a name in front of an IPv6 address is none
+            raise ArgumentError(
+                f"No address can be made for bucket {bucket!r}: an access point needs an endpoint with a host name, "
+                f"and {found.url.removesuffix('k')!r} is none.",
+                bucket=bucket,
+            )
+        signed_for = found.region if bucket.startswith(_ARN) else ""
+        scheme = _SCHEMES.get(found.scheme, Scheme.SIGV4)
+        return endpoint_of_bucket_url(found.url.removesuffix("k"), scheme, found.service, signed_for)
 
     def sends_checksums(self) -> bool:
         """Whether uploads carry checksums: as configured, and if that is the default, as botocore is told."""
@@ -240,72 +236,6 @@ class AwsSession:
             self._proxies[origin] = proxy_of(origin, self._config.proxies)
         return self._proxies[origin]
 
-    def call(self, subject: Subject, region: str, method: str, **parameters: object) -> dict[str, Any]:
-        """Make a call through botocore.
-
-        Args:
-            subject: For the error's sentence.
-            region: The bucket's.
-            method: Name of the botocore client's method.
-            parameters: Its parameters.
-
-        Raises:
-            S3Error: As for requests of our own.
-        """
-        from botocore.exceptions import (
-            ClientError,
-            ConnectionError,  # noqa: A004  # botocore's own
-            HTTPClientError,
-            NoCredentialsError,
-            ProxyConnectionError,
-            SSLError,
-        )
-        from botocore.parsers import ResponseParserError
-
-        try:
-            self.credentials()  # refused here if they cannot be sent: botocore would show them
-            with NO_FORK:
-                client = self._cold_client(region)
-            with _discretion.kept():
-                answer: dict[str, Any] = getattr(client, method)(**parameters)
-        except ClientError as error:
-            failure = _from_client_error(subject, error.response)
-            raise _refusal_of_proxy(subject, failure.status) if failure.status == 407 else failure from error
-        except NoCredentialsError as error:
-            raise CredentialsError(
-                f"No credentials were found for {subject.operation} on {subject}. Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-            ) from error
-        except (HTTPClientError, ConnectionError) as error:
-            if isinstance(error, SSLError) and _CERTIFICATE in str(error):
-                raise CertificateError(
-                    f"{subject.operation} on {subject} failed: the certificate of {subject.where} is not valid for it. "
-                    "If the server's authority is your own, name its PEM file in AWS_CA_BUNDLE or "
-                    "S3ClientConfig(verify=...).",
-                    bucket=subject.bucket,
-                    key=subject.key,
-                ) from error
-            refused = re.search(r"Tunnel connection failed: (4\d\d)", str(error.kwargs.get("error")))
-            if refused is not None:
-                raise _refusal_of_proxy(subject, int(refused[1])) from error
-            kind = ProxyError if isinstance(error, ProxyConnectionError) else ConnectionFailedError
-            raise kind(
-                f"{subject.operation} on {subject} failed at {subject.where}: {error}",
-                bucket=subject.bucket,
-                key=subject.key,
-            ) from error
-        except ProtocolError as error:
-            raise not_s3(subject, 200, {}, str(error)) from None
-        except ResponseParserError as error:
-            raise not_s3(subject, 200, {}, "by something else than XML") from error
-        except S3Error:
-            raise
-        except Exception as error:  # botocore's own, and what its parts do not translate
-            raise RequestError(
-                f"{subject.operation} on {subject} failed: {error}", bucket=subject.bucket, key=subject.key
-            ) from error
-        return answer
-
     def _find_credentials(self) -> Any:  # noqa: ANN401  # of a class that botocore chooses
         with NO_FORK:
             self._environment = environment()
@@ -323,47 +253,10 @@ class AwsSession:
         with NO_FORK, self._readable():
             return configuration_of(self._config.profile).variable(name)
 
-    def _placeholder(self, region: str) -> BotocoreClient:
+    def _placeholder(self, region: str, signature: str | None = "s3v4") -> BotocoreClient:
         with self._explained(region):
-            client = configuration_of(self._config.profile).placeholder(region, self._endpoint, self._style)
+            client = configuration_of(self._config.profile).placeholder(region, self._endpoint, self._style, signature)
         check_endpoint_url(client.meta.endpoint_url)  # it may come from the environment or the profile
-        return client
-
-    def _cold_client(self, region: str) -> BotocoreClient:
-        client = self._cold_clients.get(region)
-        if client is None:
-            client = self._cold_clients[region] = self._new_client(region)
-        return client
-
-    def _new_client(self, region: str) -> BotocoreClient:
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
-        options: dict[str, Any] = {
-            "signature_version": UNSIGNED if self._config.unsigned else "s3v4",
-            "s3": {"addressing_style": self._style} if self._style is not None else None,
-            "connect_timeout": self._config.connect_timeout,
-            "read_timeout": self._config.first_byte_timeout,
-            "retries": {"mode": "standard", "total_max_attempts": self._config.max_attempts},
-            # Not every S3-compatible server knows the newer checksums.
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "proxies": self._config.proxies,
-        }
-        if (client_cert := self._client_cert()) is not None:
-            options["client_cert"] = client_cert[0] if client_cert[1] is None else client_cert
-        source = None if self._config.unsigned else self._source or self._find_credentials()
-        with self._explained(region):
-            client = configuration_of(self._config.profile).new_client(
-                source,
-                region_name=region,
-                endpoint_url=self._endpoint,
-                verify=self._verify_of_botocore(),
-                config=Config(**options),
-            )
-        client.meta.events.register("before-call.s3.HeadBucket", _refuse_head_bucket)
-        client.meta.events.register_first("needs-retry.s3", _refuse_certificate)
-        client.meta.events.register("before-parse.s3", _refuse_other_document)
         return client
 
     @contextlib.contextmanager
@@ -399,11 +292,6 @@ class AwsSession:
         """How buckets are addressed; None is as the profile says, and else as botocore does."""
         return "path" if self._config.force_path_style else None
 
-    def _verify_of_botocore(self) -> bool | str:
-        """Return what the connections of calls trust: botocore itself would not look at SSL_CERT_FILE."""
-        verify = self._verify()
-        return named_authorities() or True if verify is True else verify
-
     def _client_cert(self) -> ClientCert:
         given = self._config.client_cert
         if given is None:
@@ -418,23 +306,6 @@ class AwsSession:
         return os.environ.get("AWS_CA_BUNDLE") or self._variable("ca_bundle") or True
 
 
-def _refuse_head_bucket(**_: object) -> None:
-    """Refuse what botocore asks when a redirect does not tell the region: it does so again for that answer, for ever.
-
-    Raises:
-        ClientError: Always; botocore then gives up with the first answer's error.
-    """
-    from botocore.exceptions import ClientError
-
-    raise ClientError({"Error": {}, "ResponseMetadata": {"HTTPHeaders": {}}}, "HeadBucket")  # type: ignore[typeddict-item]  # all that is read
-
-
-def _refuse_certificate(caught_exception: Exception | None = None, **_: object) -> None:
-    """Raise what is wrong with a certificate at once: another attempt would meet the same."""
-    if caught_exception is not None and _CERTIFICATE in str(caught_exception):
-        raise caught_exception
-
-
 def _check_text_of(credentials: Credentials) -> None:
     """Check, showing nothing of them, that credentials can be sent and signed with.
 
@@ -446,45 +317,3 @@ def _check_text_of(credentials: Credentials) -> None:
             raise CredentialsError(f"The {name} cannot be sent: perhaps there is a line break in it.")
     if any("\ud800" <= character <= "\udfff" for character in credentials.secret_key):
         raise CredentialsError("The secret key is no text in UTF-8: set AWS_SECRET_ACCESS_KEY anew.")
-
-
-# What the root elements of what is called end with; some servers shorten ListMultipartUploadsResult. Of a document with
-# another one botocore finds nothing, and says nothing.
-_ROOTS = {"CopyObject": "CopyObjectResult", "ListMultipartUploads": "UploadsResult", "ListParts": "PartsResult"}
-
-
-def _refuse_other_document(operation_model: Any, response_dict: Mapping[str, Any], **_: object) -> None:  # noqa: ANN401  # botocore's
-    """Refuse a success whose document is not S3's.
-
-    Raises:
-        ProtocolError: It is not; the message says what is wrong only.
-    """
-    root, body = _ROOTS.get(operation_model.name), response_dict["body"]
-    if root is not None and response_dict["status_code"] < 300 and not root_of(body).endswith((root, "Error")):
-        raise ProtocolError(f"by {describe_root(body)} where a document {root} is due")
-
-
-def _refusal_of_proxy(subject: Subject, status: int | None) -> S3Error:
-    """Return the error of a proxy that does not lead to the service."""
-    return ProxyRefusedError(
-        f"{subject.operation} on {subject} failed: the proxy does not lead to {subject.where}. Check HTTPS_PROXY, "
-        "HTTP_PROXY and NO_PROXY, or S3ClientConfig(proxies=...), and user and password there.",
-        bucket=subject.bucket,
-        key=subject.key,
-        status=status,
-    )
-
-
-def _from_client_error(subject: Subject, response: Mapping[str, Any]) -> S3Error:
-    error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
-    document = ErrorDocument(
-        code=str(error.get("Code", "")),
-        message=str(error.get("Message", "")),
-        request_id=str(metadata.get("RequestId", "")),
-        region=str(error.get("Region", "")),
-    )
-    failure = error_from_answer(
-        subject, int(metadata.get("HTTPStatusCode", 0)), metadata.get("HTTPHeaders", {}), document
-    )
-    failure.attempts = int(metadata.get("RetryAttempts", 0)) + 1
-    return failure

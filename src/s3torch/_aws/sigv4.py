@@ -100,10 +100,10 @@ def _beginning_to_sign(when: str, scope: str) -> str:
     return f"AWS4-HMAC-SHA256\n{when}\n{scope}\n"
 
 
-def signing_key(secret_key: str, date: str, region: str) -> bytes:
-    """Derive the key for one day (``YYYYMMDD``) and region."""
+def signing_key(secret_key: str, date: str, region: str, service: str = "s3") -> bytes:
+    """Derive the key for one day (``YYYYMMDD``), region and service."""
     key = f"AWS4{secret_key}".encode()
-    for part in (date, region, "s3", "aws4_request"):
+    for part in (date, region, service, "aws4_request"):
         inner, outer = _keyed_hashes(key)
         inner.update(part.encode())
         outer.update(inner.digest())
@@ -123,8 +123,8 @@ def _keyed_hashes(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
 
 
 @functools.lru_cache(maxsize=64)  # a key is valid for a day
-def _signing_hashes(secret_key: str, date: str, region: str) -> tuple[hashlib._Hash, hashlib._Hash]:
-    return _keyed_hashes(signing_key(secret_key, date, region))
+def _signing_hashes(secret_key: str, date: str, region: str, service: str) -> tuple[hashlib._Hash, hashlib._Hash]:
+    return _keyed_hashes(signing_key(secret_key, date, region, service))
 
 
 class Signer:
@@ -136,6 +136,7 @@ class Signer:
         credentials: Whose signature; a session token must be among ``fields`` already.
         region: That signs.
         when: From ``timestamp``.
+        service: That it is signed for.
 
     Attributes:
         preamble: The Authorization field up to the signature.
@@ -144,12 +145,19 @@ class Signer:
     __slots__ = ("_canonical_end", "_inner", "_outer", "preamble")
 
     def __init__(
-        self, fields: Mapping[str, str], *, payload_sha256: str, credentials: Credentials, region: str, when: str
+        self,
+        fields: Mapping[str, str],
+        *,
+        payload_sha256: str,
+        credentials: Credentials,
+        region: str,
+        when: str,
+        service: str = "s3",
     ) -> None:
         date = when[:8]
-        scope = f"{date}/{region}/s3/aws4_request"
+        scope = f"{date}/{region}/{service}/aws4_request"
         self._canonical_end, signed_names = _canonical_end(fields, payload_sha256)
-        inner, self._outer = _signing_hashes(credentials.secret_key, date, region)
+        inner, self._outer = _signing_hashes(credentials.secret_key, date, region, service)
         self._inner = inner.copy()
         self._inner.update(_beginning_to_sign(when, scope).encode())
         self.preamble = (

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from s3torch._aws.listing import ListObjectsResult, PageChain, list_parameters, parse_page
+from s3torch._aws.listing import (
+    ListObjectsResult,
+    PageChain,
+    folder_of,
+    list_parameters,
+    only_under,
+    parse_page,
+)
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._exclusive import exclusive
 from s3torch._transfer.scope import LastingScope
+from s3torch.errors import ArgumentError
 
 if TYPE_CHECKING:
     from s3torch._access import Access
@@ -28,8 +36,19 @@ class _PageRead(LastingScope):
         super().__init__(access.engine())
         self.token = token
         self.is_begun = False
-        query = list_parameters(stream.prefix, stream.delimiter, stream.max_keys, token)
-        self._request = ListObjectsV2(access.bucket(stream.bucket), query, parse_page)
+        bucket = access.bucket(stream.bucket)
+        self._is_directory = bucket.endpoint.is_directory
+        self._prefix = stream.prefix
+        if self._is_directory and stream.delimiter not in ("", "/"):
+            raise ArgumentError(
+                f"{stream.bucket!r} is a directory bucket, whose keys are grouped by '/' alone, not by "
+                f"{stream.delimiter!r}.",
+                bucket=stream.bucket,
+            )
+        # A prefix that is no folder would be refused: what lies in its folder is listed, and the rest left out here.
+        listed = folder_of(stream.prefix) if self._is_directory else stream.prefix
+        query = list_parameters(listed, stream.delimiter, stream.max_keys, token)
+        self._request = ListObjectsV2(bucket, query, parse_page)
 
     @property
     def is_empty(self) -> bool:
@@ -46,11 +65,16 @@ class _PageRead(LastingScope):
     def finish(self) -> ListObjectsResult:
         """Wait for the page."""
         self.wait()
-        return self._request.page
+        page = self._request.page
+        return only_under(page, self._prefix) if self._is_directory else page
 
 
 class ListObjectStream:
     """Iterates over the pages of a listing; each is one request, sent when it is asked for or one page ahead.
+
+    Directory buckets (S3 Express One Zone) are listed in no order, and by folders alone: of a prefix that does not end
+    in ``/`` the folder is listed that it lies in, and what does not begin with it is left out. So a page may have few
+    objects or none, and there may be more pages than the prefix has objects.
 
     Attributes:
         bucket: That is listed.
@@ -80,6 +104,11 @@ class ListObjectStream:
     def continuation_token(self) -> str | None:
         """What names the next page, once there was one."""
         return self._position[0]
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the bucket is a directory bucket, which is listed in no order."""
+        return self._access.bucket(self.bucket).endpoint.is_directory
 
     @property
     def complete(self) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.listing import PageChain
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.sending import UploadPart
+from s3torch._aws.upload_listing import ListParts
 from s3torch._objects.novelty import check_is_new
 from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
 from s3torch._transfer.scope import LastingScope
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from s3torch._access import Access
     from s3torch._aws.checksums import Checksum
     from s3torch._aws.object_options import ObjectOptions
+    from s3torch._aws.upload_listing import PartsPage
 
 __all__ = ["MultipartUpload", "PartBuffer"]
 
@@ -331,24 +333,20 @@ class MultipartUpload:
             return None
         self._began = found.initiated
         for page in self._pages_of_parts(found.upload_id):
-            told: Any = page
-            self._checksums.note_created(told.get("ChecksumAlgorithm"), told.get("ChecksumType"))
-            parts: Any = page.get("Parts", [])
-            self._stored |= {part["PartNumber"]: _Stored(part["ETag"], part["Size"]) for part in parts}
+            self._checksums.note_created(page.checksum_algorithm, page.checksum_type)
+            self._stored |= {part.number: _Stored(part.etag, part.size) for part in page.parts}
         return found.upload_id
 
-    def _pages_of_parts(self, upload_id: str) -> Iterator[Mapping[str, object]]:
+    def _pages_of_parts(self, upload_id: str) -> Iterator[PartsPage]:
         marker = 0
         chain = PageChain()
         while True:
-            page = self._call("ListParts", "list_parts", UploadId=upload_id, PartNumberMarker=marker)
+            request = ListParts(self._access.bucket(self._bucket), self._key, upload_id, marker)
+            self._access.run([request])
+            page = request.page
             yield page
-            if not page.get("IsTruncated"):
+            if page.following is None:
                 return
-            told: Any = page.get("NextPartNumberMarker")
-            following = {} if not isinstance(told, int) or told <= marker else {"PartNumberMarker": told}
-            follow(chain, following, is_empty=not page.get("Parts"), bucket=self._bucket, key=self._key)
-            marker = told
-
-    def _call(self, operation: str, method: str, **parameters: object) -> dict[str, object]:
-        return self._access.call(operation, self._bucket, self._key, method, Key=self._key, **parameters)
+            following = {} if page.following <= marker else {"part-number-marker": page.following}
+            follow(chain, following, is_empty=not page.parts, bucket=self._bucket, key=self._key)
+            marker = page.following

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from s3torch._aws.listing import PageChain
+from s3torch._aws.listing import PageChain, folder_of
 from s3torch._aws.multipart import AbortMultipartUpload
+from s3torch._aws.upload_listing import ListMultipartUploads
 from s3torch.errors import ProtocolError, S3Error
 
 if TYPE_CHECKING:
@@ -35,23 +36,22 @@ class MultipartUploadInfo:
 
 def list_multipart_uploads(access: Access, bucket: str, prefix: str) -> list[MultipartUploadInfo]:
     """Return the uploads under a prefix; see ``S3Client.list_multipart_uploads``."""
+    where = access.bucket(bucket)
+    is_directory = where.endpoint.is_directory  # lists by folders alone, and knows no upload-id-marker
+    listed = folder_of(prefix) if is_directory else prefix
     found: list[MultipartUploadInfo] = []
-    marker: dict[str, object] = {}
+    marker: Mapping[str, str] = {}
     chain = PageChain()
     while True:
-        page: Any = access.call("ListMultipartUploads", bucket, None, "list_multipart_uploads", Prefix=prefix, **marker)
-        uploads = page.get("Uploads", [])
-        found += [
-            MultipartUploadInfo(
-                each["Key"], each["UploadId"], int(each["Initiated"].timestamp()), each.get("StorageClass")
-            )
-            for each in uploads
-        ]
-        if not page.get("IsTruncated"):
+        request = ListMultipartUploads(where, listed, marker)
+        access.run([request])
+        page = request.page
+        found += [MultipartUploadInfo(*upload) for upload in page.uploads if upload.key.startswith(prefix)]
+        if page.following is None:
             # Once each: a server that does not know the markers sends the same again.
             return sorted(dict.fromkeys(found), key=lambda upload: (upload.key, upload.initiated))
-        marker = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
-        follow(chain, marker, is_empty=not uploads, bucket=bucket, key=None)
+        marker = {name: value for name, value in page.following.items() if name == "key-marker" or not is_directory}
+        follow(chain, marker, is_empty=not page.uploads, bucket=bucket, key=None)
 
 
 def follow(chain: PageChain, marker: Mapping[str, object], *, is_empty: bool, bucket: str, key: str | None) -> None:

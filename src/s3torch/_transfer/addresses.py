@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401  # what looks a name up would import it, where a fork may come between
 import itertools
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from s3torch._log import LOG
+
 __all__ = ["PROCESS_ADDRESSES", "Address", "AddressBook", "Origin", "Resolve", "resolve"]
 
-_log = logging.getLogger(__name__)
 
 # How long the addresses of a host are used before its name is looked up again, in seconds: S3 moves traffic by DNS,
 # with a time to live of a few seconds; each look-up blocks the loop.
@@ -105,8 +105,9 @@ class AddressBook:
 
     def note_dead(self, address: Address, now: float) -> None:
         """Note that an address took no connection, or was overtaken by one that was tried later."""
-        if address not in self._dead:
-            _log.info("The address %s takes no connection, and is tried last for %g s", address[1], _DEAD_LIFETIME)
+        since = self._dead.get(address)
+        if since is None or now - since >= _DEAD_LIFETIME:
+            LOG.info("The address %s takes no connection, and is tried last for %g s", address[1], _DEAD_LIFETIME)
         self._dead = {each: since for each, since in self._dead.items() if now - since < _DEAD_LIFETIME} | {
             address: now
         }

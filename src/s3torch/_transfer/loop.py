@@ -311,7 +311,16 @@ class Loop:
         exchange = flight.exchange
         if self._connecting:
             self._connecting.pop(flight, None)
-        flight.outgoing = list(exchange.request())
+        try:
+            flight.outgoing = list(exchange.request())
+        except S3Error as error:
+            if not error.attempts:
+                raise  # of this request: it is tried again as if it had been sent
+            # What signing has asked for was sent as often as a request is: nothing of it is sent again.
+            self._land(flight, keep=False)
+            if exchange.flight is None:
+                self._finish(exchange, exchange.explain(error))
+            return
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
         flight.mark = self.now

@@ -16,7 +16,7 @@ from s3torch.checkpoint.staging import Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
-from s3torch.uri import parse_checkpoint_uri, parse_s3_uri
+from s3torch.uri import parse_checkpoint_uri, parse_version_uri
 from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class S3Checkpoint:
         """Load what torch.save wrote, all tensors concurrently and straight into their memory.
 
         Args:
-            s3_uri: Where it is.
+            s3_uri: Where it is; with ``?versionId=...`` at its end that version.
             map_location: As for torch.load.
             weights_only: As for torch.load: whether to refuse whatever could run code while it is loaded.
             progress: Whether to show a bar; None shows one on a terminal.
@@ -170,19 +170,30 @@ class S3Checkpoint:
             pickle.UnpicklingError: It holds what ``weights_only`` refuses.
             S3Error: Any other failure.
         """
-        bucket, key = parse_s3_uri(s3_uri)
+        bucket, key, version_id = parse_version_uri(s3_uri)
         return load_object(
-            self._client, bucket, key, map_location=map_location, weights_only=weights_only, progress=progress
+            self._client,
+            bucket,
+            key,
+            version_id=version_id,
+            map_location=map_location,
+            weights_only=weights_only,
+            progress=progress,
         )
 
     def reader(self, s3_uri: str) -> S3Reader:
         """Return a file to load from; no request is sent yet.
 
+        Args:
+            s3_uri: Where it is; with ``?versionId=...`` at its end that version.
+
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
         """
-        bucket, key = parse_s3_uri(s3_uri)
-        return self._client.get_object(bucket, key, reader_config=self._reader_config)
+        bucket, key, version_id = parse_version_uri(s3_uri)
+        if version_id is None:
+            return self._client.get_object(bucket, key, reader_config=self._reader_config)
+        return self._client.get_object(bucket, key, reader_config=self._reader_config, version_id=version_id)
 
     def writer(self, s3_uri: str) -> S3Writer:
         """Return a file to save to. The checkpoint appears when it is closed; an exception inside ``with`` leaves none.

@@ -226,6 +226,7 @@ def load_object(
     bucket: str,
     key: str,
     *,
+    version_id: str | None = None,
     map_location: MapLocation,
     weights_only: bool | None,
     progress: bool | None,
@@ -236,13 +237,14 @@ def load_object(
         client: Sends the requests.
         bucket: Of the object.
         key: Of the object.
+        version_id: The version to load; None for the newest.
         map_location: See ``S3Checkpoint.load``.
         weights_only: See ``S3Checkpoint.load``; None is what torch makes of it.
         progress: See ``S3Checkpoint.load``.
     """
     if not key:
         raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
-    remote = RemoteObject(client._access, bucket, key)
+    remote = RemoteObject(client._access, bucket, key, version_id=version_id)
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
         try:
             archive = Archive(reader, reader.read_ranges)

@@ -7,6 +7,8 @@ from typing import Any
 from s3torch import checkpoint
 from s3torch.compat.client import S3Client
 from s3torch.config import S3ClientConfig
+from s3torch.readers import S3Reader
+from s3torch.uri import parse_s3_uri
 
 __all__ = ["S3Checkpoint"]
 
@@ -23,6 +25,11 @@ class S3Checkpoint(checkpoint.S3Checkpoint):
     def __init__(self, region: str, endpoint: str | None = None, s3client_config: S3ClientConfig | None = None) -> None:
         super().__init__(region, endpoint, s3client_config)
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
+
+    def reader(self, s3_uri: str) -> S3Reader:
+        """Return a file to load from; no request is sent yet. The key is taken literally, as s3torchconnector does."""
+        bucket, key = parse_s3_uri(s3_uri)
+        return self._client.get_object(bucket, key, reader_config=self._reader_config)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_staging" in state:

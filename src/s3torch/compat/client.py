@@ -161,9 +161,12 @@ class S3Client(client.S3Client):
         """Delete an object. That it does not exist is no error."""
         worded(super().delete_object)(bucket, key)
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+    def copy_object(
+        self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, *, version_id: str | None = None
+    ) -> None:
         """Copy an object. The key to copy from is percent-encoded, as s3torchconnector wants it."""
-        worded(super().copy_object, is_head=True)(src_bucket, unquote(src_key), dst_bucket, dst_key)
+        copy = worded(super().copy_object, is_head=True)
+        copy(src_bucket, unquote(src_key), dst_bucket, dst_key, version_id=version_id)
 
     def _get_object_stream(
         self, bucket: str, key: str, start: int | None = None, end: int | None = None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 from s3torch import client
 from s3torch._access import Access
-from s3torch._aws.answers import Subject
 from s3torch._transfer.connection import Network
 from s3torch.compat.client import S3Client, UserAgent
 from s3torch.compat.config import S3ClientConfig
@@ -41,11 +40,6 @@ class _InMemoryAccess(Access):
     ) -> None:
         super().__init__(config, region, endpoint, user_agent_comments)
         self._objects = objects
-
-    def call(
-        self, operation: str, bucket: str, key: str | None, method: str, **parameters: object
-    ) -> dict[str, object]:
-        return self._objects.call(Subject(operation, bucket, key, _ENDPOINT), method, parameters)
 
     def _new_network(self, state: object) -> Network:
         from s3torch.testing.memory import MemoryNetwork

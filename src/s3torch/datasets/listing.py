@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.key_ranges import KeyRange, KeyRanges, UnorderedKeysError
-from s3torch._aws.listing import KeyPage, PageChain, list_parameters, parse_keys
+from s3torch._aws.listing import KeyPage, PageChain, folder_of, list_parameters, parse_keys
 from s3torch._aws.operations import ListObjectsV2
 from s3torch._progress import new_bar
 from s3torch.client import S3Client
@@ -30,9 +30,6 @@ _log = logging.getLogger(__name__)
 # limit: a page costs it about a millisecond, and S3 some dozens.
 _MAX_REQUESTS = 32
 _PAGE_SIZE = 1000
-# Names of directory buckets (S3 Express One Zone) end so. They list in no order and know no start-after
-# (https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html).
-_DIRECTORY_BUCKET = "--x-s3"
 # So end the aliases of access points behind which a program of the bucket's owner answers, in whatever order
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/olap-use.html).
 _OBJECT_LAMBDA = "--ol-s3"
@@ -45,7 +42,8 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
     """Return the objects under a prefix, in the order of their keys; see ``key_ranges`` for how.
 
     Markers of directories (0-byte keys that end in ``/``) are left out. Where the server does not sort keys as Amazon
-    S3 does, they are listed one page after the other and come in its order.
+    S3 does, they are listed one page after the other and come in its order. Directory buckets (S3 Express One Zone)
+    have none, and know no ``start-after``: two listings of one may differ in it, so their keys are sorted here.
 
     Args:
         client: Sends the requests.
@@ -59,12 +57,13 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
     """
     listing = _Listing(client, bucket, prefix, page_size)
     try:
-        if not bucket.endswith(_DIRECTORY_BUCKET):
-            try:
-                return ObjectTable.of_columns(bucket, listing.by_ranges())
-            except UnorderedKeysError:
-                _log.info("Listing s3://%s/%s again, one page after the other: it is not sorted", bucket, prefix)
-        return ObjectTable.of_columns(bucket, listing.by_pages())
+        if listing.is_directory:
+            return ObjectTable.of_columns(bucket, [listing.by_folder()])
+        try:
+            return ObjectTable.of_columns(bucket, listing.by_ranges())
+        except UnorderedKeysError:
+            _log.info("Listing s3://%s/%s again, one page after the other: it is not sorted", bucket, prefix)
+        return ObjectTable.of_columns(bucket, (_columns(page.keys, page.sizes) for page in listing.by_pages()))
     except S3Error as error:
         error.bucket = bucket
         error.args = (f"Listing s3://{bucket}/{prefix} failed: {error.args[0]}",)
@@ -81,6 +80,7 @@ class _Listing:
         self._engine = client._access.engine()
         self._deadline = self._engine.deadline()
         self._bucket = client._access.bucket(bucket)
+        self.is_directory = self._bucket.endpoint.is_directory
         self._prefix = prefix
         self._page_size = page_size
         self._max_requests = min(_MAX_REQUESTS, client.s3client_config.connections)
@@ -122,8 +122,20 @@ class _Listing:
             progress.close()
         return [part for key_range in ranges for part in columns[key_range]]
 
-    def by_pages(self) -> Iterator[KeyColumns]:
-        """Yield the objects, asked for one page after the other."""
+    def by_folder(self) -> KeyColumns:
+        """Return the objects of a directory bucket, sorted: of its folder those that begin with the prefix."""
+        begin = self._prefix.encode()
+        found = [
+            (key, size)
+            for page in self.by_pages()
+            for key, size in zip(page.keys, page.sizes, strict=True)
+            if key.startswith(begin)
+        ]
+        found.sort()
+        return _columns([key for key, _ in found], [size for _, size in found])
+
+    def by_pages(self) -> Iterator[KeyPage]:
+        """Yield the pages, asked for one after the other."""
         progress = ListingProgress(self._where)
         token: str | None = None
         chain = PageChain()
@@ -134,7 +146,7 @@ class _Listing:
                 page = request.page
                 chain.check(page.continuation_token, is_empty=not page.keys)
                 chain.add(page.continuation_token, is_empty=not page.keys)
-                yield _columns(page.keys, page.sizes)
+                yield page
                 progress.add(len(page.keys))
                 token = page.continuation_token
                 if token is None:
@@ -157,13 +169,15 @@ class _Listing:
         return self._request(token=key_range.token)
 
     def _request(self, *, token: str | None = None, start_after: str = "", max_keys: int | None = None) -> _PageRequest:
-        query = list_parameters(self._prefix, "", max_keys or self._page_size, token, start_after)
+        prefix = folder_of(self._prefix) if self.is_directory else self._prefix
+        query = list_parameters(prefix, "", max_keys or self._page_size, token, start_after)
         return ListObjectsV2(self._bucket, query, parse_keys)
 
 
 def _is_known_to_sort(bucket: Bucket) -> bool:
     """Whether a bucket is listed by the bytes of its keys, as Amazon documents it of its general purpose buckets."""
-    return bucket.endpoint.is_amazons and not bucket.name.endswith(_OBJECT_LAMBDA)
+    is_usual = bucket.endpoint.service == "s3"  # and not on Outposts, nor of Object Lambda
+    return bucket.endpoint.is_amazons and is_usual and not bucket.name.endswith(_OBJECT_LAMBDA)
 
 
 def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 from s3torch._aws.checksums import crc32
 from s3torch._aws.listing import ObjectInfo
 from s3torch._buffer import as_index
-from s3torch.client import S3Client
+from s3torch.client import ListObjectStream, S3Client
 from s3torch.errors import ArgumentTypeError, InvalidURIError, ObjectTableError
 from s3torch.uri import parse_s3_uri
 
@@ -320,20 +320,42 @@ def _object_at(uri: str) -> S3BucketKeyData:
 def list_prefix(client: S3Client, bucket: str, prefix: str) -> Iterator[S3BucketKeyData]:
     """Yield the objects under a prefix. Markers of directories (0-byte keys that end in ``/``) are left out.
 
+    They come as the server lists them, page by page. Directory buckets list in no order, and ranks must agree on one:
+    there all pages are waited for, and the objects come in the order of their keys.
+
     After an error the iterator can be asked again: it asks for the same page again.
 
     Raises:
         BucketNotFoundError: There is no such bucket.
         S3Error: The listing failed otherwise.
     """
-    return _Listed(client, bucket, prefix)
+    return _InOneOrder(client.list_objects(bucket, prefix), bucket, prefix)
+
+
+class _InOneOrder(Iterator[S3BucketKeyData]):
+    """The objects of a listing, in an order that another listing has as well. Which bucket it is, is asked lazily."""
+
+    def __init__(self, stream: ListObjectStream, bucket: str, prefix: str) -> None:
+        self._stream = stream
+        self._listed = _Listed(stream, bucket, prefix)
+        self._gathered: list[S3BucketKeyData] = []
+        self._ordered: Iterator[S3BucketKeyData] | None = None
+
+    def __next__(self) -> S3BucketKeyData:
+        if self._ordered is None:
+            self._ordered = self._sorted() if self._stream.is_directory else self._listed
+        return next(self._ordered)
+
+    def _sorted(self) -> Iterator[S3BucketKeyData]:
+        for item in self._listed:  # after an error it goes on with the page that failed
+            self._gathered.append(item)
+        return iter(sorted(self._gathered, key=lambda item: item.key.encode()))
 
 
 class _Listed(Iterator[S3BucketKeyData]):
     """The objects of a listing, page by page. No generator: that would end after an error, as if all had come."""
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
-        stream = client.list_objects(bucket, prefix)
+    def __init__(self, stream: ListObjectStream, bucket: str, prefix: str) -> None:
         stream.look_ahead = True
         self._pages = iter(stream)
         self._bucket = bucket

@@ -45,7 +45,7 @@ from ._guard import remove_stale_sockets
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LocalS3", "LocalS3Error"]
+__all__ = ["LocalS3", "LocalS3Error", "environment_of"]
 
 _REGION = "us-east-1"
 
@@ -216,22 +216,8 @@ class LocalS3:
         Raises:
             LocalS3Error: If the server is not running.
         """
-        before = dict(os.environ)
-        # Both to the same, as most clients read only one of the two.
-        direct = [before.get("no_proxy"), before.get("NO_PROXY"), "127.0.0.1"]
-        no_proxy = ",".join(filter(None, direct))
-        during = self.environment | {
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "NO_PROXY": no_proxy,
-            "no_proxy": no_proxy,
-        }
-        touched = during.keys() | {name for name in before if name.startswith("AWS_")}
-        _replace_environment(touched, during)
-        try:
+        with environment_of(self.environment):
             yield
-        finally:
-            _replace_environment(touched, before)
 
     def create_bucket(self, name: str) -> None:
         """Creates a bucket; one that is there already is left as it is.
@@ -470,6 +456,31 @@ def _server_environment(environ: Mapping[str, str], home: str, access_key: str, 
         "HOME": home,
         "TMPDIR": home,
     }
+
+
+@contextlib.contextmanager
+def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+    """Makes a server on loopback the one that AWS clients find: sets its variables in `os.environ`.
+
+    All other `AWS_*` variables are taken out for the time, the configuration files are pointed to nowhere, and the
+    server is exempted from proxies. In the end all is put back.
+    """
+    before = dict(os.environ)
+    # Both to the same, as most clients read only one of the two.
+    direct = [before.get("no_proxy"), before.get("NO_PROXY"), "127.0.0.1"]
+    no_proxy = ",".join(filter(None, direct))
+    during = {**variables} | {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+    }
+    touched = during.keys() | {name for name in before if name.startswith("AWS_")}
+    _replace_environment(touched, during)
+    try:
+        yield
+    finally:
+        _replace_environment(touched, before)
 
 
 def _replace_environment(names: set[str], source: Mapping[str, str]) -> None:

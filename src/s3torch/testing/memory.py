@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
-from hashlib import md5
-from typing import Any
-from urllib.parse import quote
 
-from s3torch._aws.answers import Subject, error_from_answer, parse_error_document
 from s3torch._forks import NO_FORK
 from s3torch._transfer.connection import READ, WRITE, Origin
 from s3torch._transfer.http1 import Inbox
-from s3torch.errors import S3Error
-from s3torch.testing.faulty.objects import Objects, s3_error
+from s3torch.testing.faulty.objects import Objects
 from s3torch.testing.faulty.wire import Request, encode_response, parse_head
 
 __all__ = ["MemoryConnection", "MemoryNetwork", "MemoryObjects"]
@@ -39,67 +32,6 @@ class MemoryObjects(Objects):
         """Takes an object out, if it is there."""
         with self._lock:
             self.pop(key, None)
-
-    def call(self, subject: Subject, method: str, parameters: Mapping[str, Any]) -> dict[str, object]:
-        """Answers what a client asks botocore.
-
-        Args:
-            subject: What it is about.
-            method: Of botocore's client.
-            parameters: Of that method.
-
-        Returns:
-            What botocore would, as far as it is looked at.
-
-        Raises:
-            S3Error: What is asked for does not exist.
-        """
-        if subject.bucket != self.bucket:
-            raise _refusal(subject, 404, s3_error("NoSuchBucket"))
-        if method == "copy_object":
-            return self._copied(subject, parameters["CopySource"])
-        if method == "list_multipart_uploads":
-            return {"Uploads": self._listed_uploads(parameters["Prefix"])}
-        if method == "list_parts":
-            return self._listed_parts(subject, parameters["UploadId"])
-        raise AssertionError(f"a bucket in memory is asked for {subject.operation}")
-
-    def _copied(self, subject: Subject, source: Mapping[str, str]) -> dict[str, object]:
-        answer = self.answer(
-            Request(
-                method="PUT",
-                target=quote(f"/{subject.bucket}/{subject.key}"),
-                headers={"x-amz-copy-source": quote(f"{source['Bucket']}/{source['Key']}")},
-                body=b"",
-                connection=0,
-                time=time.monotonic(),
-            )
-        )
-        if answer.status != 200:
-            raise _refusal(subject, answer.status, answer.body)
-        return {}
-
-    def _listed_uploads(self, prefix: str) -> list[dict[str, object]]:
-        return [
-            {"Key": upload.key, "UploadId": name, "Initiated": datetime.fromtimestamp(order, timezone.utc)}
-            for order, (name, upload) in enumerate(self.open_uploads().items())
-            if upload.key.startswith(prefix)
-        ]
-
-    def _listed_parts(self, subject: Subject, name: str) -> dict[str, object]:
-        upload = self.open_uploads().get(name)
-        if upload is None:
-            raise _refusal(subject, 404, s3_error("NoSuchUpload"))
-        parts = [
-            {"PartNumber": number, "ETag": f'"{md5(part, usedforsecurity=False).hexdigest()}"', "Size": len(part)}
-            for number, part in sorted(upload.parts.items())
-        ]
-        told = {"ChecksumAlgorithm": "CRC32", "ChecksumType": upload.checksum_type} if upload.checksum_type else {}
-        return {"Parts": parts, **told}
-
-
-def _refusal(subject: Subject, status: int, document: bytes) -> S3Error:
-    return error_from_answer(subject, status, {}, parse_error_document(document))
 
 
 class MemoryConnection:

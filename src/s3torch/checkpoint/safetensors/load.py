@@ -31,8 +31,15 @@ from s3torch.checkpoint.safetensors.format import (
 from s3torch.checkpoint.safetensors.slices import ranges_of, select
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
-from s3torch.errors import ArgumentError, ArgumentTypeError, CheckpointFormatError, ClosedError, ObjectNotFoundError
-from s3torch.uri import parse_s3_uri
+from s3torch.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointFormatError,
+    ClosedError,
+    InvalidURIError,
+    ObjectNotFoundError,
+)
+from s3torch.uri import parse_version_uri
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,9 +95,9 @@ def load_file(
     """
     target = _device(device)
     wanted = None if keys is None else _names(keys)
-    bucket, key = parse_s3_uri(uri)
+    bucket, key, version_id = parse_version_uri(uri)
     with client_for(client, region, endpoint, s3client_config) as own:
-        files = _open(own, bucket, key, wanted)
+        files = _open(own, bucket, key, wanted) if version_id is None else [_open_version(own, bucket, key, version_id)]
         found = {name: file for file in files for name in file.header.tensors}
         missing = [name for name in wanted or () if name not in found]
         if missing:
@@ -120,7 +127,7 @@ def safe_open(
             rows = file.get_slice("embedding")[1000:2000]
 
     Args:
-        uri: Of the file.
+        uri: Of the file; with ``?versionId=...`` at its end that version.
         framework: ``"pt"`` (or ``"torch"``, ``"pytorch"``): there is no other.
         device: See ``load_file``.
         client: Sends the requests; None makes one of the following.
@@ -133,10 +140,10 @@ def safe_open(
     if framework not in ("pt", "torch", "pytorch"):
         raise ArgumentError(f"framework={framework!r} cannot be: only 'pt' is supported.")
     target = _device(device)
-    bucket, key = parse_s3_uri(uri)
+    bucket, key, version_id = parse_version_uri(uri)
     context = client_for(client, region, endpoint, s3client_config)
     try:
-        (file,) = _open_files(context.client, bucket, [key])
+        file = _open_version(context.client, bucket, key, version_id)
     except BaseException:
         context.close()
         raise
@@ -244,13 +251,21 @@ def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None)
     return files
 
 
-def _open_files(client: S3Client, bucket: str, keys: Sequence[str]) -> list[_File]:
+def _open_version(client: S3Client, bucket: str, key: str, version_id: str | None) -> _File:
+    """Read the header of one file; of a version, if one is named."""
+    if version_id is not None and key.endswith(("/", _INDEX_SUFFIX)):
+        raise InvalidURIError(f"s3://{bucket}/{key} is a model of several files, each of which has its own versions.")
+    (file,) = _open_files(client, bucket, [key], version_id)
+    return file
+
+
+def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: str | None = None) -> list[_File]:
     if not all(keys):
         raise ArgumentError(f"s3://{bucket} is a bucket and no safetensors file: name the object.", bucket=bucket)
     reads: list[_HeaderRead] = []
     try:
         for key in keys:
-            read = _HeaderRead(RemoteObject(client._access, bucket, key))
+            read = _HeaderRead(RemoteObject(client._access, bucket, key, version_id=version_id))
             reads.append(read)  # first: what is in there is cancelled
             read.fetch.begin()
         return [read.finish() for read in reads]

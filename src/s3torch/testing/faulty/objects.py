@@ -1,9 +1,11 @@
 """One bucket in memory, and how S3 answers requests about it.
 
 Known are GetObject and HeadObject with Range and If-Match, PutObject and multipart uploads with If-None-Match,
-CopyObject, DeleteObject and ListObjectsV2. Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and
-SHA256). As S3 gives each object a CRC64NVME where an upload brings no checksum, this one gives it a CRC32. Source:
-https://docs.aws.amazon.com/AmazonS3/latest/API/.
+CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts. Signatures are not looked
+at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME where an upload brings no
+checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+
+It is one file of over 450 lines: one operation is some ten of them, and all are about the same few tables.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import hashlib
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -28,8 +32,12 @@ __all__ = [
     "Objects",
     "Upload",
     "checksum_fields",
+    "document_answer",
+    "error_answer",
     "operation_of",
+    "page_size_of",
     "parse_range",
+    "query_of",
     "s3_error",
 ]
 
@@ -42,9 +50,12 @@ OPERATIONS = frozenset(
         "DeleteObject",
         "GetObject",
         "HeadObject",
+        "ListMultipartUploads",
         "ListObjectsV2",
+        "ListParts",
         "PutObject",
         "UploadPart",
+        "UploadPartCopy",
     }
 )
 _MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
@@ -100,12 +111,16 @@ def parse_range(value: str, size: int) -> tuple[int, int] | None:
 
 def operation_of(request: Request) -> str:
     """Returns the S3 API's name of what is asked for, or the method if S3 knows nothing like it."""
-    query = _query_of(request)
+    query = query_of(request)
     is_of_object = "/" in request.path.lstrip("/").rstrip("/")
+    if request.method == "GET" and "uploads" in query:
+        return "ListMultipartUploads"
+    if request.method == "GET" and "uploadId" in query:
+        return "ListParts"
     if request.method == "GET":
         return "GetObject" if is_of_object else "ListObjectsV2"
     if request.method == "PUT" and "x-amz-copy-source" in request.headers:
-        return "CopyObject"
+        return "UploadPartCopy" if "partNumber" in query else "CopyObject"
     names = {
         "HEAD": "HeadObject",
         "PUT": "UploadPart" if "partNumber" in query else "PutObject",
@@ -172,9 +187,8 @@ class Objects(MutableMapping[str, bytes]):
 
     def __setitem__(self, key: str, content: bytes) -> None:
         content = bytes(content)
-        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         with self._lock:
-            self._stored[key] = content, f'"{digest}"'
+            self._stored[key] = content, self._etag_of([content])
             self._checksums[key] = checksum_fields(content)
 
     def __delitem__(self, key: str) -> None:
@@ -209,16 +223,18 @@ class Objects(MutableMapping[str, bytes]):
     def answer(self, request: Request) -> Answer:
         """Does what a request asks for, and returns what S3 answers."""
         if unquote(request.path).split("/")[1] != self.bucket:
-            return _error(404, "NoSuchBucket")
-        key, query = self.key_of(request), _query_of(request)
+            return error_answer(404, "NoSuchBucket")
+        key, query = self.key_of(request), query_of(request)
         operation = operation_of(request)
         with self._lock:
             if operation in {"PutObject", "UploadPart"} and not _is_intact(request):
-                return _error(400, "BadDigest")
+                return error_answer(400, "BadDigest")
             if operation in {"PutObject", "CompleteMultipartUpload"} and self._is_refused(request, key):
-                return _error(412, "PreconditionFailed")
+                return error_answer(412, "PreconditionFailed")
             if operation == "ListObjectsV2":
                 return self._page(query)
+            if operation == "ListMultipartUploads":
+                return self._uploads_page(query)
             if operation in {"GetObject", "HeadObject"}:
                 return self._read(request, key)
             if operation == "PutObject":
@@ -239,17 +255,25 @@ class Objects(MutableMapping[str, bytes]):
     def _is_refused(self, request: Request, key: str) -> bool:
         return request.headers.get("if-none-match") == "*" and key in self._stored
 
+    def _etag_of(self, parts: Sequence[bytes], *, is_upload: bool = False) -> str:
+        """Returns the ETag of an object of these parts: an MD5, or one of the parts' MD5s if it is of an upload."""
+        digests = [hashlib.md5(part, usedforsecurity=False) for part in parts]
+        if not is_upload:
+            return f'"{digests[0].hexdigest()}"'
+        joined = b"".join(digest.digest() for digest in digests)
+        return f'"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"'
+
     def _new_lock(self) -> AbstractContextManager[object]:
         """Returns what a thread holds while it is at work here."""
         return threading.RLock()
 
     def _read(self, request: Request, key: str) -> Answer:
         if key not in self._stored:
-            return _error(404, "NoSuchKey")
+            return error_answer(404, "NoSuchKey")
         content, etag = self._stored[key]
         size = len(content)
         if request.headers.get("if-match", etag) not in {etag, "*"}:
-            return _error(412, "PreconditionFailed")
+            return error_answer(412, "PreconditionFailed")
         fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST", **_MODIFIED}
         checksums = self._checksums[key] if "x-amz-checksum-mode" in request.headers else {}
         extent = parse_range(request.headers.get("range", ""), size)
@@ -257,25 +281,33 @@ class Objects(MutableMapping[str, bytes]):
             return Answer(status=200, fields={**fields, **checksums}, body=content)
         start, stop = extent
         if start >= stop:
-            return _error(416, "InvalidRange", {"Content-Range": f"bytes */{size}"})
+            return error_answer(416, "InvalidRange", {"Content-Range": f"bytes */{size}"})
         fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if stop - start == size:
             fields.update(checksums)
         return Answer(status=206, fields=fields, body=content[start:stop])
 
+    def _source_of(self, request: Request) -> str | None:
+        """Returns the key that a copy is of; None if there is no such object."""
+        named = request.headers["x-amz-copy-source"].partition("?versionId=")[0]  # there is one version of each
+        bucket, _, source = unquote(named).lstrip("/").partition("/")
+        return source if bucket == self.bucket and source in self._stored else None
+
     def _copy(self, request: Request, key: str) -> Answer:
-        bucket, _, source = unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
-        if bucket != self.bucket or source not in self._stored:
-            return _error(404, "NoSuchKey")
+        source = self._source_of(request)
+        if source is None:
+            return error_answer(404, "NoSuchKey")
+        if request.headers.get("x-amz-copy-source-if-match", "*") not in {"*", self._stored[source][1]}:
+            return error_answer(412, "PreconditionFailed")
         self[key] = self[source]
         etag = escape(self._stored[key][1])
-        return _document(f"<CopyObjectResult><ETag>{etag}</ETag>{_MODIFIED_IN_XML}</CopyObjectResult>")
+        return document_answer(f"<CopyObjectResult><ETag>{etag}</ETag>{_MODIFIED_IN_XML}</CopyObjectResult>")
 
     def _begin(self, key: str, checksum_type: str) -> Answer:
         self._uploads_begun += 1
         upload_id = f"upload-{self._uploads_begun}"
         self._uploads[upload_id] = Upload(key, checksum_type=checksum_type)
-        answer = _document(
+        answer = document_answer(
             f"<InitiateMultipartUploadResult><Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key>"
             f"<UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"
         )
@@ -287,73 +319,152 @@ class Objects(MutableMapping[str, bytes]):
     def _go_on(self, operation: str, request: Request, key: str, query: Mapping[str, str]) -> Answer:
         upload = self._uploads.get(query.get("uploadId", ""))
         if operation not in OPERATIONS:
-            return _error(405, "MethodNotAllowed")
+            return error_answer(405, "MethodNotAllowed")
         if upload is None:
-            return _error(404, "NoSuchUpload")
+            return error_answer(404, "NoSuchUpload")
         if operation == "UploadPart":
             upload.parts[int(query["partNumber"])] = request.body
-            digest = hashlib.md5(request.body, usedforsecurity=False).hexdigest()
-            return Answer(status=200, fields={"ETag": f'"{digest}"'})
+            return Answer(status=200, fields={"ETag": self._etag_of([request.body])})
+        if operation == "UploadPartCopy":
+            return self._copy_part(request, upload, int(query["partNumber"]))
+        if operation == "ListParts":
+            return self._parts_page(upload, query)
         if operation == "AbortMultipartUpload":
             del self._uploads[query["uploadId"]]
             return Answer(status=204)
         numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", request.body)]
         if not numbers or not set(numbers) <= upload.parts.keys():
-            return _error(400, "InvalidPart")
+            return error_answer(400, "InvalidPart")
         content = b"".join(upload.parts[number] for number in numbers)
         checksums = [checksum_fields(upload.parts[number])["x-amz-checksum-crc32"] for number in numbers]
         told = [value.decode() for value in re.findall(rb"<ChecksumCRC32>([^<]*)</ChecksumCRC32>", request.body)]
         if upload.checksum_type and told != checksums:
-            return _error(400, "InvalidPart")
+            return error_answer(400, "InvalidPart")
         if not _is_intact(replace(request, body=content)):
-            return _error(400, "BadDigest")
+            return error_answer(400, "BadDigest")
         del self._uploads[query["uploadId"]]
-        digests = b"".join(hashlib.md5(upload.parts[number], usedforsecurity=False).digest() for number in numbers)
-        etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(numbers)}"'
-        self._stored[key] = content, etag
+        self._stored[key] = content, self._etag_of([upload.parts[number] for number in numbers], is_upload=True)
         self._checksums[key] = checksum_fields(content) if upload.checksum_type else {}
-        return _document(
+        return document_answer(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
         )
 
-    def _page(self, query: Mapping[str, str]) -> Answer:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        after = query.get("continuation-token") or query.get("start-after", "")
-        most = min(int(query.get("max-keys", _MOST_KEYS)), _MOST_KEYS)
+    def _copy_part(self, request: Request, upload: Upload, number: int) -> Answer:
+        source = self._source_of(request)
+        if source is None:
+            return error_answer(404, "NoSuchKey")
+        content, etag = self._stored[source]
+        if request.headers.get("x-amz-copy-source-if-match", etag) != etag:
+            return error_answer(412, "PreconditionFailed")
+        extent = parse_range(request.headers.get("x-amz-copy-source-range", ""), len(content)) or (0, len(content))
+        part = upload.parts[number] = content[slice(*extent)]
+        checksum = checksum_fields(part)["x-amz-checksum-crc32"] if upload.checksum_type else ""
+        told = f"<ChecksumCRC32>{checksum}</ChecksumCRC32>" if checksum else ""
+        return document_answer(
+            f"<CopyPartResult>{_MODIFIED_IN_XML}<ETag>{escape(self._etag_of([part]))}</ETag>{told}</CopyPartResult>"
+        )
+
+    def _parts_page(self, upload: Upload, query: Mapping[str, str]) -> Answer:
+        marker, most = int(query.get("part-number-marker", 0)), min(int(query.get("max-parts", 1000)), 1000)
+        numbers = sorted(number for number in upload.parts if number > marker)
+        parts = "".join(
+            f"<Part><PartNumber>{number}</PartNumber>{_MODIFIED_IN_XML}"
+            f"<ETag>{escape(self._etag_of([upload.parts[number]]))}</ETag><Size>{len(upload.parts[number])}</Size></Part>"
+            for number in numbers[:most]
+        )
+        kind = upload.checksum_type
+        told = f"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><ChecksumType>{kind}</ChecksumType>" if kind else ""
+        following = numbers[:most][-1] if numbers else marker
+        return document_answer(
+            f"<ListPartsResult><NextPartNumberMarker>{following}</NextPartNumberMarker>{told}{parts}"
+            f"<IsTruncated>{str(len(numbers) > most).lower()}</IsTruncated></ListPartsResult>"
+        )
+
+    def _uploads_page(self, query: Mapping[str, str]) -> Answer:
+        most = min(int(query.get("max-uploads", 1000)), 1000)
+        after = query.get("key-marker", ""), query.get("upload-id-marker", "")
         encode = quote if query.get("encoding-type") == "url" else escape
-        entries: dict[str, str] = {}  # key or common prefix: its XML
-        is_truncated = False
+        found = sorted(
+            (upload.key, name, order)
+            for order, (name, upload) in enumerate(self._uploads.items())
+            if upload.key.startswith(query.get("prefix", ""))
+        )
+        found = [each for each in found if (each[:2] > after if after[1] else each[0] > after[0] or not after[0])]
+        page, is_truncated = found[:most], len(found) > most
+        uploads = "".join(
+            f"<Upload><Key>{encode(key)}</Key><UploadId>{name}</UploadId>"
+            f"<Initiated>{datetime.fromtimestamp(order, timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.000Z')}</Initiated>"
+            "<StorageClass>STANDARD</StorageClass></Upload>"
+            for key, name, order in page
+        )
+        following = (
+            f"<NextKeyMarker>{encode(page[-1][0])}</NextKeyMarker>"
+            f"<NextUploadIdMarker>{page[-1][1]}</NextUploadIdMarker>"
+            if is_truncated
+            else ""
+        )
+        encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
+        return document_answer(
+            f"<ListMultipartUploadsResult>{encoding}{following}{uploads}"
+            f"<IsTruncated>{str(is_truncated).lower()}</IsTruncated></ListMultipartUploadsResult>"
+        )
+
+    def _page(self, query: Mapping[str, str]) -> Answer:
+        names = self._names(query)
+        after = (query.get("continuation-token") or query.get("start-after", "")).encode()
+        start = bisect_right(names, after, key=str.encode) if after else 0
+        stop = start + page_size_of(query)
+        token = names[stop - 1] if stop < len(names) and stop > start else None
+        return self._page_of(names[start:stop], token, query)
+
+    def _names(self, query: Mapping[str, str]) -> list[str]:
+        """Returns the keys, and what the delimiter groups, that a listing has, in order."""
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        names: dict[str, None] = {}
         for key in sorted(self._stored, key=str.encode):
-            if not key.startswith(prefix):
-                continue
-            group, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-            name = prefix + group + found if found else key
-            if name.encode() <= after.encode() or name in entries:
-                continue
-            if len(entries) == most:
-                is_truncated = True
-                break
-            if found:
-                entries[name] = f"<CommonPrefixes><Prefix>{encode(name)}</Prefix></CommonPrefixes>"
-            else:
-                content, etag = self._stored[key]
-                entries[name] = (
-                    f"<Contents><Key>{encode(key)}</Key>{_MODIFIED_IN_XML}<ETag>{escape(etag)}</ETag>"
+            if key.startswith(prefix):
+                group, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+                names[prefix + group + found if found else key] = None
+        return list(names)
+
+    def _page_of(self, names: Sequence[str], token: str | None, query: Mapping[str, str]) -> Answer:
+        """Returns the page that has these names.
+
+        Args:
+            names: Keys, and what the delimiter groups.
+            token: Names the next page; None if this is the last.
+            query: Of the request.
+        """
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        encode = quote if query.get("encoding-type") == "url" else escape
+        entries = []
+        for name in names:
+            if delimiter and delimiter in name[len(prefix) :]:
+                entries.append(f"<CommonPrefixes><Prefix>{encode(name)}</Prefix></CommonPrefixes>")
+            elif name in self._stored:
+                content, etag = self._stored[name]
+                entries.append(
+                    f"<Contents><Key>{encode(name)}</Key>{_MODIFIED_IN_XML}<ETag>{escape(etag)}</ETag>"
                     f"<Size>{len(content)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
                 )
-        last = next(reversed(entries), after)
-        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if is_truncated else ""
+        following = "" if token is None else f"<NextContinuationToken>{escape(token)}</NextContinuationToken>"
         encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
-        return _document(
+        return document_answer(
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<Name>{self.bucket}</Name><Prefix>{encode(prefix)}</Prefix>{token}<KeyCount>{len(entries)}</KeyCount>"
-            f"<MaxKeys>{most}</MaxKeys>{encoding}<IsTruncated>{str(is_truncated).lower()}</IsTruncated>"
-            f"{''.join(entries.values())}</ListBucketResult>"
+            f"<Name>{self.bucket}</Name><Prefix>{encode(prefix)}</Prefix>{following}<KeyCount>{len(entries)}</KeyCount>"
+            f"<MaxKeys>{page_size_of(query)}</MaxKeys>{encoding}<IsTruncated>{str(token is not None).lower()}"
+            f"</IsTruncated>{''.join(entries)}</ListBucketResult>"
         )
 
 
-def _query_of(request: Request) -> dict[str, str]:
+def page_size_of(query: Mapping[str, str]) -> int:
+    """Returns how many names a page of a listing has at most."""
+    return min(int(query.get("max-keys", _MOST_KEYS)), _MOST_KEYS)
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """Returns the parameters of a request."""
     return dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
 
 
@@ -363,10 +474,12 @@ def _is_intact(request: Request) -> bool:
     return all(checksum_fields(request.body, name).items() <= {_OF_OBJECT, *request.headers.items()} for name in told)
 
 
-def _error(status: int, code: str, fields: Mapping[str, str] | None = None) -> Answer:
+def error_answer(status: int, code: str, fields: Mapping[str, str] | None = None) -> Answer:
+    """Returns the answer of an error, by its code."""
     more = {"Content-Type": "application/xml", "x-amz-request-id": "REQUEST", **(fields or {})}
     return Answer(status=status, fields=more, body=s3_error(code))
 
 
-def _document(root: str) -> Answer:
+def document_answer(root: str) -> Answer:
+    """Returns the answer that has an XML document."""
     return Answer(status=200, fields={"Content-Type": "application/xml"}, body=f"{_XML}{root}".encode())

@@ -7,13 +7,11 @@ import importlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws.endpoint import endpoint_of_bucket_url
 from s3torch._transfer.facts import Facts
-from s3torch.testing.simulate.server import Server
 from s3torch.testing.simulate.world import World
 
 __all__ = ["BUCKET", "client_of", "connected"]
@@ -70,12 +68,6 @@ def connected(world: World) -> Iterator[None]:
         # What other worlds have taught of the server, and the clock of what finalisers have left.
         swap("s3torch._access.access", "PROCESS_FACTS", Facts())
         swap("s3torch._access.leftovers", "clock", world.clock)
-        # Rare calls go through botocore, which knows nothing of virtual time.
-        swap(
-            "s3torch._access.access",
-            "Access.call",
-            lambda _access, *names, **parameters: _call(world.server, *names, **parameters),
-        )
         # Nobody is asked for addresses, which would take botocore a while.
         swap("s3torch._aws.session", "AwsSession.endpoint", _endpoint)
         # To look the versions of packages up takes as long as a small program.
@@ -108,30 +100,6 @@ def _clear_caches() -> None:
         ]
     for clear in _known.clears:
         clear()
-
-
-def _call(
-    server: Server, operation: str, _bucket: str, _key: str | None, _method: str, **parameters: str
-) -> dict[str, object]:
-    """Answer a rare call at once: which uploads are open, and which parts have arrived."""
-    if operation == "ListMultipartUploads":
-        return {
-            "Uploads": [
-                {"Key": upload.key, "UploadId": upload_id, "Initiated": datetime.fromtimestamp(number, timezone.utc)}
-                for number, (upload_id, upload) in enumerate(server.uploads.items())
-                if upload.key.startswith(parameters["Prefix"])
-            ]
-        }
-    if operation == "ListParts":
-        upload = server.uploads.get(parameters["UploadId"])
-        parts = upload.parts if upload is not None else {}
-        return {
-            "Parts": [
-                {"PartNumber": number, "ETag": stored.etag, "Size": len(stored.content)}
-                for number, stored in sorted(parts.items())
-            ]
-        }
-    raise AssertionError(f"{operation} is not simulated")
 
 
 def _endpoint(_session: object, bucket: str, _region: str) -> object:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
@@ -40,9 +41,9 @@ class Request:
         """What it asks for, in a word."""
         for parameter, name in (("uploads", "create"), ("partNumber", "part"), ("list-type", "list")):
             if parameter in self.query:
-                return name
+                return "list uploads" if self.method == "GET" and name == "create" else name
         if "uploadId" in self.query:
-            return "complete" if self.method == "POST" else "abort"
+            return {"POST": "complete", "GET": "list parts"}.get(self.method, "abort")
         return self.method.lower()
 
 
@@ -74,6 +75,12 @@ class Answer:
 def failure(status: int, code: str) -> Answer:
     """Return an answer that is an error."""
     return Answer(status, {}, f"<Error><Code>{code}</Code><Message>It is so.</Message></Error>".encode())
+
+
+def _page(root: str, content: str) -> Answer:
+    """Return the only page of a listing."""
+    document = f"<{root}><IsTruncated>false</IsTruncated>{content}</{root}>"
+    return Answer(200, {"content-type": "application/xml"}, document.encode())
 
 
 @dataclass
@@ -117,6 +124,10 @@ class Server:
 
     def answer(self, request: Request) -> Answer:
         """Carry a request out."""
+        if request.name == "list uploads":
+            return self._list_uploads(request)
+        if request.name == "list parts":
+            return self._list_parts(request)
         if request.method in ("GET", "HEAD"):
             return self._list(request) if not request.key else self._get(request)
         if request.method == "PUT":
@@ -175,6 +186,28 @@ class Server:
             f"<IsTruncated>{str(is_truncated).lower()}</IsTruncated>{token}{''.join(items)}</ListBucketResult>"
         )
         return Answer(200, {"content-type": "application/xml"}, document.encode())
+
+    def _list_uploads(self, request: Request) -> Answer:
+        begun = "".join(
+            f"<Upload><Key>{escape(quote(upload.key))}</Key><UploadId>{upload_id}</UploadId>"
+            f"<Initiated>{datetime.fromtimestamp(number, timezone.utc).isoformat()}</Initiated></Upload>"
+            for number, (upload_id, upload) in enumerate(self.uploads.items())
+            if upload.key.startswith(request.query.get("prefix", ""))
+        )
+        return _page("ListMultipartUploadsResult", f"<EncodingType>url</EncodingType>{begun}")
+
+    def _list_parts(self, request: Request) -> Answer:
+        upload = self.uploads.get(request.query["uploadId"])
+        if upload is None:
+            return failure(404, "NoSuchUpload")
+        return _page(
+            "ListPartsResult",
+            "".join(
+                f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(stored.etag)}</ETag>"
+                f"<Size>{len(stored.content)}</Size></Part>"
+                for number, stored in sorted(upload.parts.items())
+            ),
+        )
 
     def _put(self, request: Request) -> Answer:
         stored = Stored.of(request.body)

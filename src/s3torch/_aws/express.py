@@ -1,0 +1,341 @@
+"""Directory buckets (S3 Express One Zone), which want a session's keys, and the requests that only they know.
+
+Theory of operation. CreateSession hands out keys that are valid for five minutes. All requests about objects are signed
+with them, for the service ``s3express``, and carry the session's token. Copies are signed with the user's own
+credentials, as CreateSession is (``Bucket.plain``). Which request is which, and where it goes, are botocore's rules.
+
+A session belongs to the process (``PROCESS_SESSIONS``): one for each bucket, address and access key. Signing asks for
+it, so it is made in the middle of a turn, on another engine of the same thread. Threads that come meanwhile wait for
+the one that is at it. In the last fifth of its life, at a moment that each process draws for itself, a session is
+replaced: one thread asks, the others go on with the old keys; if that fails, all do, until they expire. A forked child
+begins with its parent's session and draws a moment of its own, so that a hundred workers do not ask at the same time.
+
+The service's clock tells the expiry, and the answer's Date how much time is left; ours only measures that. A machine
+that was asleep may find its session expired; the answer that says so is corrected by a new one.
+
+Sources: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateSession.html, API_RenameObject.html, and
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/directory-buckets-objects-append.html.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from urllib.parse import quote
+
+from s3torch._aws.answers import parse_http_date
+from s3torch._aws.bucket import Bucket, Place
+from s3torch._aws.checksums import Checksum
+from s3torch._aws.operations import Operation
+from s3torch._aws.proof import Shows
+from s3torch._aws.sending import PutObject
+from s3torch._aws.sigv4 import Credentials
+from s3torch._transfer.exchange import Exchange
+from s3torch._transfer.http1 import Head
+from s3torch.errors import ProtocolError, S3Error
+
+__all__ = [
+    "PROCESS_SESSIONS",
+    "AppendObject",
+    "CreateSession",
+    "DirectoryBucket",
+    "RenameObject",
+    "Session",
+    "Sessions",
+]
+
+_MAX_DOCUMENT = 64 * 1024
+# Parts of a session's life after which it is replaced: each process draws a moment between the two. Not tuned.
+_REPLACED_FROM, _REPLACED_UNTIL = 0.8, 0.95
+# Seconds that replacing a session may take while the old one is still good, and until it is tried again. Not tuned.
+_PATIENCE = 5.0
+_PAUSE = 5.0
+# Seconds for which a failure is that of all who want the session. Not tuned.
+_SHARED_FOR = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Keys for some minutes. Times are in seconds of a monotonic clock.
+
+    Attributes:
+        credentials: The keys, and the session's token.
+        began: When they were asked for.
+        ends: When they expire.
+    """
+
+    credentials: Credentials
+    began: float
+    ends: float
+
+
+class _Record:
+    """What is known of one bucket's session."""
+
+    def __init__(self, share: float) -> None:
+        self.lock = threading.RLock()  # a signal handler may come in the middle of the thread that has it
+        self.session: Session | None = None
+        self.share = share
+        self.not_before = 0.0
+        self.failure: S3Error | None = None
+        self.fails_until = 0.0
+
+    def is_due(self, session: Session, now: float) -> bool:
+        """Whether a session that is still good is to be replaced."""
+        return now >= max(session.began + self.share * (session.ends - session.began), self.not_before)
+
+
+class Sessions:
+    """The sessions of a process, for all of its threads and clients.
+
+    Args:
+        clock: Monotonic, in seconds.
+        draw: Returns a number in [0, 1): when a session is replaced.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
+        self._clock = clock
+        self._draw = draw
+        self._records: dict[object, _Record] = {}
+
+    def credentials(self, key: object, create: Callable[[float | None], Session]) -> Credentials:
+        """Return the keys to sign with now.
+
+        Args:
+            key: Names the session: equal for all who may share it.
+            create: Asks the service for one, within so many seconds if that is not None.
+
+        Raises:
+            S3Error: There is none, and it was not given.
+        """
+        record = self._records.get(key)
+        if record is None:
+            self._drop_ended()
+            record = self._records.setdefault(key, _Record(self._new_share()))
+        session, now = record.session, self._clock()
+        if session is not None and now < session.ends:
+            if not record.is_due(session, now) or not record.lock.acquire(blocking=False):
+                return session.credentials  # it is good, or another thread is replacing it
+            try:
+                return self._replaced(record, session, create)
+            finally:
+                record.lock.release()
+        with record.lock:
+            session = record.session
+            if session is None or self._clock() >= session.ends:
+                record.session = session = self._created(record, create)
+            return session.credentials
+
+    def forget(self, key: object, access_key: str | None) -> None:
+        """Forget a session that was refused, unless there is a newer one.
+
+        Args:
+            key: Names the session.
+            access_key: Of the keys that were refused.
+        """
+        record = self._records.get(key)
+        session = record.session if record is not None else None
+        if record is not None and session is not None and session.credentials.access_key == access_key:
+            record.session = None
+
+    def forget_all(self) -> None:
+        """Forget everything, as a test wants it that begins."""
+        self._records.clear()
+
+    def go_on_in_child(self) -> None:
+        """Make what a fork has copied this process's own: a lock may have been held, and its moment is the parent's."""
+        for record in self._records.values():
+            record.lock = threading.RLock()
+            record.failure = None
+            record.share = self._new_share()
+
+    def _drop_ended(self) -> None:
+        """Drop the records of sessions that nobody wants any more: of access keys that were rotated."""
+        now = self._clock()
+        for key, record in list(self._records.items()):
+            if record.session is not None and record.session.ends <= now:
+                self._records.pop(key, None)
+
+    def _replaced(self, record: _Record, session: Session, create: Callable[[float | None], Session]) -> Credentials:
+        current = record.session
+        if current is not None and current is not session:
+            return current.credentials  # another thread was faster
+        try:
+            record.session = new = create(_PATIENCE)
+        except S3Error:
+            record.not_before = self._clock() + _PAUSE
+            return session.credentials
+        return new.credentials
+
+    def _created(self, record: _Record, create: Callable[[float | None], Session]) -> Session:
+        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again."""
+        if record.failure is not None and self._clock() < record.fails_until:
+            raise copy.copy(record.failure)
+        try:
+            session = create(None)
+        except S3Error as error:
+            record.failure, record.fails_until = copy.copy(error), self._clock() + _SHARED_FOR
+            raise
+        record.failure = None
+        return session
+
+    def _new_share(self) -> float:
+        return _REPLACED_FROM + (_REPLACED_UNTIL - _REPLACED_FROM) * self._draw()
+
+
+# ``random`` itself is often seeded alike in all processes of a job; the system's randomness is not.
+PROCESS_SESSIONS = Sessions(draw=random.SystemRandom().random)
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=PROCESS_SESSIONS.go_on_in_child)
+
+
+class DirectoryBucket(Bucket):
+    """A directory bucket: its requests are signed with the keys of a session.
+
+    Args:
+        plain: The same bucket as the user's credentials sign for it.
+        send: Sends a request and waits for it, within so many seconds if that is not None.
+        sessions: Where the session is kept.
+    """
+
+    _session_field = "x-amz-s3session-token"
+
+    def __init__(
+        self,
+        plain: Bucket,
+        send: Callable[[Exchange, float | None], None],
+        sessions: Sessions = PROCESS_SESSIONS,
+    ) -> None:
+        self.__dict__.update(plain.__dict__)
+        self._plain = plain
+        self._send = send
+        self._sessions = sessions
+
+    @property
+    def plain(self) -> Bucket:
+        """What signs with the user's credentials."""
+        return self._plain
+
+    def _credentials(self, place: Place) -> Credentials | None:
+        own = super()._credentials(place)
+        if own is None:
+            return None
+        return self._sessions.credentials(self._session_key(place, own.access_key), partial(self._create, place))
+
+    def _forget_credentials(self, place: Place) -> None:
+        own = super()._credentials(place)
+        if own is not None:
+            self._sessions.forget(self._session_key(place, own.access_key), self.access_key)
+
+    def _session_key(self, place: Place, access_key: str) -> object:
+        return self.name, place.endpoint.origin, place.endpoint.base_path, access_key
+
+    def _create(self, place: Place, within: float | None) -> Session:
+        plain = self._plain
+        if plain.endpoint != place.endpoint:  # a session is asked for where the requests go that it signs
+            plain.place = place._replace(corrections=plain.corrections + 1)
+        request = CreateSession(plain)
+        self._send(request, within)
+        return request.session
+
+
+class CreateSession(Operation):
+    """CreateSession.
+
+    Attributes:
+        session: What was answered, once the exchange has succeeded.
+    """
+
+    # It changes nothing, but is not sent a second time where it is late: that would be two sessions.
+    shows = Shows(root="CreateSessionResult")
+    most = _MAX_DOCUMENT
+    session: Session
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__("CreateSession", "GET", bucket, None, query={"session": ""})
+        self._asked = 0.0
+
+    def request(self) -> Sequence[memoryview]:
+        """Return the signed head."""
+        self._asked = time.monotonic()
+        return super().request()
+
+    def take(self, head: Head, body: bytes) -> S3Error | None:
+        """Remember the keys, and show nothing of them."""
+        access_key, secret_key, token = (
+            _text(body, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")
+        )
+        left = _seconds_left(_text(body, "Expiration"), head.fields.get("date", ""))
+        if not (access_key and secret_key and token) or left is None:
+            return ProtocolError("The answer holds no session: its keys, its token or its expiration are missing.")
+        if left <= 0:
+            return ProtocolError("The answer holds a session that has expired.")
+        self.session = Session(Credentials(access_key, secret_key, token), self._asked, self._asked + left)
+        return None
+
+
+def _text(body: bytes, name: str) -> str:
+    """Return the text of an element, which may be longer than those of errors."""
+    match = re.search(rf"<{name}>([^<]*)</{name}>", body.decode("utf-8", "replace"))
+    return html.unescape(match[1]).strip() if match else ""
+
+
+def _seconds_left(expiration: str, date: str) -> float | None:
+    """Return for how long a session is good by the service's clock; None if it does not say."""
+    try:
+        ends = datetime.fromisoformat(expiration.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    now = parse_http_date(date)
+    return (ends if ends.tzinfo else ends.replace(tzinfo=timezone.utc)).timestamp() - (
+        time.time() if now is None else now
+    )
+
+
+class RenameObject(Operation):
+    """RenameObject: gives an object of a directory bucket another key, without moving its bytes.
+
+    A request that is sent again has the same token, so the service knows it for the same.
+
+    Args:
+        bucket: Of the object.
+        source: Its key.
+        target: The key that it gets.
+        if_none_match: Whether to refuse to replace an object that is there already.
+    """
+
+    def __init__(self, bucket: Bucket, source: str, target: str, *, if_none_match: bool = False) -> None:
+        fields = {"x-amz-client-token": uuid.uuid4().hex, "x-amz-rename-source": quote(source, safe="/")}
+        super().__init__("RenameObject", "PUT", bucket, target, query={"renameObject": ""}, signed_fields=fields)
+        self._fields["content-length"] = "0"
+        if if_none_match:
+            self._fields["if-none-match"] = "*"
+
+
+class AppendObject(PutObject):
+    """PutObject at the end of an object of a directory bucket.
+
+    Args:
+        bucket: Of the object.
+        key: Of the object.
+        body: In one or several pieces, none of them empty; must not change until the exchange is done.
+        crc32: Of the body; None sends none.
+        offset: Where the body begins: the object's size, in bytes.
+    """
+
+    def __init__(
+        self, bucket: Bucket, key: str, body: Sequence[memoryview], crc32: Checksum | None, *, offset: int
+    ) -> None:
+        fields = {"x-amz-write-offset-bytes": str(offset)}
+        super().__init__(bucket, key, body, crc32, signed_fields=fields)
