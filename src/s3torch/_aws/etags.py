@@ -11,7 +11,11 @@ __all__ = ["are_same", "for_if_match", "opaque", "other_version", "preferred"]
 
 def opaque(etag: str | None) -> str:
     """Return what an ETag says, without quotes and weakness; empty if it says nothing."""
-    return (etag or "").strip().removeprefix("W/").strip('"')
+    if not etag:
+        return ""
+    if etag[0] == '"':  # nearly all
+        return etag.strip('" ')
+    return etag.strip().removeprefix("W/").strip('"')
 
 
 def are_same(one: str, other: str) -> bool:
@@ -32,6 +36,8 @@ def preferred(known: str | None, found: str | None) -> str | None:
     """Return which of two ETags of one version to go on with: the one that may be asked for, or the newer one."""
     if known == found or not opaque(found):
         return known
+    if known is None:
+        return found
     return known if for_if_match(known) is not None and for_if_match(found) is None else found
 
 
