@@ -437,6 +437,14 @@ def test_command_needs_a_bucket(capsys: pytest.CaptureFixture[str]):
     assert "--bucket is missing" in capsys.readouterr().err
 
 
+# A shell has its background jobs ignore SIGINT, and what they start ignores it, too.
+_AS_IN_A_TERMINAL = """if True:
+    import runpy, signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_module("s3torch.testing.conformance", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(sys.platform == "win32", reason="has other signals")
 def test_command_is_interrupted(s3: WholeS3, number: int):
@@ -452,7 +460,7 @@ def test_command_is_interrupted(s3: WholeS3, number: int):
         return s3.answer(request)
 
     with serve(s3, habit) as endpoint:
-        command = [sys.executable, "-m", "s3torch.testing.conformance", "--endpoint", endpoint, "--bucket", "bucket"]
+        command = [sys.executable, "-c", _AS_IN_A_TERMINAL, "--endpoint", endpoint, "--bucket", "bucket"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             assert reached.wait(30)
             assert not _is_clean(s3)
