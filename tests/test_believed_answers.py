@@ -448,12 +448,13 @@ def as_iterable(endpoint: str, config: S3ClientConfig) -> object:
 @pytest.mark.parametrize(
     ("tokens", "keys", "match"),
     [
-        (lambda: iter(lambda: "t", None), ONE, "named before"),
+        (lambda: iter(lambda: "t", None), ONE, "as one before it"),
         (lambda: iter(lambda: "t", None), b"", "named before"),
-        (lambda: (f"t{number % 7}" for number in count()), ONE, "named before"),
+        (lambda: (f"t{number}" for number in count()), ONE, "as one before it"),
+        (lambda: (f"t{number % 7}" for number in count()), b"", "named before"),
         (lambda: (f"t{number}" for number in count()), b"", "1000 pages of a listing in a row are empty"),
     ],
-    ids=["one token", "one token, empty", "seven tokens", "empty pages"],
+    ids=["one token", "one token, empty", "fresh tokens", "seven tokens", "empty pages"],
 )
 def test_listings_without_end(
     listed: Callable[[str, S3ClientConfig], object], tokens: Callable[[], Iterator[str]], keys: bytes, match: str

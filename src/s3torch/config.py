@@ -107,7 +107,7 @@ class S3ClientConfig:
     verify: bool | str | os.PathLike[str] = True
     client_cert: str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
     proxies: Mapping[str, str] | None = field(default=None, repr=False, hash=False)  # there may be passwords in it
-    sse_customer_key_file: str | os.PathLike[str] | None = None
+    sse_customer_key_file: str | os.PathLike[str] | None = field(default=None, repr=False)  # it may be the key itself
 
     def __post_init__(self) -> None:
         for name in ("unsigned", "force_path_style", "requester_pays", "hedging"):
@@ -164,8 +164,8 @@ class S3ClientConfig:
             raise ArgumentTypeError("S3ClientConfig(proxies=...) must be a mapping of schemes to URLs.")
         if unknown := set(given) - {"http", "https"}:
             raise ConfigError(
-                f"S3ClientConfig(proxies=...) has proxies for {sorted(unknown)}: an endpoint has the scheme 'http' or "
-                "'https'."
+                f"S3ClientConfig(proxies=...) has {len(unknown)} for other schemes than 'http' and 'https', which are "
+                'those of endpoints. Write {"https": "http://host:port"}.'
             )
         object.__setattr__(self, "proxies", dict(given))
 

@@ -70,6 +70,15 @@ def test_the_key_itself_is_refused_and_not_shown():
     assert repr(KEY) not in str(caught.value)
 
 
+def test_the_key_in_the_place_of_its_path():
+    """Who gives the key's base64 instead of its file is told so, without it."""
+    text = base64.b64encode(KEY).decode()
+    assert text not in repr(S3ClientConfig(sse_customer_key_file=text))
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        customer_key_fields(text)
+    assert text not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize(
     ("origin", "may"),
     [

@@ -23,7 +23,17 @@ from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.http1 import Inbox
 from s3torch.config import S3ClientConfig
-from s3torch.errors import ConnectionFailedError, CredentialsError, ProtocolError, RegionError
+from s3torch.errors import (
+    CertificateError,
+    ConnectionFailedError,
+    CredentialsError,
+    DeadlineError,
+    ProtocolError,
+    ProxyError,
+    ProxyRefusedError,
+    RegionError,
+    S3Error,
+)
 
 NAMES = st.builds(
     "{}--{}-az{}--x-s3".format,
@@ -329,6 +339,18 @@ def test_a_failure_is_shared():
     clock.now += 1
     create.error = None
     assert sessions.credentials("bucket", create).access_key == "key1"
+
+
+@pytest.mark.parametrize("kind", [DeadlineError, CertificateError, ProxyError, ProxyRefusedError])
+def test_what_is_of_the_asker_is_not_shared(kind: type[S3Error]):
+    """That one client has a deadline, or a proxy that refuses, is no failure of another one."""
+    clock = Clock()
+    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
+    create.error = kind("Mine.")
+    with pytest.raises(kind, match="Mine"):
+        sessions.credentials("bucket", create)
+    create.error = None
+    assert sessions.credentials("bucket", create).access_key.startswith("key")
 
 
 def test_others_go_on_while_one_replaces():

@@ -180,7 +180,6 @@ def test_keys(encoding: str, text: str, key: str):
         ("", None),
         ("<IsTruncated>false</IsTruncated>", None),
         ("<IsTruncated>false</IsTruncated><NextContinuationToken>t</NextContinuationToken>", None),
-        ("<NextContinuationToken>t</NextContinuationToken>", None),
         ("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>", "t"),
         ("<NextContinuationToken>1+%2B/=</NextContinuationToken><IsTruncated>true</IsTruncated>", "1+%2B/="),
     ],
@@ -217,6 +216,12 @@ def test_truncated_without_a_token(token: str):
     """A page that says that there are more and not how to get them is refused: a listing must not end early."""
     with pytest.raises(ProtocolError, match="there are more, and not how to get them"):
         parse_page(_page(f"<IsTruncated>true</IsTruncated>{token}"))
+
+
+def test_a_token_without_the_word_on_more():
+    """A page that names a next one, and does not say whether there is more, is refused, too."""
+    with pytest.raises(ProtocolError, match="does not say whether there is more"):
+        parse_page(_page("<NextContinuationToken>t</NextContinuationToken>"))
 
 
 def test_elements_of_the_same_name_elsewhere():
@@ -646,6 +651,18 @@ def test_control_characters_beside_private_ones():
 
 
 # --- The end of a listing --------------------------------------------------------------------------------------------
+
+
+def test_a_page_again_under_a_fresh_token():
+    """A server that does not heed the token sends its first page for ever."""
+    chain = PageChain()
+    chain.check("1", is_empty=False, first="a")
+    chain.add("1", is_empty=False, first="a")
+    chain.check("2", is_empty=False, first="b")
+    chain.add("2", is_empty=False, first="b")
+    for token in ("3", None):
+        with pytest.raises(ProtocolError, match="begins with 'a', as one before it"):
+            chain.check(token, is_empty=False, first="a")
 
 
 def test_a_circle_of_pages():

@@ -59,8 +59,8 @@ class CopySource:
         if self.version_id is not None:
             source = f"{source}?versionId={quote(self.version_id, safe='')}"
         fields = {"x-amz-copy-source": source}
-        if self.etag is not None:
-            fields["x-amz-copy-source-if-match"] = self.etag
+        if (etag := etags.for_if_match(self.etag)) is not None:
+            fields["x-amz-copy-source-if-match"] = etag
         return fields
 
 

@@ -34,12 +34,12 @@ def customer_key_fields(path: str | os.PathLike[str]) -> Mapping[str, str]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"The key of S3ClientConfig(sse_customer_key_file={os.fspath(path)!r}) cannot be read: {error.strerror}."
-        ) from error
+            f"The key of S3ClientConfig(sse_customer_key_file={_shown(path)}) cannot be read: {error.strerror}."
+        ) from None  # whose text shows the path
     key = content if len(content) == _LENGTH else _decoded(content.strip())
     if len(key) != _LENGTH:
         raise ConfigError(
-            f"S3ClientConfig(sse_customer_key_file={os.fspath(path)!r}) must name a file of 32 bytes, or their base64."
+            f"S3ClientConfig(sse_customer_key_file={_shown(path)}) must name a file of 32 bytes, or their base64."
         )
     digest = hashlib.md5(key, usedforsecurity=False).digest()
     return {
@@ -47,6 +47,12 @@ def customer_key_fields(path: str | os.PathLike[str]) -> Mapping[str, str]:
         f"{_PREFIX}key": base64.b64encode(key).decode(),
         f"{_PREFIX}key-md5": base64.b64encode(digest).decode(),
     }
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message; three dots for what may be the key itself."""
+    text = os.fspath(path)
+    return "..." if len(text) == _LENGTH or len(_decoded(text.encode(errors="replace"))) == _LENGTH else repr(text)
 
 
 def of_source(fields: Mapping[str, str]) -> Mapping[str, str]:

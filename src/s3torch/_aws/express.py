@@ -42,7 +42,7 @@ from s3torch._aws.sending import PutObject
 from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Head
-from s3torch.errors import ProtocolError, S3Error
+from s3torch.errors import CertificateError, DeadlineError, ProtocolError, ProxyError, ProxyRefusedError, S3Error
 
 __all__ = [
     "PROCESS_SESSIONS",
@@ -93,6 +93,10 @@ class _Record:
     def is_due(self, session: Session, now: float) -> bool:
         """Whether a session that is still good is to be replaced."""
         return now >= max(session.began + self.share * (session.ends - session.began), self.not_before)
+
+
+# Its deadline, its authorities, its proxy.
+_OF_THE_ASKER = (CertificateError, DeadlineError, ProxyError, ProxyRefusedError)
 
 
 class Sessions:
@@ -178,13 +182,17 @@ class Sessions:
         return new.credentials
 
     def _created(self, record: _Record, create: Callable[[float | None], Session]) -> Session:
-        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again."""
+        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again.
+
+        What comes of the asker's own configuration says nothing to others.
+        """
         if record.failure is not None and self._clock() < record.fails_until:
             raise copy.copy(record.failure)
         try:
             session = create(None)
         except S3Error as error:
-            record.failure, record.fails_until = copy.copy(error), self._clock() + _SHARED_FOR
+            if not isinstance(error, _OF_THE_ASKER):
+                record.failure, record.fails_until = copy.copy(error), self._clock() + _SHARED_FOR
             raise
         record.failure = None
         return session

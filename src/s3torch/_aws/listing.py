@@ -2,6 +2,8 @@
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html. Keys are asked for percent-encoded
 (``encoding-type=url``), since XML 1.0 cannot hold every character that a key may have.
+
+It is one file of over 450 lines: what a page says, and whether it can be, is read in one place.
 """
 
 from __future__ import annotations
@@ -112,23 +114,31 @@ _MOST_EMPTY_PAGES = 1000
 class PageChain:
     """The pages of one listing, of which each names the next: that they come to an end is not taken for granted.
 
-    A token that came before would bring the same pages again and again, and so may fresh ones without a single key.
+    A token that came before would bring the same pages again and again, and so may fresh ones: without a single key, or
+    of a server that does not heed them.
     """
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self._firsts: set[int] = set()
         self._empty = 0
 
-    def check(self, token: object, *, is_empty: bool) -> None:
+    def check(self, token: object, *, is_empty: bool, first: object = None) -> None:
         """Check a page before it is taken; changes nothing.
 
         Args:
             token: Names the next page; None on the last.
             is_empty: Whether the page holds nothing.
+            first: What the page begins with, which no other page holds; None if that is not known.
 
         Raises:
-            ProtocolError: The next page was there before, or too many pages in a row were empty.
+            ProtocolError: This page or the next one was there before, or too many pages in a row were empty.
         """
+        if first is not None and hash(first) in self._firsts:
+            raise ProtocolError(
+                f"A page of a listing begins with {str(first)[:100]!r}, as one before it: the server does not go on "
+                "where it is told to, and the listing would never end."
+            )
         if token is None:
             return
         if hash(token) in self._seen:
@@ -141,10 +151,12 @@ class PageChain:
                 f"{_MOST_EMPTY_PAGES} pages of a listing in a row are empty, and each says that there are more."
             )
 
-    def add(self, token: object, *, is_empty: bool) -> None:
+    def add(self, token: object, *, is_empty: bool, first: object = None) -> None:
         """Take a page: the next one must be another."""
         if token is not None:
             self._seen.add(hash(token))  # not the token itself, which may be of a kB, once for each 1,000 keys
+        if first is not None:
+            self._firsts.add(hash(first))
         self._empty = self._empty + 1 if is_empty else 0
 
 
@@ -275,7 +287,7 @@ def _plain_columns(document: bytes) -> tuple[list[bytes], list[bytes], bytes] | 
     return keys, sizes, b"".join([document[:start], b"<Contents/>", document[stop:]])
 
 
-def parse_document(document: bytes, name: str, ending: str = "") -> ET.Element:
+def parse_document(document: bytes, name: str, ending: str | tuple[str, ...] = "") -> ET.Element:
     """Return the root element of a listing.
 
     Args:
@@ -374,7 +386,10 @@ class _Page:
     def continuation_token(self) -> str | None:
         """Return what names the next page; None if this is the last."""
         token = self._text(self._root, "NextContinuationToken") or None
-        return token if has_more(self._root.findtext(self._names["IsTruncated"]), is_told=token is not None) else None
+        said = self._root.findtext(self._names["IsTruncated"])
+        if said is None and token is not None:
+            raise ProtocolError("A page of a listing names a next one, and does not say whether there is more.")
+        return token if has_more(said, is_told=token is not None) else None
 
     def decoded(self, keys: list[bytes]) -> list[bytes]:
         """Return keys in UTF-8.

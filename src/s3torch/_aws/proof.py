@@ -23,13 +23,13 @@ class Shows:
 
     Attributes:
         root: The root element of the document, such as ``ListBucketResult``; empty where S3 sends none.
-        ending: What the root element ends with at least, where some servers shorten it; empty where none does.
+        ending: What the root element ends with at least, where some servers change it; empty where none does.
         stores: Whether the operation stores bytes: then the head has their ETag.
         is_object: Whether the answer is a stored object, or the head of one.
     """
 
     root: str = ""
-    ending: str = ""
+    ending: str | tuple[str, ...] = ""
     stores: bool = False
     is_object: bool = False
 

@@ -33,7 +33,7 @@ __all__ = [
 _MAX_PAGE = 16 * 1024 * 1024
 # Some servers shorten the names of the root elements.
 _UPLOADS = Shows(root="ListMultipartUploadsResult", ending="UploadsResult")
-_PARTS = Shows(root="ListPartsResult", ending="PartsResult")
+_PARTS = Shows(root="ListPartsResult", ending=("PartsResult", "PartsResponse"))
 
 _Page = TypeVar("_Page")
 

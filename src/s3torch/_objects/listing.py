@@ -56,6 +56,12 @@ class _PageRead(LastingScope):
         page = self._request.page
         return not (page.object_info or page.common_prefixes)
 
+    @property
+    def first(self) -> str | None:
+        """The first key of the server's page, once it is there; None if it has none."""
+        found = self._request.page.object_info
+        return found[0].key if found else None
+
     def begin(self) -> None:
         """Send it, without waiting. It must be called inside the ``try`` that cancels."""
         self.is_begun = True
@@ -125,7 +131,7 @@ class ListObjectStream:
         Raises:
             BucketNotFoundError: There is no such bucket.
             ConcurrentUseError: Another thread is in the middle of this.
-            ProtocolError: The server names a page twice, or 1,000 pages in a row are empty.
+            ProtocolError: The server sends or names a page twice, or 1,000 pages in a row are empty.
             S3Error: Any other failure; the same page can be asked for again.
         """
         if self.complete:
@@ -139,8 +145,8 @@ class ListObjectStream:
             if not read.is_begun:
                 read.begin()
             page = read.finish()
-            token, is_empty = page.continuation_token, read.is_empty
-            self._chain.check(token, is_empty=is_empty)
+            token, is_empty, first = page.continuation_token, read.is_empty, read.first
+            self._chain.check(token, is_empty=is_empty, first=first)
             if self.look_ahead and token is not None:
                 following = _PageRead(self, self._access, token)
                 following.begin()
@@ -151,7 +157,8 @@ class ListObjectStream:
             raise
         self._begun = following
         self._position = token, token is None  # only now: whatever was raised before, this page is asked for again
-        self._chain.add(token, is_empty=is_empty)  # behind that: to the chain the page must not be one that came before
+        # Behind that: to the chain the page must not be one that came before.
+        self._chain.add(token, is_empty=is_empty, first=first)
         return page
 
     def _what_is_shared(self) -> str:

@@ -144,8 +144,9 @@ class _Listing:
                 request = self._request(token=token)
                 self._engine.run([request], self._deadline)
                 page = request.page
-                chain.check(page.continuation_token, is_empty=not page.keys)
-                chain.add(page.continuation_token, is_empty=not page.keys)
+                first = page.keys[0] if page.keys else None
+                chain.check(page.continuation_token, is_empty=not page.keys, first=first)
+                chain.add(page.continuation_token, is_empty=not page.keys, first=first)
                 yield page
                 progress.add(len(page.keys))
                 token = page.continuation_token
