@@ -15,8 +15,9 @@ from s3torch import S3Client, S3ClientConfig
 from s3torch._aws.customer_key import check_may_carry_key, customer_key_fields, of_source
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.proxy import Proxy
-from s3torch.errors import ArgumentTypeError, ConfigError
+from s3torch.errors import ArgumentTypeError, ConfigError, S3Error
 from s3torch.testing import FaultyServer, faults
+from s3torch.testing.faulty.listener import ScriptedServer
 from s3torch.testing.faulty.objects import operation_of
 
 KEY = bytes(range(100, 132))
@@ -68,6 +69,40 @@ def test_the_key_itself_is_refused_and_not_shown():
     with pytest.raises(ArgumentTypeError, match="got bytes") as caught:
         S3ClientConfig(sse_customer_key_file=KEY)
     assert repr(KEY) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<Error><Code>InvalidArgument</Code><Message>bad key {key} of {token}</Message></Error>",
+        "<Error><Code>{token}</Code><Message>{key}</Message></Error>",
+        "<html><td>x-amz-security-token</td><td>{token}</td><td>{key}</td></html>",
+        "token {token} and {key} are bad",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 200])
+def test_what_a_server_repeats_is_not_shown(path: Path, monkeypatch: pytest.MonkeyPatch, status: int, body: str):
+    """Key and token that a server sends back are in no error, wherever they stand in its answer."""
+    token = "short-token"
+    for name, value in (("ACCESS_KEY_ID", "AK"), ("SECRET_ACCESS_KEY", "SK"), ("SESSION_TOKEN", token)):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    key = base64.b64encode(KEY).decode()
+    answer = body.format(key=key, token=token).encode()
+    with ScriptedServer(lambda _, wire: wire.respond(status, {}, answer)) as server:
+        config = S3ClientConfig(sse_customer_key_file=path, max_attempts=1)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        for call in (
+            lambda: client.read_range("bucket", "key", 0),
+            lambda: client.delete_object("bucket", "key"),
+            lambda: client.copy_object("bucket", "key", "bucket", "copy"),
+            lambda: list(client.list_objects("bucket")),
+        ):
+            with pytest.raises(S3Error) as caught:
+                call()
+            said = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+            assert key not in said
+            assert token not in said
+        client.close()
 
 
 def test_the_key_in_the_place_of_its_path():
@@ -140,6 +175,7 @@ def test_which_requests_carry_it(path: Path):
         list(client.list_objects("bucket"))
         client.list_multipart_uploads("bucket")
         client.delete_object("bucket", "key")
+        client.close()
         seen = {operation_of(request): request.headers for request in server.requests}
     expected = {
         **dict.fromkeys(("GetObject", "HeadObject", "PutObject", "CreateMultipartUpload"), FIELDS),
@@ -173,4 +209,7 @@ def test_it_is_shown_nowhere(path: Path, caplog: pytest.LogCaptureFixture):
         pickled = pickle.dumps(client)
         assert KEY not in pickled
         assert encoded.encode() not in pickled
-        assert pickle.loads(pickled).read_range("bucket", "key", 0, 4) == bytes(4)
+        other = pickle.loads(pickled)
+        assert other.read_range("bucket", "key", 0, 4) == bytes(4)
+        other.close()
+        client.close()

@@ -128,6 +128,7 @@ class Bucket:
         self._clock = clock
         self._clock_offset = 0.0
         self._common: _CommonLines | None = None
+        self._sent: tuple[str | None, ...] = ()
         self.access_key: str | None = None
 
     def __repr__(self) -> str:
@@ -212,6 +213,12 @@ class Bucket:
             target = f"{common.before_path}{target}"
         return build_head(method, target, fields, common.complete(method, path, query_string))
 
+    @property
+    def secrets(self) -> list[str]:
+        """What requests carry that no message may show: token, authorization of a proxy, key of SSE-C and its MD5."""
+        of_key = (value for name, value in self.customer_key.items() if not name.endswith("algorithm"))
+        return [secret for secret in (*self._sent, *of_key) if secret]
+
     def _lines_in_common(self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
         second = int(self._clock() + self._clock_offset)
@@ -236,13 +243,14 @@ class Bucket:
             if proxy.authorization is not None:
                 unsigned["proxy-authorization"] = proxy.authorization
         credentials = self._credentials(place)
+        token = None if credentials is None else credentials.session_token
+        self._sent = token, None if proxy is None else proxy.authorization
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
             return before_path, format_fields({**signed, **unsigned}), None
         when = sigv4.timestamp(second)
         signed["x-amz-content-sha256"] = payload_sha256
         signed["x-amz-date"] = when
-        token = credentials.session_token
         if token:
             if not (token.isascii() and token.isprintable()):  # said here, where no message shows it
                 raise CredentialsError("The session token cannot be sent: perhaps there is a line break in it.")

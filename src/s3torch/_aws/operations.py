@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
 from s3torch._aws import checksums, etags, sigv4
@@ -17,6 +18,7 @@ from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.endpoint import Endpoint
 from s3torch._aws.proof import Shows, must_be_s3, must_be_s3_document, not_s3, root_of
+from s3torch._aws.quoting import hide
 from s3torch._transfer import http1
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.exchange import Exchange
@@ -165,7 +167,7 @@ class Operation(Exchange):
         """Read the body of a success, and take it if it is S3's. Some failures are told after a status of 200."""
         body = yield from http1.read_small_body(inbox, head, self.most)
         if root_of(body) == "Error":
-            return error_from_answer(self.subject, head.status, head.fields, parse_error_document(body))
+            return error_from_answer(self.subject, head.status, head.fields, self._document(body))
         if doubt := must_be_s3_document(head, self.shows, body):
             raise not_s3(self.subject, head.status, head.fields, doubt)
         return self.take(head, body)
@@ -231,7 +233,7 @@ class Operation(Exchange):
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
         document = ErrorDocument()
         if self._method != "HEAD" or self._mute is not None:
-            document = parse_error_document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
+            document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
         if head.status == 407 or (head.status == 403 and not document.code):  # S3 gives its refusals an id, at least
             proxy = self._bucket.proxy
             if proxy is not None and "x-amz-request-id" not in head.fields:
@@ -243,6 +245,12 @@ class Operation(Exchange):
             remedy = 'use S3ClientConfig(checksums="off").'
             error.args = (f"{error.args[0]} It may not know the header fields of checksums: {remedy}",)
         return error
+
+    def _document(self, body: bytes) -> ErrorDocument:
+        """Return what the body of an error says, without what the request has told in confidence."""
+        document, secrets = parse_error_document(body), self._bucket.secrets
+        code, message, text = (hide(each, secrets) for each in (document.code, document.message, document.text))
+        return replace(document, code=code, message=message, text=text)
 
     @property
     def _has_checksum_fields(self) -> bool:

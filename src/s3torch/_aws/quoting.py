@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable
 
-__all__ = ["is_page", "quote"]
+__all__ = ["hide", "is_page", "quote"]
 
 # How much of a body is looked at, in bytes, and how much of it is shown, in characters.
 _LOOKED_AT = 16 * 1024
@@ -27,6 +28,13 @@ _NAMED_SECRET = re.compile(
 )
 _LOOKS_SECRET = re.compile(r"\b(?:A[KS]IA[A-Z0-9]{12,}|[A-Za-z0-9+/=%_-]{32,})")
 _PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body|h1)\b", re.IGNORECASE | re.DOTALL)
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Return a text without these: a server may repeat what it was sent, in an error of S3's, too."""
+    for secret in secrets:
+        text = text.replace(secret, _OMITTED)
+    return text
 
 
 def is_page(body: bytes) -> bool:
