@@ -16,6 +16,7 @@ from s3torch._aws.listing import ObjectInfo
 from s3torch.client import HeadObjectResult
 from s3torch.errors import ObjectChangedError, ProtocolError, RequestError, S3Error
 from s3torch.testing.faulty.objects import Objects, parse_range
+from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, s3_error, serve_object
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -32,11 +33,7 @@ READERS = [S3ReaderConfig.sequential(), S3ReaderConfig.range_based(), S3ReaderCo
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of this machine's configuration."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    know_only(monkeypatch, tmp_path)
 
 
 @contextlib.contextmanager

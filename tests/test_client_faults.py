@@ -7,7 +7,6 @@ import functools
 import gc
 import itertools
 import logging
-import os
 import random
 import re
 import socket
@@ -22,12 +21,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from s3torch import S3ClientConfig, S3ReaderConfig
-from s3torch._access import access as access_module
 from s3torch._aws.listing import RestoreStatus
 from s3torch._aws.multipart import multipart_etag
 from s3torch._aws.operations import GetObject
 from s3torch._transfer.http1 import ContentRange
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult, S3Client
 from s3torch.datasets.listing import list_table
 from s3torch.datasets.objects import ObjectTable
@@ -56,6 +53,7 @@ from s3torch.errors import (
 )
 from s3torch.testing.faulty import listener
 from s3torch.writer import S3Writer
+from tests.support.environment import forget_pauses, know_only
 from tests.support.server import (
     Handler,
     Request,
@@ -83,15 +81,8 @@ Tls = tuple[ssl.SSLContext, Path]
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Known credentials, nothing else from this machine, and no pauses between attempts."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    know_only(monkeypatch, tmp_path, ACCESS_KEY_ID="ACCESS", SECRET_ACCESS_KEY="SECRET")
+    forget_pauses(monkeypatch)
 
 
 @pytest.fixture(scope="module")

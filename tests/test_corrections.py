@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import os
 import re
 import threading
 import zlib
@@ -16,10 +14,8 @@ from pathlib import Path
 import pytest
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
-from s3torch._access import access as access_module
 from s3torch._aws.endpoint import Endpoint, endpoint_of_bucket_url
 from s3torch._aws.session import AwsSession
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import (
     AccessDeniedError,
     ClockSkewError,
@@ -31,6 +27,7 @@ from s3torch.errors import (
     ServerError,
     TransientError,
 )
+from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, serve_object
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -42,15 +39,8 @@ CONTENT = bytes(range(256)) * 400
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Known credentials, nothing else from this machine, and no pauses between attempts."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    know_only(monkeypatch, tmp_path, ACCESS_KEY_ID="ACCESS", SECRET_ACCESS_KEY="SECRET")
+    forget_pauses(monkeypatch)
 
 
 def scope(request: Request) -> tuple[str, str]:

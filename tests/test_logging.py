@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,11 +14,10 @@ from types import FrameType
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
-from s3torch._access import access as access_module
 from s3torch._transfer.connection import AddressBook
 from s3torch._transfer.facts import OriginFacts
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import S3Error
+from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, serve_object
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -31,17 +28,10 @@ TOKEN = "FwoGZXIvYXdzEBYaDExampleSessionToken0123456789=="
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Known credentials, nothing else from this machine, and no pauses between attempts."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    know_only(monkeypatch, tmp_path, ACCESS_KEY_ID="ACCESS", SECRET_ACCESS_KEY=SECRET, SESSION_TOKEN=TOKEN)
+    forget_pauses(monkeypatch)
 
 
 @contextlib.contextmanager
@@ -209,7 +199,7 @@ def test_no_secret_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest
             client.copy_object("bucket", "key", "bucket", "copy")
             with client.put_object("bucket", "key") as writer:
                 writer.write(bytes(6 * 1024 * 1024))
-        client._access.bucket("bucket").session().forget_credentials()
+        client._access._sessions().forget_credentials()
         client.read_range("bucket", "key", 0)
     text = caplog.text + "".join(str(record.args) + str(record.exc_info) for record in caplog.records)
     assert "s3torch" in text

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from s3torch.testing import FaultyServer
 from tests.support.networks import ScriptedProxy, black_hole, real_proxy
 
 from . import test_reliability as reliability
-from .test_reliability import CONTENT, OBJECTS, RIGHT, UNNOTICED, WATCHDOG, Case, MiB
+from .test_reliability import CONTENT, OBJECTS, UNNOTICED, Case, MiB, kind_of, watched
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
 IS_WRITING = bool(os.environ.get("WRITE_RELIABILITY"))
@@ -320,13 +319,18 @@ def resolver(network: Network, server: FaultyServer) -> Callable[..., list[Any]]
     return look_up
 
 
+def kind_and_leak(error: S3Error) -> str:
+    """Return an error's class, and whether it shows the password of a proxy."""
+    said = f"{error} {error.__cause__} {error.args!r}"
+    is_shown = any(secret in said for secret in (PASSWORD, QUOTED, "wrong@", "Basic "))
+    return f"{kind_of(error)}{' with a password' if is_shown else ''}"
+
+
 def outcome(server: FaultyServer, make: Make, operation: str, folder: Path, patch: pytest.MonkeyPatch) -> str:
     """Return what an operation comes to over a network."""
     server.close_connections()
     server.objects.clear()
     server.objects.update(OBJECTS)
-    found: list[str] = []
-    strange: list[BaseException] = []
     with contextlib.ExitStack() as stack:
         network = make(server, stack, folder)
         for name, value in network.environment.items():
@@ -341,26 +345,8 @@ def outcome(server: FaultyServer, make: Make, operation: str, folder: Path, patc
             **{"connect_timeout": 2.0, **network.options},
         )
 
-        def work() -> None:
-            case = Case(server, network.endpoint, config, "")
-            try:
-                found.append(RIGHT if OPERATIONS[operation](case) else UNNOTICED)
-            except S3Error as error:
-                said = f"{error} {error.__cause__} {error.args!r}"
-                shown = [secret for secret in (PASSWORD, QUOTED, "wrong@", "Basic ") if secret in said]
-                found.append(f"{type(error).__name__}{' with a password' if shown else ''}")
-            except Exception as error:  # noqa: BLE001 - raised in the test's thread
-                strange.append(error)
-            finally:
-                case.client.close()
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(WATCHDOG)
-        assert not thread.is_alive(), f"{operation} hangs"
-    if strange:
-        raise strange[0]
-    return found[0]
+        case = Case(server, network.endpoint, config, "")
+        return watched(OPERATIONS[operation], case, operation, told=kind_and_leak)
 
 
 def cells() -> dict[tuple[str, str], str]:

@@ -331,6 +331,42 @@ def servers() -> Iterator[dict[bool, FaultyServer]]:
         yield {False: plain, True: secure}
 
 
+def kind_of(error: S3Error) -> str:
+    """Return how an error stands in a table."""
+    return type(error).__name__
+
+
+def watched(run: Callable[[Case], bool], case: Case, name: str, told: Callable[[S3Error], str] = kind_of) -> str:
+    """Return what a case comes to, in a thread: one that hangs is a failure, and not the end of all tests.
+
+    Args:
+        run: The operation.
+        case: Whose client is closed then.
+        name: Of the operation.
+        told: Returns what an error is in the table.
+    """
+    found: list[str] = []
+    strange: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(RIGHT if run(case) else UNNOTICED)
+        except S3Error as error:
+            found.append(told(error))
+        except Exception as error:  # noqa: BLE001 - raised in the test's thread
+            strange.append(error)
+        finally:
+            case.client.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(WATCHDOG)
+    assert not thread.is_alive(), f"{name} hangs"
+    if strange:
+        raise strange[0]
+    return found[0]
+
+
 def outcome(
     server: FaultyServer, fault: Fault | ConnectionFault | None, name: str, *, is_once: bool, silence: float = SILENCE
 ) -> str:
@@ -361,28 +397,9 @@ def outcome(
     config = replace(server.config, max_attempts=2, part_size=5 * MiB, hedging=False)
     if label in SILENT:
         config = replace(config, first_byte_timeout=silence, stall_timeout=silence)
-    found: list[str] = []
-    strange: list[BaseException] = []
-
-    def work() -> None:
-        case = Case(server, endpoint, config, label)
-        try:
-            found.append(RIGHT if run(case) else UNNOTICED)
-        except S3Error as error:
-            found.append(type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - raised in the test's thread
-            strange.append(error)
-        finally:
-            case.client.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(WATCHDOG)
-    assert not thread.is_alive(), f"{name} hangs"
-    if strange:
-        raise strange[0]
+    found = watched(run, Case(server, endpoint, config, label), name)
     assert fault is None or server.injected[label] >= 1, f"{name} did not meet the fault"
-    return found[0]
+    return found
 
 
 def tables() -> dict[str, dict[tuple[str, str], str]]:

@@ -41,6 +41,7 @@ from s3torch.errors import (
     ProtocolError,
     S3Error,
 )
+from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, s3_error, serve_object, tls_contexts
 
 if TYPE_CHECKING:
@@ -60,15 +61,7 @@ EVIL = ["x\r\nX-Evil: 1", "x\nX-Evil: 1", "x\r", "x\0y", "x\u2028é", "x\x7f", "
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Known credentials, and nothing else from this machine."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    know_only(monkeypatch, tmp_path, ACCESS_KEY_ID=ACCESS, SECRET_ACCESS_KEY=SECRET, SESSION_TOKEN=TOKEN)
 
 
 @contextlib.contextmanager
@@ -417,7 +410,7 @@ def _exercise(client: S3Client, directory: Path) -> tuple[list[object], list[Bas
     things = [client, config, *readers, mapped, streamed, mapped.objects, ObjectTable.load(directory / "table")]
     things += [checkpoint, small, large, client.stats, client.list_objects("bucket"), page]
     things += [client.head_object("bucket", "key"), client._access.engine(), client._access.bucket("bucket")]
-    things += [client._access.bucket("bucket").session().credentials()]
+    things += [client._access._sessions().credentials()]
     errors: list[BaseException] = []
     for key, act in itertools.product(
         ("refused", "broken", "nonsense", "gone"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from s3torch.errors import (
     ServerError,
     ThrottledError,
 )
+from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, serve_object, tls_contexts
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -36,13 +36,7 @@ CONTENT = b"content " * 5000
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Known credentials, and nothing else from this machine."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ACCESS")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    know_only(monkeypatch, tmp_path, ACCESS_KEY_ID="ACCESS", SECRET_ACCESS_KEY="SECRET")
 
 
 def refusal(

@@ -13,6 +13,7 @@ import pytest
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch._aws.customer_key import check_may_carry_key, customer_key_fields, of_source
+from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.proxy import Proxy
 from s3torch.errors import ArgumentTypeError, ConfigError, S3Error
@@ -103,6 +104,18 @@ def test_what_a_server_repeats_is_not_shown(path: Path, monkeypatch: pytest.Monk
             assert key not in said
             assert token not in said
         client.close()
+
+
+def test_a_token_that_was_replaced_is_not_shown_either(monkeypatch: pytest.MonkeyPatch):
+    """The answer to a request may come after the next one was signed with another token."""
+    tokens = iter(["first-token", "second-token"])
+    client = S3Client("us-east-1", endpoint="http://127.0.0.1:9")
+    session = client._access._sessions()
+    monkeypatch.setattr(session, "credentials", lambda: Credentials("AK", "SK", next(tokens)))
+    bucket = client._access.bucket("bucket")
+    for payload in ("a", "b"):
+        bucket.request_head("GET", "key", {}, {}, payload_sha256=payload)
+    assert bucket.secrets == ["first-token", "second-token"]
 
 
 def test_the_key_in_the_place_of_its_path():

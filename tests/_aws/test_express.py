@@ -251,7 +251,7 @@ def test_a_refused_session_is_replaced():
     bucket = directory_bucket("b--usw2-az1--x-s3", "us-west-2", answered(document()))
     bucket.request_head("GET", "key", {}, {})
     assert bucket.access_key == "SESSION"
-    session, before = bucket.session(), bucket.session().credentials()
+    session, before = bucket._session(), bucket._session().credentials()
     source = session._source
     assert bucket.correct(CredentialsError("expired", code="ExpiredToken"), {}, bucket.corrections)
     assert session._source is source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import multiprocessing
 import os
@@ -15,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
-from s3torch._access import access as access_module
 from s3torch._aws import finding
 from s3torch._aws.finding import Inherited, Overload, environment, error_of
 from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import ConfigError, CredentialsError, S3Error, ServerError, ThrottledError
+from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Request, ScriptedServer, Wire, first, serve_object
 
 pytestmark = pytest.mark.usefixtures("botocore_loader")
@@ -32,13 +30,8 @@ CONTENT = b"content"
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing is configured; the folder of the files that may be."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    know_only(monkeypatch, tmp_path)
+    forget_pauses(monkeypatch)
     return tmp_path
 
 

@@ -23,6 +23,8 @@ from s3torch.errors import ArgumentError, ClockSkewError, CredentialsError, Regi
 __all__ = ["Bucket", "Place"]
 
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
+# So many secrets that were sent lately are in no message: an answer may come after the token was replaced.
+_TOLD = 4
 # S3 refuses signatures that are more than 15 minutes off; below that a Date field proves nothing.
 _TOLERATED_SKEW = 5 * 60.0
 _NO_FIELDS: Mapping[str, str] = {}
@@ -128,7 +130,7 @@ class Bucket:
         self._clock = clock
         self._clock_offset = 0.0
         self._common: _CommonLines | None = None
-        self._sent: tuple[str | None, ...] = ()
+        self._told: tuple[str, ...] = ()  # replaced, never changed: threads share it
         self.access_key: str | None = None
 
     def __repr__(self) -> str:
@@ -174,10 +176,6 @@ class Bucket:
         """Whether the ETag of what is sent in one piece may be its MD5."""
         return not self.customer_key and not self.endpoint.is_directory
 
-    def session(self) -> AwsSession:
-        """Return the session of this process."""
-        return self._session()
-
     def request_head(
         self,
         method: str,
@@ -215,9 +213,8 @@ class Bucket:
 
     @property
     def secrets(self) -> list[str]:
-        """What requests carry that no message may show: token, authorization of a proxy, key of SSE-C and its MD5."""
-        of_key = (value for name, value in self.customer_key.items() if not name.endswith("algorithm"))
-        return [secret for secret in (*self._sent, *of_key) if secret]
+        """What requests carry that no message may show: tokens, authorization of a proxy, key of SSE-C and its MD5."""
+        return [*self._told, *(value for name, value in self.customer_key.items() if not name.endswith("algorithm"))]
 
     def _lines_in_common(self, place: Place, payload_sha256: str, signed_fields: Mapping[str, str]) -> _CommonLines:
         """Return what the requests of one second share: thousands of them are signed by the same work."""
@@ -244,7 +241,9 @@ class Bucket:
                 unsigned["proxy-authorization"] = proxy.authorization
         credentials = self._credentials(place)
         token = None if credentials is None else credentials.session_token
-        self._sent = token, None if proxy is None else proxy.authorization
+        for secret in (token, None if proxy is None else proxy.authorization):
+            if secret and secret not in self._told:
+                self._told = (*self._told[1 - _TOLD :], secret)
         self.access_key = None if credentials is None else credentials.access_key
         if credentials is None:
             return before_path, format_fields({**signed, **unsigned}), None

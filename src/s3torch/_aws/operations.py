@@ -247,7 +247,7 @@ class Operation(Exchange):
         return error
 
     def _document(self, body: bytes) -> ErrorDocument:
-        """Return what the body of an error says, without what the request has told in confidence."""
+        """Return what the body of an error says, without the secrets that requests carry."""
         document, secrets = parse_error_document(body), self._bucket.secrets
         code, message, text = (hide(each, secrets) for each in (document.code, document.message, document.text))
         return replace(document, code=code, message=message, text=text)
