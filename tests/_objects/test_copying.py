@@ -38,6 +38,13 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "_PART_SIZE", 4_000)
 
 
+@pytest.mark.parametrize(("etag", "sent"), [('"e"', '"e"'), ('W/"e"', None), ("e", None), (None, None)])
+def test_only_a_strong_etag_pins_what_is_copied(etag: str | None, sent: str | None):
+    """If-Match compares strongly: a weak ETag, or one without quotes, would never match."""
+    fields = CopySource("bucket", "key", etag=etag).fields()
+    assert fields.get("x-amz-copy-source-if-match") == sent
+
+
 @contextlib.contextmanager
 def serving(change: Change = lambda request, wire: False, code: str = "InvalidRequest") -> Iterator[tuple]:
     """Yield a bucket, its requests by operation, and a client of it; ``change`` may answer a request by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -78,6 +79,7 @@ def endpoint(bucket) -> Iterator[str]:
 @pytest.fixture
 def shared(tmp_path, monkeypatch) -> Path:
     """The directory for temporary files."""
+    multiprocessing.util.get_temp_dir()  # before: the socket of a fork server lies there, and its path must be short
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
