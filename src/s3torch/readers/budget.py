@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 
 __all__ = ["BUDGET", "MemoryBudget", "Share"]
 
 MiB = 1024 * 1024
-# Who cannot get the lock for so many seconds goes without memory: readers fetch exactly what is asked for then.
-_PATIENCE = 1.0
 
 
 class MemoryBudget:
@@ -19,7 +15,8 @@ class MemoryBudget:
     Each holder has a share that says what it holds, and the count is the sum over the shares that are alive. So no
     interrupt between two steps can make them disagree, and what a collected holder held is free.
 
-    A forked child inherits the holders and what they hold, but never the lock, which another thread may have held.
+    There is no lock: an interrupt may leave one locked, a fork may copy one that another thread has, and a signal
+    handler may wait for what it came into the middle of.
 
     Args:
         limit: In bytes.
@@ -28,9 +25,6 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._shares: dict[int, weakref.ref[Share]] = {}
-        self._lock = threading.RLock()  # a signal handler may take in the middle of a take
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew_lock)
 
     def __repr__(self) -> str:
         return f"MemoryBudget(held={self.held}, limit={self.limit})"
@@ -46,22 +40,19 @@ class MemoryBudget:
         return Share(self)
 
     def take(self, share: Share, wanted: int) -> int:
-        """Take ``wanted`` bytes, or as many as are left; returns how many that is."""
+        """Take ``wanted`` bytes, or as many as are left; returns how many that is.
+
+        All are taken first, and what is too much is given back. So of threads that do this at the same time each sees
+        what the others take, and what they keep is never more than the limit; it may be less than was left.
+        """
         number, shares = id(share), self._shares
         if number not in shares:
             shares[number] = weakref.ref(share, lambda _: shares.pop(number, None))
-        # Who holds the lock may wait for us: a signal handler in the middle of a take, for a thread of its own.
-        if not self._lock.acquire(timeout=_PATIENCE):
-            return 0
-        try:
-            taken = max(0, min(wanted, self.limit - self.held))
-            share.held += taken
-            return taken
-        finally:
-            self._lock.release()
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
+        before = share.held
+        share.held = before + wanted
+        taken = max(0, wanted - max(0, self.held - self.limit))
+        share.held = before + taken
+        return taken
 
 
 class Share:

@@ -11,6 +11,7 @@
 | look-ahead | the bytes that a look-ahead counts are those of what it has begun |
 | uploads | no upload is open whose writer has ended |
 | threads | no thread is left |
+| locks | no lock of the process is locked |
 | time | each call ends within bounded virtual time, an interrupted one at once |
 | statistics | what a client counts is what the server saw, in as many records as there are engines |
 | errors | nothing is left to the garbage collector: an error that is dropped drops all that it holds |
@@ -19,6 +20,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from s3torch import S3Reader, S3Writer
 from s3torch.errors import S3Error
 from s3torch.testing.simulate import probe
+from s3torch.testing.simulate.scheduler import locks_of
 
 if TYPE_CHECKING:
     from s3torch.testing.simulate.play import Play
@@ -59,6 +62,7 @@ NAMES = (
     "look-ahead",
     "uploads",
     "threads",
+    "locks",
     "time",
     "statistics",
     "errors",
@@ -146,6 +150,14 @@ def no_threads(play: Play) -> None:
         play.find("threads", f"{count - 1} threads are left")
 
 
+def no_locks(play: Play) -> None:
+    """Check that no lock of the process is locked: an interrupt that came behind ``acquire`` leaves it so for ever."""
+    for lock in locks_of(len(sys.modules)):
+        is_locked = lock._is_owned() if hasattr(lock, "_is_owned") else lock.locked()
+        if is_locked:
+            play.find("locks", f"{lock!r} is locked, and nobody is about it")
+
+
 Invariant = Callable[["Play"], None]
 
 # Once everything that the program made is dropped, and nothing else was done.
@@ -153,4 +165,4 @@ AT_ONCE: tuple[Invariant, ...] = (nothing_left_to_the_collector, nothing_in_flig
 # Once each client has made another call.
 AFTER_A_TURN: tuple[Invariant, ...] = (nothing_in_flight, budget_is_given_back, no_uploads, statistics_add_up)
 # Once the clients are dropped, too.
-AFTER_ALL: tuple[Invariant, ...] = (no_connections,)
+AFTER_ALL: tuple[Invariant, ...] = (no_connections, no_locks)

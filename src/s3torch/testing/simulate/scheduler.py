@@ -55,7 +55,7 @@ class Scheduler:
         self._gap = gap
         self._tasks: list[_Task] = []
         self._current: _Task | None = None
-        self._locks = _locks_of(len(sys.modules))
+        self._locks = locks_of(len(sys.modules))
         self.switches = 0
 
     def run(self, bodies: Sequence[Callable[[], None]]) -> None:
@@ -143,7 +143,7 @@ class Scheduler:
 
 
 @functools.lru_cache(maxsize=1)
-def _locks_of(modules: int) -> list[Any]:
+def locks_of(modules: int) -> list[Any]:
     """Return the locks that modules of s3torch, and the objects that they hold, have, while so many are loaded."""
     del modules
     found = []
