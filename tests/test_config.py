@@ -39,6 +39,7 @@ def test_defaults():
         "max_connections": 128,
         "max_bytes_in_flight": 256 * MiB,
         "max_objects_ahead": 128,
+        "max_threads": 4,
         "connect_timeout": 10.0,
         "first_byte_timeout": 30.0,
         "stall_timeout": 20.0,

@@ -59,6 +59,9 @@ class S3ClientConfig:
         call_timeout: Seconds that a call may wait for its transfers, retries included, before it raises DeadlineError:
             a read, a page of a listing, a part of an upload. Time in which nobody waits does not count. None (default)
             sets no limit; a fault then ends with ``max_attempts``.
+        max_threads: Threads that one read is spread over at most, the caller's included, while the caller waits for it.
+            That is done from 64 MiB on, as long as there are cores, over TLS and into memory that the kernel has not
+            backed yet; not in the workers of a DataLoader. Each has connections of its own. 1: none is ever started.
         hedging: Whether a read whose first byte is late, by what this host showed lately, or whose body has stopped,
             is sent a second time on another connection, 2 % of the requests at most. The first to answer wins.
         checksums: What is done against damaged bytes. ``on`` (default): uploads carry a CRC32, which the server
@@ -98,6 +101,7 @@ class S3ClientConfig:
     max_connections: int = 128
     max_bytes_in_flight: int = 256 * MiB
     max_objects_ahead: int = 128
+    max_threads: int = 4
     connect_timeout: float = 10.0
     first_byte_timeout: float = 30.0
     stall_timeout: float = 20.0
@@ -133,6 +137,7 @@ class S3ClientConfig:
         _require_int(self, "max_connections", 1, 10_000)
         _require_int(self, "max_bytes_in_flight", MiB, None)
         _require_int(self, "max_objects_ahead", 1, 100_000)
+        _require_int(self, "max_threads", 1, 1000)
         for name in ("connect_timeout", "first_byte_timeout", "stall_timeout"):
             _require_positive(self, name)
         for name in ("throughput_target_gbps", "call_timeout"):

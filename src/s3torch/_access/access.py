@@ -7,10 +7,12 @@ by threads, so nothing here is in flight: what a call begins belongs to that cal
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from s3torch._access import leftovers
@@ -87,6 +89,7 @@ class _ProcessState:
         self.threads = _ThreadEngines()
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.ledger = Ledger()
+        self.spare: deque[Engine] = deque()  # of threads that have ended, with their connections
 
 
 class Access:
@@ -163,6 +166,24 @@ class Access:
             engines[1:] = [other for other in engines[1:] if other.pending]
         return engine
 
+    @contextlib.contextmanager
+    def lent_engine(self) -> Iterator[Engine]:
+        """Lend an engine to a thread that lives no longer than a call: one by which such a thread has sent before."""
+        state = self._process()
+        try:
+            engine = state.spare.pop()
+        except IndexError:
+            engine = self._new_engine(state)
+        else:
+            engine.take_over()
+            state.threads.engines.append(engine)
+        try:
+            yield engine
+        finally:
+            state.threads.engines.clear()
+            if not engine.pending:
+                state.spare.append(engine)
+
     def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
         """Send exchanges and wait for all of them.
 
@@ -197,8 +218,10 @@ class Access:
 
     def close(self) -> None:
         """Close the calling thread's connections. What is not done goes on over new ones."""
-        for engine in self._process().threads.engines:
+        state = self._process()
+        for engine in state.threads.engines:
             engine.reset()
+        _close_spare(state)
 
     def leave_process(self) -> None:
         """Close the calling thread's connections, as the interpreter ends: it would complain of open sockets."""
@@ -206,6 +229,8 @@ class Access:
         for engine in state.threads.engines if state is not None else ():
             if engine.is_free:
                 engine.reset()
+        if state is not None:
+            _close_spare(state)
 
     def _process(self) -> _ProcessState:
         """Return this process's state; what a fork inherited is dropped without being touched."""
@@ -243,6 +268,15 @@ class Access:
         state.ledger.add(engine)
         state.threads.engines.append(engine)
         return engine
+
+
+def _close_spare(state: _ProcessState) -> None:
+    """Close the connections that nobody uses at this moment."""
+    while state.spare:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            engine = state.spare.pop()
+            engine.take_over()
+            engine.reset()
 
 
 _accesses: weakref.WeakSet[Access] = weakref.WeakSet()

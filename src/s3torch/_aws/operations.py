@@ -529,6 +529,11 @@ class GetObject(Operation):
         return self._destination.filled if self._destination is not None else self._filled
 
     @property
+    def views(self) -> Sequence[memoryview]:
+        """The memory that it fills, as far as that is known."""
+        return self._destination.pieces if self._destination is not None else ()
+
+    @property
     def _missing_from(self) -> int:
         """The first byte to ask for: all anew if only the end of the body is missing, or what is there is damaged."""
         is_filled = self.total is not None and self.filled >= min(self.stop, self.total) - self.start

@@ -6,17 +6,18 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from s3torch._objects.spread import crew_for
 from s3torch._transfer import plan
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import IntegrityError
 
 if TYPE_CHECKING:
     from s3torch._aws.operations import GetObject
+    from s3torch._objects.spread import Crew
     from s3torch._objects.version import ObjectVersion
-    from s3torch._transfer.engine import Engine
     from s3torch._transfer.http1 import ContentRange
 
-__all__ = ["Fetch", "Place", "RangeFetch", "run"]
+__all__ = ["Fetch", "Place", "RangeFetch"]
 
 Place = Callable[[int], memoryview]
 
@@ -64,6 +65,14 @@ class Fetch(LastingScope):
 
     def begin(self) -> None:
         """Queue the requests; they move when somebody waits. It must be called inside the ``try`` that cancels."""
+        self._begin(spreads=False)
+
+    def _begin(self, *, spreads: bool) -> Crew | None:
+        """Queue the requests, or those of them that threads are not to send, who are returned then.
+
+        Args:
+            spreads: Whether the caller waits now, so that there may be such threads.
+        """
         self._is_begun = True
         place, start, size = self._place, self._start, self._version.size
         if place is None:
@@ -76,7 +85,8 @@ class Fetch(LastingScope):
             self.submit(self._version.get(start, first_stop, self._landing))
         elif start < size:
             self._memory = place(size)
-            self._get_parts(start)
+            return self._get_parts(start, spreads=spreads)
+        return None
 
     def nudge(self) -> None:
         """Send what is queued, without waiting for anything."""
@@ -90,14 +100,11 @@ class Fetch(LastingScope):
         """
         try:
             deadline = self._engine.deadline()
-            if not self._is_begun:
-                self.begin()
             count = self._receive(deadline)
             attempts = 1
             while self._version.is_strict and not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
                 attempts += 1
-                self._exchanges, self._landing = [], None
-                self.begin()
+                self._exchanges, self._landing, self._is_begun = [], None, False
                 count = self._receive(deadline)
         except BaseException:
             self.cancel()
@@ -112,9 +119,14 @@ class Fetch(LastingScope):
         self._landing = self._memory = self._place = None
 
     def _receive(self, deadline: float | None) -> int:
+        crew = None if self._is_begun else self._begin(spreads=True)
         if self._landing is not None:
-            self._await_size(self._landing, deadline)
-        self._engine.wait(self._exchanges, deadline)
+            crew = self._await_size(self._landing, deadline)
+        if crew is None:
+            self._engine.wait(self._exchanges, deadline)
+        else:
+            crew.run(lambda: self._engine.wait(self._exchanges, deadline), deadline)
+            self._exchanges += crew.others  # only now: an engine cancels what is its own
         return self._version.conclude(self._exchanges)
 
     def _is_proven(self, count: int, *, is_last: bool) -> bool:
@@ -134,18 +146,18 @@ class Fetch(LastingScope):
                 return False
         return True
 
-    def _await_size(self, landing: _Landing, deadline: float | None) -> None:
+    def _await_size(self, landing: _Landing, deadline: float | None) -> Crew | None:
         first = self._exchanges[0]
         while first.total is None and not first.is_done:
             self._engine.turn(deadline)
         if first.error is not None:
-            return
+            return None
         self._version.observe(first.total, first.etag, first.modified)
         self._memory = landing.memory
-        if self._memory is not None:
-            self._get_parts(first.stop)
+        return None if self._memory is None else self._get_parts(first.stop, spreads=True)
 
-    def _get_parts(self, begin: int) -> None:
+    def _get_parts(self, begin: int, *, spreads: bool) -> Crew | None:
+        """Queue the requests for the parts from ``begin`` on; see ``_begin``."""
         size = self._version.size
         if self._memory is None or size is None:
             raise AssertionError("parts of an object of unknown size")
@@ -154,9 +166,17 @@ class Fetch(LastingScope):
         if end - begin > part_size:
             others = self._engine.pending - sum(not get.is_done for get in self._exchanges)
             part_size = self._version.part_size(end - begin, others)
-        for left, right in plan.split(begin, end, part_size):
-            memory = self._memory[left - self._start : right - self._start]
-            self.submit(self._version.get(left, right, memory))
+        gets: Sequence[GetObject] = [
+            self._version.get(left, right, self._memory[left - self._start : right - self._start])
+            for left, right in plan.split(begin, end, part_size)
+        ]
+        crew = None
+        if spreads and end - begin >= plan.LEAST_TO_SPREAD:
+            crew = crew_for(self._version.access, self._engine, gets)
+            gets = crew.own
+        for get in gets:
+            self.submit(get)
+        return crew
 
 
 class RangeFetch(LastingScope):
@@ -198,33 +218,6 @@ class RangeFetch(LastingScope):
         self._version.conclude(gets)
         if gets:
             self._version.check_reaches(self._start, self._stop)
-
-
-def run(engine: Engine, gets: Sequence[GetObject], progress: Callable[[int], object] | None) -> None:
-    """Run requests.
-
-    Args:
-        engine: Of the calling thread.
-        gets: The requests.
-        progress: Is told how many bytes more have arrived.
-    """
-    if progress is None:
-        engine.run(gets)
-        return
-    deadline = engine.deadline()
-    try:
-        try:
-            for get in gets:
-                engine.submit(get)
-            for get in gets:
-                engine.wait([get], deadline)
-                progress(get.filled)
-        except BaseException:
-            engine.cancel(gets)
-            raise
-    except BaseException:
-        engine.cancel(gets)  # again: an interrupt may have come before the one above
-        raise
 
 
 def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:

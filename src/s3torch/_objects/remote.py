@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from s3torch import _buffer
 from s3torch._aws.operations import GetObject
-from s3torch._objects.fetch import Fetch, Place, RangeFetch, run
+from s3torch._objects.fetch import Fetch, Place, RangeFetch
+from s3torch._objects.spread import run
 from s3torch._objects.version import ObjectVersion
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
@@ -134,7 +135,7 @@ class RemoteObject(ObjectVersion):
         """
         gets = self.vector(ranges, views, max_gap)
         try:
-            run(self.access.engine(), gets, progress)
+            run(self.access, gets, progress)
             self.conclude_vector(gets, ranges)
         except BaseException:
             gets.clear()  # whoever keeps the error keeps this frame

@@ -106,6 +106,10 @@ class Engine:
         """Whether the caller may turn it: it is this thread's, in this process, and not in the middle of a turn."""
         return not self.is_entered and self._owner == (os.getpid(), threading.get_ident())
 
+    def take_over(self) -> None:
+        """Make it the calling thread's: the one that it belonged to has ended, or has given it away."""
+        self._owner = os.getpid(), threading.get_ident()
+
     def run(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Submit exchanges and wait for all of them; see ``wait``."""
         try:
@@ -132,6 +136,10 @@ class Engine:
         if within is not None:
             limit = within if limit is None else min(within, limit)
         return None if limit is None else self._loop.now + limit
+
+    def seconds_to(self, deadline: float) -> float:
+        """Return how many seconds are left until a deadline, for the engine of a thread that works for the same call."""
+        return max(0.0, deadline - self._loop.now)
 
     def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Turn the loop until all of these are done.

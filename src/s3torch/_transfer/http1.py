@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -115,6 +115,11 @@ class Destination:
         self._pieces = pieces
         self._place = 0
         self._offset = 0
+
+    @property
+    def pieces(self) -> Sequence[memoryview]:
+        """The memory, filled or not."""
+        return self._pieces
 
     def room(self, stop: int) -> memoryview:
         """Return where the next bytes go, up to the ``stop``-th of all."""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["SMALLEST_PART", "coalesce", "even_part_size", "part_size_for", "split", "upload_part_size"]
+__all__ = [
+    "LEAST_TO_SPREAD",
+    "SMALLEST_PART",
+    "coalesce",
+    "even_part_size",
+    "part_size_for",
+    "split",
+    "threads_for",
+    "upload_part_size",
+]
 
 # Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 MAX_PART_SIZE = 5 * 1024**3
@@ -18,6 +27,10 @@ _PARTS_PER_DOUBLING = 900
 # Measured at that latency and speed: 16 MiB took 90 ms in parts of 4 MiB, 134 ms in parts of 8 and 70 ms in parts of 2,
 # which are twice as many requests.
 SMALLEST_PART = 4 * 1024**2
+
+# Bytes of a read that may be spread over two threads, and half of them for each one more. They take 25 ms at 2.5 GB/s,
+# and the start of a thread 0.1. Not tuned.
+LEAST_TO_SPREAD = 64 * 1024**2
 
 
 def part_size_for(length: int, usual: int, others: int, connections: int, memory: int) -> int:
@@ -38,6 +51,23 @@ def part_size_for(length: int, usual: int, others: int, connections: int, memory
     if others:
         return usual
     return min(usual, max(SMALLEST_PART, -(-length // connections)))
+
+
+def threads_for(length: int, most: int, *, is_tls: bool, is_new: bool) -> int:
+    """Return how many threads a read is to be spread over, the caller's included.
+
+    What takes CPU time and lets go of the interpreter is decryption, and the pages of new memory; the copy into memory
+    that is there already is limited by the memory itself (measured: docs/design.md).
+
+    Args:
+        length: Bytes of the read.
+        most: How many threads there may be.
+        is_tls: Whether what arrives must be decrypted.
+        is_new: Whether the kernel has yet to make the pages of the memory.
+    """
+    if not (is_tls or is_new):
+        return 1
+    return max(1, min(most, length // (LEAST_TO_SPREAD // 2)))
 
 
 def even_part_size(length: int, part_size: int) -> int:

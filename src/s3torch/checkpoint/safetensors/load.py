@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from s3torch._objects.fetch import run
 from s3torch._objects.remote import RemoteObject
+from s3torch._objects.spread import run
 from s3torch._progress import new_byte_bar
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
@@ -337,7 +337,7 @@ def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]], progress: C
         ranges = [each for each, _ in wanted]
         reads.append((file.remote, file.remote.vector(ranges, [view for _, view in wanted]), ranges))
     if reads:
-        run(reads[0][0].access.engine(), [get for _, gets, _ in reads for get in gets], progress)
+        run(reads[0][0].access, [get for _, gets, _ in reads for get in gets], progress)
     for remote, gets, ranges in reads:
         remote.conclude_vector(gets, ranges)
 
@@ -460,7 +460,7 @@ def _fill_ranges(remote: RemoteObject, ranges: Sequence[tuple[int, int]], tensor
         views.append(view[begin : begin + stop - start])
         begin += stop - start
     gets = remote.vector(ranges, views)
-    remote.access.engine().run(gets)
+    run(remote.access, gets)
     remote.conclude_vector(gets, ranges)
 
 
