@@ -138,7 +138,7 @@ class Engine:
         return None if limit is None else self._loop.now + limit
 
     def seconds_to(self, deadline: float) -> float:
-        """Return how many seconds are left until a deadline, for the engine of a thread that works for the same call."""
+        """Return how many seconds are left until a deadline; another engine may work for the same call."""
         return max(0.0, deadline - self._loop.now)
 
     def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
