@@ -203,8 +203,8 @@ def test_tls_is_in_two_places():
     assert importers == {"s3torch._transfer.connection", "s3torch._aws.tls"}
 
 
-def test_there_are_no_threads():
-    """Nothing runs in the background but S3Checkpoint.save_async: locks and thread-local values are no threads."""
+def test_threads_are_started_in_two_places():
+    """Nothing runs in the background but save_async, and what a large read starts ends with it; locks are no threads."""
     importers = _importers("concurrent", "multiprocessing", "_thread", "queue")
     asks = "s3torch.datasets.one_listing"  # whether it is pickled for a process that is being started: it starts none
     assert {name for name in importers if not name.startswith(_BESIDE)} == {"s3torch.checkpoint.file", asks}
@@ -220,7 +220,8 @@ def test_there_are_no_threads():
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "threading"
     }
     assert {name for name, attribute in started if attribute not in {"local", "Lock", "RLock", "get_ident"}} == {
-        "s3torch.checkpoint.file"
+        "s3torch.checkpoint.file",
+        "s3torch._objects.spread",
     }
 
 
