@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from typing import TYPE_CHECKING
 
-import botocore.loaders
 import botocore.session
 import numpy as np
 import pytest
@@ -78,15 +77,6 @@ def s3(server) -> Iterator[LocalS3]:
     """The server, which all that reads the AWS_* variables finds while the test runs."""
     with server.activated():
         yield server
-
-
-@pytest.fixture(scope="module")
-def botocore_loader() -> Iterator[None]:
-    """One reader of botocore's JSON files for all clients, as reading them takes most of a client's time."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.session, "create_loader", lambda search_path=None: loader)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,6 @@ from s3torch.testing.faulty.objects import Answer, Objects, s3_error
 from s3torch.testing.faulty.wire import encode_response
 from tests.support.server import Request, ScriptedServer, Wire
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 WATCHDOG = 120.0  # seconds; what is silent takes one
 SILENCE = 0.5  # seconds

@@ -19,8 +19,6 @@ from s3torch.testing.faulty.objects import Objects, parse_range
 from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, s3_error, serve_object
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 CONTENT = bytes(range(256)) * 1000
 LARGE = os.urandom(12 * MiB)  # three parts

@@ -66,8 +66,6 @@ from tests.support.server import (
     tls_contexts,
 )
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 PART = 5 * MiB  # the smallest that S3 takes
 PIECE = 4 * MiB  # what a read that is alone is cut into

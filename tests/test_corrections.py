@@ -30,8 +30,6 @@ from s3torch.errors import (
 from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, serve_object
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 CONTENT = bytes(range(256)) * 400
 

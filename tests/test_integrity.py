@@ -23,8 +23,6 @@ from s3torch.errors import ConfigError, IntegrityError, ObjectChangedError, Requ
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.faults import Fault
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 SMALL = random.Random(1).randbytes(100_000)
 LARGE = random.Random(2).randbytes(11 * MiB)  # three parts

@@ -20,8 +20,6 @@ from s3torch.errors import S3Error
 from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, serve_object
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 CONTENT = b"content " * 1000
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"  # of the documentation
 TOKEN = "FwoGZXIvYXdzEBYaDExampleSessionToken0123456789=="

@@ -36,8 +36,6 @@ HOST = "s3.many.test"
 PASSWORD = "p@ss word:5"
 QUOTED = "p%40ss%20word%3A5"
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 
 @dataclass
 class Network:

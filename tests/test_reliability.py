@@ -35,8 +35,6 @@ from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.faults import ConnectionFault, Fault
 from tests.soak.faults import soak
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
 MiB = 1024 * 1024
 CONTENT = random.Random(1).randbytes(2048)

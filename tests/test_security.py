@@ -47,8 +47,6 @@ from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, s
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 CONTENT = bytes(range(256)) * 100
 ACCESS = "AKIDEXAMPLE"

@@ -44,7 +44,7 @@ def test_soak(tmp_path):
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_measurements(botocore_loader):
+def test_measurements():
     """What measures throughput and hedging reads right bytes, and meets faults."""
     contents = [random.Random(number).randbytes(SIZE) for number in range(OBJECTS)]
     config = dataclasses.replace(throughput.CONFIG, hedging=False)

@@ -28,8 +28,6 @@ from s3torch.errors import (
 from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, serve_object, tls_contexts
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 CONTENT = b"content " * 5000
 
 

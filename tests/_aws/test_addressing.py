@@ -15,8 +15,6 @@ from s3torch import S3ClientConfig
 from s3torch._aws.session import AwsSession
 from s3torch.errors import S3Error
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 ENDPOINTS = [
     "https://minio.corp.example.com:9000",
     "https://gw.example.com/s3/",

@@ -22,8 +22,6 @@ from s3torch.errors import ConfigError, CredentialsError, S3Error, ServerError, 
 from tests.support.environment import forget_pauses, know_only
 from tests.support.server import Request, ScriptedServer, Wire, first, serve_object
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 CONTENT = b"content"
 
 

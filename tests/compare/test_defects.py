@@ -36,8 +36,6 @@ from tests.compare.connectors import (
 )
 from tests.support.server import Request, ScriptedServer, Wire
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 PATIENCE = 60.0  # seconds for what must happen
 URI = "s3://bucket/key"

@@ -16,7 +16,7 @@ with importable():
     from s3torchconnector._s3bucket_key_data import S3BucketKeyData
     from s3torchconnector._s3client import S3Client
 
-pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
+pytestmark = pytest.mark.usefixtures("found")
 
 REGION = "us-east-1"
 KINDS = [S3MapDataset, S3IterableDataset]

@@ -31,7 +31,7 @@ with importable():
     from s3torchconnector.dcp.s3_prefix_strategy import NumericPrefixStrategy, RoundRobinPrefixStrategy
     from s3torchconnector.s3reader import SequentialS3Reader
 
-pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
+pytestmark = pytest.mark.usefixtures("found")
 
 REGION = "us-east-1"
 ODD = "test_[+re.name]!@$%^&*_(src)"

@@ -25,7 +25,6 @@ from s3torch.testing import FaultyServer, faults
 IS_REAL = real_version() is not None
 _FAILURES = (AssertionError, pytest.fail.Exception, RuntimeError, TypeError, ValueError)
 pytestmark = [
-    pytest.mark.usefixtures("botocore_loader"),
     pytest.mark.xfail(IS_REAL, reason="s3torchconnector does otherwise", raises=_FAILURES, strict=True),
 ]
 

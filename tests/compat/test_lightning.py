@@ -22,7 +22,7 @@ with importable():
     from s3torchconnector import S3Checkpoint, S3Exception
     from s3torchconnector.lightning import S3LightningCheckpoint
 
-pytestmark = pytest.mark.usefixtures("found", "botocore_loader", "file_system")
+pytestmark = pytest.mark.usefixtures("found", "file_system")
 
 REGION = "us-east-1"
 

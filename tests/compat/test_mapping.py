@@ -28,8 +28,6 @@ from s3torch.compat.wording import text_of
 from s3torch.errors import ArgumentError, ArgumentTypeError
 from s3torch.testing import FaultyServer
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 CONTENT = bytes(range(256)) * 400
 KEYS = [f"p/{number}" for number in range(5)]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.compat.connector import OBJECTS, run_program
 
-pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
+pytestmark = pytest.mark.usefixtures("found")
 
 
 @pytest.fixture(scope="module")

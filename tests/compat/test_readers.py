@@ -21,7 +21,7 @@ with importable():
     from s3torchconnector._s3client import S3Client
     from s3torchconnector.s3reader import DCPOptimizedS3Reader, ItemRange, RangedS3Reader, SequentialS3Reader
 
-pytestmark = pytest.mark.usefixtures("found", "botocore_loader")
+pytestmark = pytest.mark.usefixtures("found")
 
 REGION = "us-east-1"
 MiB = 1024 * 1024

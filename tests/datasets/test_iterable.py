@@ -24,8 +24,6 @@ from s3torch.errors import (
     ObjectNotFoundError,
 )
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 _COUNT = 23
 READERS = {
     "sequential": S3ReaderConfig.sequential(),

@@ -25,8 +25,6 @@ from s3torch.datasets.objects import ObjectTable, list_prefix
 from s3torch.errors import BucketNotFoundError, DeadlineError, ObjectNotFoundError, ObjectTableError, S3Error
 from tests.support.server import Request, ScriptedServer, Wire, fail
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 BUCKET = "listed"
 FOLDERS = ("train", "train-b", "val", "tést/日本")
 KEYS = [f"data/{folder}/{number:04}.bin" for folder in FOLDERS for number in range(600)]

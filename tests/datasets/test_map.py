@@ -27,8 +27,6 @@ from s3torch.errors import (
 )
 from tests.support.server import ScriptedServer, serve_object
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 _COUNT = 11
 READERS = {
     "default": None,

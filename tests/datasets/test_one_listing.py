@@ -30,7 +30,6 @@ from s3torch.errors import AccessDeniedError, ObjectTableError
 from tests.support.server import Request, ScriptedServer, Wire, fail, serve_object
 
 pytestmark = [
-    pytest.mark.usefixtures("botocore_loader"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than there are cores
     pytest.mark.skipif(not hasattr(os, "fork"), reason="without fork there is no fcntl: each process lists by itself"),
 ]

@@ -9,8 +9,6 @@ from s3torch.errors import ArgumentTypeError, ConfigError
 from s3torch.readers import RangedS3Reader, SequentialS3Reader, check_reader_config
 from tests.readers.conformance import ReaderConformance, store_samples
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 KINDS = {
     "sequential": S3ReaderConfig.sequential(),
     "ranged": S3ReaderConfig.range_based(),

@@ -25,8 +25,6 @@ KEY = "/bucket/key"
 _TIMEOUT = 60.0
 Answered = tuple[int, dict[str, str], bytes]
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
