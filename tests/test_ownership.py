@@ -37,6 +37,7 @@ from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.simulate.coincidences import places_of
+from tests.support.iterating import taken
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -247,15 +248,11 @@ def test_going_on_after_an_error(server: FaultyServer):
         return reader.read()
 
     dataset = iterable(server, picky)
-    samples, errors, iterator = [], [], iter(dataset)
-    while True:
-        try:
-            samples.append(next(iterator))
-        except StopIteration:
-            break
-        except ValueError as error:
-            assert pending(dataset.client) == 0
-            errors.append(error)
+    in_flight: list[int] = []
+    samples, errors = taken(
+        iter(dataset), ValueError, most=64, on_error=lambda: in_flight.append(pending(dataset.client))
+    )
+    assert not any(in_flight)
     assert [str(error) for error in errors] == [f"{number:05}" for number in range(3, 64, 10)]
     assert samples == [content for number, content in enumerate(CONTENTS) if number % 10 != 3]
 
@@ -714,15 +711,8 @@ def test_an_object_that_cannot_be_opened(server: FaultyServer):
     dataset = S3IterableDataset(
         "us-east-1", objects, endpoint=server.endpoint, transform=read, s3client_config=server.config
     )
-    samples, errors, iterator = [], 0, iter(dataset)
-    while True:
-        try:
-            samples.append(next(iterator))
-        except StopIteration:
-            break
-        except S3Error:
-            errors += 1
-            assert errors == 1
+    samples, errors = taken(iter(dataset), S3Error, most=5)
+    assert len(errors) == 1
     assert samples == [CONTENTS[number] for number in (0, 1, 3, 4)]
 
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from s3torch._aws.listing import ListObjectsResult, ObjectInfo
 from s3torch.datasets.objects import KeyColumns, ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
 from s3torch.errors import ArgumentTypeError, ConnectionFailedError, InvalidURIError, ObjectTableError
+from tests.support.iterating import taken
 
 ODD_KEYS = [
     "",
@@ -485,17 +486,9 @@ def _fail() -> None:
 def test_after_an_error_the_same_page_is_asked_for_again():
     """Who goes on after an error gets all that is missing, and no end before that."""
     objects = list_prefix(Failing(*([_info(f"{page}{key}", 1) for key in "abc"] for page in range(5))), "b", "")
-    found: list[str] = []
-    errors = 0
-    while True:
-        try:
-            found.append(next(objects).key)
-        except ConnectionFailedError:
-            errors += 1
-        except StopIteration:
-            break
-    assert found == [f"{page}{key}" for page in range(5) for key in "abc"]
-    assert errors == 6
+    found, errors = taken(objects, ConnectionFailedError)
+    assert [info.key for info in found] == [f"{page}{key}" for page in range(5) for key in "abc"]
+    assert len(errors) == 6
 
 
 def test_a_long_listing_tells_how_far_it_is(caplog):
