@@ -42,6 +42,10 @@ _FIRST = (
 )
 _MOST_WORKERS = 8  # each takes half a GB with torch and its servers
 
+# A worker, and each process that it starts, has one core: threads of torch would wait for each other, and spin.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # "ci" tries the same examples each time, so that a change is never blamed for another one's bug; "dev" tries new ones.
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("dev", max_examples=50, deadline=None)

@@ -29,14 +29,21 @@ _numbers = itertools.count()
 
 
 # Whole runs of the benchmarks that take longest; shorter ones of other cases and tests of their parts stay.
-_LONG_BENCHMARKS = {"test_checkpoints", "test_other_cases[epoch]", "test_other_cases[integrity]"}
+_LONG_BENCHMARKS = {
+    "test_a_rank_fails",
+    "test_checkpoints",
+    "test_other_cases[epoch]",
+    "test_other_cases[in-flight]",
+    "test_other_cases[integrity]",
+    "test_other_cases[listing]",
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves what takes long and finds little to ``make soak``."""
     for item in items:
-        if item.path.name == "test_command.py" and item.name in _LONG_BENCHMARKS:
+        if item.path.parent.name == "benchmarks" and item.name in _LONG_BENCHMARKS:
             item.add_marker("soak")
 
 

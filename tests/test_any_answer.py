@@ -82,9 +82,11 @@ class Server:
         self.upload_id = ""
 
     def prepare(self, target: str, bad: Bad, count: int) -> None:
-        """Begin anew, with three objects, and an upload of one part that was interrupted."""
+        """Begin anew, with three objects, and for an operation on uploads with one of one part that was interrupted."""
         self.objects = Objects("bucket", dict.fromkeys(KEYS, CONTENT))
         self.target, self.bad, self.left, self.met = target, bad, count, 0
+        if target not in {"ListParts", "ListMultipartUploads", "AbortMultipartUpload"}:
+            return
         begun = self.objects.answer(self._request("POST", "/bucket/resumed?uploads"))
         self.upload_id = re.findall(rb"<UploadId>(.*?)</UploadId>", begun.body)[0].decode()
         part = f"/bucket/resumed?partNumber=1&uploadId={self.upload_id}"

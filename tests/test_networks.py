@@ -35,6 +35,7 @@ IS_WRITING = bool(os.environ.get("WRITE_RELIABILITY"))
 HOST = "s3.many.test"
 PASSWORD = "p@ss word:5"
 QUOTED = "p%40ss%20word%3A5"
+SILENCE = 0.1  # seconds; nobody answers there, however long one waits
 
 
 @dataclass
@@ -96,7 +97,7 @@ def refusing_first(server: FaultyServer, stack: contextlib.ExitStack, folder: Pa
 def all_dead(server: FaultyServer, stack: contextlib.ExitStack, folder: Path) -> Network:
     """The only address swallows packets."""
     hole = stack.enter_context(black_hole())
-    return Network(f"http://127.0.0.1:{hole[1][1]}", {"connect_timeout": 0.3})
+    return Network(f"http://127.0.0.1:{hole[1][1]}", {"connect_timeout": SILENCE})
 
 
 def refusing(stack: contextlib.ExitStack) -> Address:
@@ -144,7 +145,7 @@ def proxy_down(server: FaultyServer, stack: contextlib.ExitStack, folder: Path) 
 def proxy_dead(server: FaultyServer, stack: contextlib.ExitStack, folder: Path) -> Network:
     """A proxy that swallows packets."""
     dead = f"http://127.0.0.1:{stack.enter_context(black_hole())[1][1]}"
-    return Network(server.endpoint, {"proxies": {"http": dead, "https": dead}, "connect_timeout": 0.3})
+    return Network(server.endpoint, {"proxies": {"http": dead, "https": dead}, "connect_timeout": SILENCE})
 
 
 def proxy_answers(answer: bytes) -> Make:
@@ -375,8 +376,20 @@ def documented() -> Iterator[dict[tuple[str, str], str]]:
         )
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("name", NETWORKS)
+def _cells() -> Iterator[Any]:
+    """Yield each network and operation; where nobody answers at all, all but four of them are for the long run."""
+    for name in NETWORKS:
+        for operation in OPERATIONS:
+            is_long = name in {"all addresses dead", "proxy dead"} and operation not in {
+                "read",
+                "list",
+                "put",
+                "dcp load",
+            }
+            yield pytest.param(name, operation, marks=pytest.mark.soak if is_long and not IS_WRITING else ())
+
+
+@pytest.mark.parametrize(("name", "operation"), _cells())
 def test_network(
     name: str,
     operation: str,

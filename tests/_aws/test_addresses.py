@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from botocore.loaders import create_loader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,9 +21,9 @@ from s3torch._aws.session import AwsSession
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.sigv4a import AsymmetricSigner
 from s3torch.errors import ArgumentError, ConfigError
+from tests.support.oracle import new_session
 
 MRAP = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
-LOADER = create_loader()
 _PART = st.from_regex(r"[a-z0-9][a-z0-9-]{1,20}[a-z0-9]", fullmatch=True)
 _REGION = st.sampled_from(["us-east-1", "us-west-2", "eu-central-1", "cn-north-1", "us-gov-west-1", "ap-southeast-7"])
 _SEPARATOR = st.sampled_from(":/")
@@ -76,8 +74,6 @@ def asked_of_botocore(bucket: str, region: str, endpoint: str | None) -> tuple[s
     """
     seen: list[Any] = []
     config = Config(signature_version="s3v4") if "outpost" in bucket or bucket.endswith("--op-s3") else None
-    session = botocore.session.Session()
-    session.register_component("data_loader", LOADER)  # to parse the model anew takes 0.2 s
 
     def sign(request: Any, **_: object) -> None:
         seen.append(request)
@@ -90,7 +86,7 @@ def asked_of_botocore(bucket: str, region: str, endpoint: str | None) -> tuple[s
         return type("Answer", (), {"status_code": 200}), {"Credentials": keys}
 
     try:
-        client = session.create_client(
+        client = new_session().create_client(
             "s3",
             region_name=region,
             endpoint_url=endpoint,

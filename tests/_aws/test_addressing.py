@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.awsrequest
-import botocore.session
 import pytest
 from botocore.config import Config
 
 from s3torch import S3ClientConfig
 from s3torch._aws.session import AwsSession
 from s3torch.errors import S3Error
+from tests.support.oracle import new_session
 
 ENDPOINTS = [
     "https://minio.corp.example.com:9000",
@@ -48,7 +48,7 @@ def botocores(endpoint: str | None, region: str, bucket: str, *, style: str | No
         raise _Sent(request.url)
 
     config = Config(signature_version="s3v4", s3=None if style is None else {"addressing_style": style})
-    create: Any = botocore.session.Session().create_client
+    create: Any = new_session().create_client
     client = create("s3", region_name=region, endpoint_url=endpoint, config=config)
     client.meta.events.register("before-send.s3", stop)
     try:

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import botocore.session
 import pytest
 from botocore.auth import S3ExpressAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials as TheirCredentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +34,7 @@ from s3torch.errors import (
     RegionError,
     S3Error,
 )
+from tests.support.oracle import new_session
 
 NAMES = st.builds(
     "{}--{}-az{}--x-s3".format,
@@ -135,7 +136,7 @@ def document(expiration: str = "2026-01-01T00:05:00Z") -> bytes:
 def test_addresses_are_botocores(name: str, region: str):
     """The address of a directory bucket, and what is signed for, are those of the request that botocore would send."""
     seen: list[str] = []
-    client = botocore.session.Session().create_client(
+    client = new_session().create_client(
         "s3",
         region_name=region,
         aws_access_key_id="a",
@@ -177,7 +178,7 @@ def test_signatures_are_botocores(name: str, region: str, key: str, query: dict[
     )
     request.context["timestamp"] = ours["x-amz-date"]
     signer = S3ExpressAuth(
-        botocore.credentials.Credentials("SESSION", "secret of the session", "token of the session"),
+        TheirCredentials("SESSION", "secret of the session", "token of the session"),
         "s3express",
         region,
         identity_cache=None,

@@ -35,8 +35,8 @@ def _save_until_killed(uri: str, number: int, seconds: float) -> None:
         number += 1
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
-def test_killed_while_saving(s3, bucket, prefix, kills):
+@pytest.mark.parametrize(("kills", "longest"), [(5, 0.15), pytest.param(50, 0.5, marks=pytest.mark.soak)])
+def test_killed_while_saving(s3, bucket, prefix, kills, longest):
     """Whenever a process is killed, a whole checkpoint is there; what it has left behind is found and cleaned up."""
     torch.set_num_threads(1)  # a forked child has not the threads of torch's pool
     uri = f"s3://{bucket}/{prefix}run/state.pt"
@@ -45,7 +45,7 @@ def test_killed_while_saving(s3, bucket, prefix, kills):
     chance = random.Random(5)
     seen, orphans = {0}, 0
     for kill in itertools.count():
-        arguments = (uri, 1000 * (kill + 1), chance.uniform(0.05, 0.5))
+        arguments = (uri, 1000 * (kill + 1), chance.uniform(0.02, longest))
         child = multiprocessing.get_context("fork").Process(target=_save_until_killed, args=arguments)
         child.start()
         child.join(PATIENCE)

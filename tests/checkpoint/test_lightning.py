@@ -411,7 +411,10 @@ print([base.__module__ for base in S3LightningCheckpoint.__bases__])
 @pytest.mark.parametrize(
     ("hidden", "bases"),
     [
-        (["lightning_fabric", "pytorch_lightning"], "['lightning.fabric.plugins.io.checkpoint_io']"),
+        pytest.param(
+            *(["lightning_fabric", "pytorch_lightning"], "['lightning.fabric.plugins.io.checkpoint_io']"),
+            marks=pytest.mark.soak,  # as where both are
+        ),
         (["lightning"], "['lightning_fabric.plugins.io.checkpoint_io']"),
     ],
 )

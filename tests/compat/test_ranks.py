@@ -15,6 +15,9 @@ from tests.compat.connector import OBJECTS, run_program
 
 pytestmark = pytest.mark.usefixtures("found")
 
+# Each rank is a process of its own that imports torch, and one more starts them.
+RANKS = [pytest.param(1, marks=pytest.mark.soak), 3]
+
 
 @pytest.fixture(scope="module")
 def checkpoints(bucket) -> Callable[[int], str]:
@@ -43,7 +46,7 @@ def ranks_of(server, folder, checkpoints) -> Callable[[int], list[list[list[str]
     return ranks_of
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_sharding_under_torchrun(ranks_of, ranks: int):
     """Ranks and their workers share the objects, each is yielded exactly once; a DistributedSampler does so, too."""
     printed = ranks_of(ranks)
@@ -57,7 +60,7 @@ def test_sharding_under_torchrun(ranks_of, ranks: int):
     assert set(sampled) <= set(everything)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("thread_count", [1, 4])
 def test_names_of_ranks(ranks_of, checkpoints, names, ranks: int, thread_count: int):
     """Ranks save, load by each kind of reader and in the background; files are named as the strategies say."""

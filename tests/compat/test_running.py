@@ -225,6 +225,7 @@ def test_beside_the_real_one(tmp_path: Path):
     assert (replaced.status, replaced.out) == (0, "1.5.0\n")
 
 
+@pytest.mark.soak  # imports all that there is; `make build-check` runs it, too
 def test_status(tmp_path: Path):
     """``--status`` runs nothing, and shows what is mapped to what."""
     ended = _python("-m", "s3torch.compat", "--status", "program.py", cwd=tmp_path)

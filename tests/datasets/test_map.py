@@ -386,11 +386,11 @@ def _fork(num_workers: int) -> str | None:
     return "fork" if num_workers else None
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked(dataset, forkserver, method):
+@pytest.mark.parametrize(("method", "workers"), [("spawn", 1), ("forkserver", 2)])  # who is spawned imports torch
+def test_workers_that_are_not_forked(dataset, forkserver, method, workers):
     """A dataset is pickled to workers that are not forked, and reads there."""
     context = forkserver if method == "forkserver" else method
-    loader = DataLoader(dataset, 4, num_workers=2, collate_fn=_as_given, multiprocessing_context=context)
+    loader = DataLoader(dataset, 4, num_workers=workers, collate_fn=_as_given, multiprocessing_context=context)
     assert list(itertools.chain(*loader)) == _samples()
 
 

@@ -215,14 +215,22 @@ def _ignore_warnings(_worker: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "indices"),
-    [("fork", None), ("fork", range(20)), ("spawn", None), ("forkserver", range(20))],
+    ("context", "indices", "workers"),
+    [  # each that is spawned imports torch, which takes seconds
+        ("fork", None, 4),
+        ("fork", range(20), 4),
+        ("spawn", None, 2),
+        pytest.param("spawn", None, 4, marks=pytest.mark.soak),
+        ("forkserver", range(20), 4),
+    ],
     indirect=["context"],
 )
-def test_each_object_comes_once_by_index(bucket, endpoint, context, indices, shared):
+def test_each_object_comes_once_by_index(bucket, endpoint, context, indices, workers, shared):
     """Workers that start before anybody has listed share one listing, with the process that started them."""
     dataset = _map(endpoint)
-    loader = DataLoader(dataset, 2, False, indices, num_workers=4, multiprocessing_context=context, collate_fn=as_given)
+    loader = DataLoader(
+        dataset, 2, False, indices, num_workers=workers, multiprocessing_context=context, collate_fn=as_given
+    )
     assert list(itertools.chain(*loader)) == KEYS
     assert list(dataset.objects) == [
         S3BucketKeyData("b", key, dataset.objects[0].object_info._replace(key=key)) for key in KEYS
@@ -230,12 +238,12 @@ def test_each_object_comes_once_by_index(bucket, endpoint, context, indices, sha
     assert bucket.listings == 1
 
 
-def test_two_loaders_of_one_dataset(bucket, endpoint):
+def test_two_loaders_of_one_dataset(bucket, endpoint, forkserver, s3):
     """Two DataLoaders whose workers start before anybody has listed have the same listing."""
     dataset = _map(endpoint)
     loaders = [
         DataLoader(dataset, None, sampler=range(20), num_workers=2, multiprocessing_context=method, collate_fn=as_given)
-        for method in ("fork", "spawn")
+        for method in ("fork", forkserver)
     ]
     assert [list(names) for names in zip(*zip(*loaders, strict=True), strict=True)] == [KEYS, KEYS]
     assert bucket.listings == 1

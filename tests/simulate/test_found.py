@@ -20,7 +20,6 @@ from s3torch.testing.simulate import (
     everywhere,
     run,
 )
-from s3torch.testing.simulate.coincidences import Coincidence
 from tests.simulate.found import FOUND
 
 
@@ -50,22 +49,25 @@ LOST_WRITER = Program(
 )
 
 
-@pytest.mark.parametrize(
-    ("program", "coincidence", "stride"),
-    [
-        pytest.param(READING, Interrupt(step=0), 3, id="an interrupt of a read"),
-        pytest.param(BATCHES, Interrupt(step=1), 11, id="an interrupt of a batch"),
-        pytest.param(WRITING, Interrupt(step=0), 17, id="an interrupt of an upload"),
-        pytest.param(READING, Signal(step=0, steps=(ReadRange("k/002", 0, 10),)), 7, id="a handler reads in a read"),
-        pytest.param(BATCHES, Signal(step=1, steps=(Batch(0, (0, 2)),)), 13, id="a handler gets a batch in a batch"),
-        pytest.param(WRITING, Signal(step=0, steps=(Write("w/2", (9,)),)), 19, id="a handler writes in an upload"),
-        pytest.param(LOST_WRITER, Collect(step=3), 9, id="the collector finds a writer in a read"),
-    ],
-)
-def test_everywhere(program: Program, coincidence: Coincidence, stride: int):
+# Each with the distance of the places that are tried, and with that of the long run.
+EVERYWHERE = {
+    "an interrupt of a read": (READING, Interrupt(step=0), 29, 3),
+    "an interrupt of a batch": (BATCHES, Interrupt(step=1), 43, 11),
+    "an interrupt of an upload": (WRITING, Interrupt(step=0), 151, 17),
+    "a handler reads in a read": (READING, Signal(step=0, steps=(ReadRange("k/002", 0, 10),)), 47, 7),
+    "a handler gets a batch in a batch": (BATCHES, Signal(step=1, steps=(Batch(0, (0, 2)),)), 37, 13),
+    "a handler writes in an upload": (WRITING, Signal(step=0, steps=(Write("w/2", (9,)),)), 157, 19),
+    "the collector finds a writer in a read": (LOST_WRITER, Collect(step=3), 23, 9),
+}
+
+
+@pytest.mark.parametrize("is_long", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["some", "many"])
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_everywhere(name: str, is_long: bool):
     """What may happen in the middle of a call may happen at each place of it."""
+    program, coincidence, far, near = EVERYWHERE[name]
     found = []
-    for each in everywhere(program, coincidence, stride=stride):
+    for each in everywhere(program, coincidence, stride=near if is_long else far):
         result = run(each)
         found += [(result.met, finding) for finding in result.findings]
     assert found == []

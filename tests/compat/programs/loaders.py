@@ -23,6 +23,10 @@ def as_listed(batch):
 def load(uri, method):
     """Return batches of a map dataset, samples of an iterable one that workers share, and of one that they do not."""
     workers = {"num_workers": 2, "multiprocessing_context": method, "collate_fn": as_listed}
+    one = {
+        **workers,
+        "num_workers": 1 if method == "spawn" else 2,
+    }  # each that is spawned takes seconds to import torch
     given = {"region": REGION, "transform": name_and_size}
     ranged = S3ReaderConstructor.range_based(buffer_size=1024)
     map_dataset = S3MapDataset.from_prefix(uri, reader_constructor=ranged, **given)
@@ -30,7 +34,7 @@ def load(uri, method):
     whole = S3IterableDataset.from_prefix(uri, **given)
     map_dataset[0]  # the parent is connected, too, when its workers are started
     return [
-        list(DataLoader(map_dataset, batch_size=5, **workers)),
+        list(DataLoader(map_dataset, batch_size=5, **one)),
         [sample for batch in DataLoader(sharded, **workers) for sample in batch],
         [sample for batch in DataLoader(whole, **workers) for sample in batch] if method == "fork" else None,
     ]
