@@ -418,7 +418,8 @@ def test_body_that_only_lacks_its_end(end: Callable[[Wire], None], stop: int | N
         chunked(SMALL, 50_000, end=b"")(request, wire)
         end(wire)
 
-    with serving(first(1, handle, serve_object(SMALL)), stall_timeout=0.2) as (_, client):
+    # A busy machine may let further answers stop, too.
+    with serving(first(1, handle, serve_object(SMALL)), stall_timeout=0.2, max_attempts=20) as (_, client):
         assert client.read_range("bucket", "key", 0, stop) == SMALL[:stop]
 
 
