@@ -389,7 +389,7 @@ def _cells() -> Iterator[Any]:
             yield pytest.param(name, operation, marks=pytest.mark.soak if is_long and not IS_WRITING else ())
 
 
-@pytest.mark.parametrize(("name", "operation"), _cells())
+@pytest.mark.parametrize(("name", "operation"), list(_cells()))
 def test_network(
     name: str,
     operation: str,

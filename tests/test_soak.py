@@ -19,6 +19,13 @@ from tests.soak.run import soak
 MiB = 1024 * 1024
 
 
+def happened(record: Record) -> bool:
+    """Return whether everything was done to the server that is done to it."""
+    moments = record.moments
+    resets = [*moments.get("reset in a request", ()), *moments.get("reset in an answer", ())]
+    return bool(moments.get("server killed") and moments.get("key rotated") and resets)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory and descriptors are read from /proc")
 def test_soak(tmp_path):
     """While the server is killed, connections are reset and keys rotated, each sample arrives as it was stored."""
@@ -33,13 +40,13 @@ def test_soak(tmp_path):
         reset_every=0.1,
         longest_outage=0.5,
     )
-    record = soak(plan)
-    # A lost answer to CreateMultipartUpload leaves an empty upload: a known weakness, which fails the long run.
-    assert [problem for problem in verdict(record, with_trends=False) if "without a part" not in problem] == []
-    moments = record.moments
-    assert moments["server killed"]
-    assert moments["key rotated"]
-    assert moments["reset in a request"] + moments["reset in an answer"]
+    for seconds in (plan.seconds, 30.0, 120.0):  # on a busy machine less is done in a second
+        record = soak(dataclasses.replace(plan, seconds=seconds))
+        # A lost answer to CreateMultipartUpload leaves an empty upload: a known weakness, which fails the long run.
+        assert [problem for problem in verdict(record, with_trends=False) if "without a part" not in problem] == []
+        if happened(record):
+            break
+    assert happened(record)
     draw(record, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
