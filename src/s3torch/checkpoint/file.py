@@ -82,13 +82,15 @@ class S3Checkpoint:
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
+            ArgumentError: S3 takes no object of that size (50 TB).
             S3Error: It could not be stored; what was there before is unchanged.
         """
+        bucket, key = parse_checkpoint_uri(s3_uri)
+        outline = Outline.of(obj)
         with (
-            self.writer(s3_uri) as writer,
+            self._client.put_object(bucket, key, size=None if outline is None else outline.size) as writer,
             new_byte_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
         ):
-            outline = Outline.of(obj)
             if outline is not None:
                 outline.write_to(writer, bar.update)
             else:
