@@ -248,6 +248,24 @@ def test_ranges_of_a_reader(faulty: FaultyServer, connect):
     assert reader.read() == content[-1:]  # all of the last part
 
 
+def test_what_is_prefetched_is_verified_once(faulty: FaultyServer, connect):
+    """A sequential reader that has read in several steps asks for no list of parts before it is complete."""
+    content = store(faulty, [8 * MiB, 8 * MiB, 5])
+    reader = connect(part_size=6 * MiB).get_object("bucket", "key")
+    reader.prefetch()
+    assert reader.read() == content
+    assert "GetObjectAttributes" not in asked(faulty)
+
+
+def test_of_one_version(faulty: FaultyServer, connect):
+    """All that is asked about a version names it."""
+    content = store(faulty, UNEVEN)
+    always(faulty, refuse("GetObjectAttributes"))
+    assert connect().get_object("bucket", "key", version_id="v").read() == content
+    assert all("versionId=v" in request.target for request in faulty.requests)
+    assert len(asked(faulty)) > len(UNEVEN) + 2
+
+
 def test_vectors(faulty: FaultyServer, connect):
     """Ranges that follow one another are verified together."""
     content = store(faulty, UNEVEN)

@@ -49,8 +49,11 @@ class Fetch(LastingScope):
     Args: see ``RemoteObject.fetch``.
     """
 
-    def __init__(self, version: VerifiedVersion, start: int, stop: int | None, place: Place) -> None:
+    def __init__(
+        self, version: VerifiedVersion, start: int, stop: int | None, place: Place, *, proves_ranges: bool = False
+    ) -> None:
         super().__init__(version.access.engine())
+        self._proves_ranges = proves_ranges
         self._version = version
         self._start = start
         self._stop = stop
@@ -124,9 +127,10 @@ class Fetch(LastingScope):
 
     def _prove(self, count: int, deadline: float | None) -> None:
         """Verify what was read, unless a request has done so."""
-        if self._memory is None:
+        is_whole = not self._start and count == self._version.size
+        if self._memory is None or not (is_whole or self._proves_ranges):
             return
-        if len(self._exchanges) == 1:
+        if is_whole and len(self._exchanges) == 1:
             (get,) = self._exchanges
             if get.is_verified:
                 return

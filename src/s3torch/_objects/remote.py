@@ -71,7 +71,7 @@ class RemoteObject(VerifiedVersion):
         Returns:
             How many bytes were read.
         """
-        fetch = self.new_fetch(start, stop, place)
+        fetch = Fetch(self, start, stop, place, proves_ranges=True)
         try:
             return fetch.finish()
         except BaseException:
@@ -79,7 +79,7 @@ class RemoteObject(VerifiedVersion):
             raise
 
     def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
-        """Return what does the work of ``fetch``, and begins when it is told to."""
+        """Return what does the work of ``fetch``, and begins when it is told to; it verifies whole objects alone."""
         return Fetch(self, start, stop, place)
 
     def new_range_fetch(self, start: int, *views: memoryview) -> RangeFetch:
@@ -141,11 +141,15 @@ class RemoteObject(VerifiedVersion):
             gets.clear()  # whoever keeps the error keeps this frame
             raise
         if self.is_strict:
-            for start, joined in _runs(ranges, views):
-                try:
-                    self.verifier.prove(start, joined)
-                finally:
-                    joined.clear()  # whoever keeps an error keeps this frame
+            self.prove_ranges(ranges, views)
+
+    def prove_ranges(self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> None:
+        """Verify what was read of ranges, those that follow one another together; see ``Verifier.prove``."""
+        for start, joined in _runs(ranges, views):
+            try:
+                self.verifier.prove(start, joined)
+            finally:
+                joined.clear()  # whoever keeps an error keeps this frame
 
     def vector(
         self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int = DEFAULT_MAX_GAP
