@@ -117,12 +117,20 @@ def test_another_size_than_was_told(small_parts, bucket, key, open_uploads, told
 
 def test_sizes_that_cannot_be(client, bucket, key, traffic):
     """What S3 does not take, or is no size, is an error before a byte is sent."""
-    with pytest.raises(ArgumentError, match=r"53687091200001 bytes, and S3 takes 53687091200000 \(50 TB\) at most"):
+    with pytest.raises(ArgumentError, match=r"cannot have 53687091200001 bytes: S3 takes 53687091200000 \(50 TB\)"):
         client.put_object(bucket, key, size=10_000 * 5 * 1024**3 + 1)
-    with pytest.raises(ArgumentError, match="size=-1 cannot be"):
+    with pytest.raises(ArgumentError, match="cannot have -1 bytes"):
         client.put_object(bucket, key, size=-1)
     with pytest.raises(ArgumentTypeError, match="size must be an integer"):
         client.put_object(bucket, key, size="1")
+    writer = client.put_object(bucket, key)
+    writer.expect(10)
+    writer.write(b"x")
+    with pytest.raises(ArgumentError, match="size=10 comes too late: 1 bytes"):
+        writer.expect(10)
+    writer.abort()
+    with pytest.raises(ClosedError):
+        writer.expect(10)
     assert traffic.requests == 0
 
 

@@ -336,8 +336,6 @@ class S3Client:
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
         size = None if size is None else _buffer.as_index("size", size)
-        if size is not None and size < 0:
-            raise ArgumentError(f"size={size} cannot be: it must be at least 0.")
         return self._writer(self._access, bucket, key, options, resumes=resume, size=size)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:

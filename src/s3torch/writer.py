@@ -87,17 +87,10 @@ class S3Writer(S3File):
         size: int | None = None,
     ) -> None:
         super().__init__(bucket, key)
-        if size is not None and size > plan.MAX_OBJECT_SIZE:
-            raise ArgumentError(
-                f"s3://{bucket}/{key} would have {size} bytes, and S3 takes {plan.MAX_OBJECT_SIZE} (50 TB) at most. "
-                "Save it as several objects.",
-                bucket=bucket,
-                key=key,
-            )
+        self._size = None if size is None else self._checked(size)
         self.options = options or ObjectOptions()
         self._access = access
         self._resumes = resumes
-        self._size = size
         self._pid = os.getpid()
         self._state = _State.OPEN
         self._position = 0
@@ -155,6 +148,33 @@ class S3Writer(S3File):
     def tell(self) -> int:
         """Return how many bytes were written."""
         return self._position
+
+    @exclusive
+    def expect(self, size: int) -> None:
+        """Say how many bytes will be written, before any is; see ``size`` of ``S3Client.put_object``.
+
+        Args:
+            size: In bytes.
+
+        Raises:
+            ArgumentError: S3 takes no object of that size, or something was written already.
+            ClosedError: The writer was closed.
+        """
+        self._check_open()
+        if self._position:
+            raise ArgumentError(f"size={size} comes too late: {self._position} bytes of {self!r} are written.")
+        self._size = self._checked(size)
+        self._buffer = PartBuffer(self._part_size())
+
+    def _checked(self, size: int) -> int:
+        if not 0 <= size <= plan.MAX_OBJECT_SIZE:
+            raise ArgumentError(
+                f"s3://{self.bucket}/{self.key} cannot have {size} bytes: S3 takes {plan.MAX_OBJECT_SIZE} (50 TB) at "
+                "most. Save it as several objects.",
+                bucket=self.bucket,
+                key=self.key,
+            )
+        return size
 
     @exclusive
     def write(self, data: Buffer) -> int:

@@ -85,13 +85,13 @@ class S3Checkpoint:
             ArgumentError: S3 takes no object of that size (50 TB).
             S3Error: It could not be stored; what was there before is unchanged.
         """
-        bucket, key = parse_checkpoint_uri(s3_uri)
-        outline = Outline.of(obj)
         with (
-            self._client.put_object(bucket, key, size=None if outline is None else outline.size) as writer,
+            self.writer(s3_uri) as writer,
             new_byte_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
         ):
+            outline = Outline.of(obj)
             if outline is not None:
+                writer.expect(outline.size)
                 outline.write_to(writer, bar.update)
             else:
                 file: Any = _Counted(writer, bar.update)
