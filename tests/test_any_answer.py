@@ -16,7 +16,7 @@ from s3torch._access import access as access_module
 from s3torch._aws.session import AwsSession
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import S3Error
-from s3torch.testing.faulty.objects import Answer, Objects, s3_error
+from s3torch.testing.faulty.objects import Answer, Objects, error_answer, s3_error
 from s3torch.testing.faulty.wire import encode_response
 from tests.support.server import Request, ScriptedServer, Wire
 
@@ -61,6 +61,10 @@ def name_of(request: Request) -> str:
         return "ListObjectsV2"
     if "x-amz-copy-source" in request.headers:
         return "CopyObject"
+    if re.search(r"(^|&)attributes(=|&|$)", query):
+        return "GetObjectAttributes"
+    if "partNumber=" in query and request.method == "HEAD":
+        return "HeadPart"
     return {"GET": "GetObject", "HEAD": "HeadObject", "PUT": "PutObject", "DELETE": "DeleteObject"}[request.method]
 
 
@@ -72,12 +76,14 @@ class Server:
         bad: What it does with such a request.
         left: How many of them are still answered badly.
         met: How many were.
+        refused: Operations that are refused.
     """
 
     def __init__(self) -> None:
         self.target = ""
         self.bad: Bad = BADS["nothing"]
         self.left = self.met = 0
+        self.refused: set[str] = set()
         self.objects = Objects("bucket")
         self.upload_id = ""
 
@@ -85,6 +91,7 @@ class Server:
         """Begin anew, with three objects, and for an operation on uploads with one of one part that was interrupted."""
         self.objects = Objects("bucket", dict.fromkeys(KEYS, CONTENT))
         self.target, self.bad, self.left, self.met = target, bad, count, 0
+        self.refused = set()
         if target not in {"ListParts", "ListMultipartUploads", "AbortMultipartUpload"}:
             return
         begun = self.objects.answer(self._request("POST", "/bucket/resumed?uploads"))
@@ -103,6 +110,8 @@ class Server:
 
     def right(self, request: Request) -> Answer:
         """Carry a request out."""
+        if name_of(request) in self.refused:
+            return error_answer(403, "AccessDenied")
         return self.objects.answer(request)
 
     @staticmethod
@@ -165,12 +174,26 @@ def uploads(client: S3Client, server: Server) -> bool:
     return [upload.upload_id for upload in client.list_multipart_uploads("bucket")] == [server.upload_id]
 
 
+def verified(client: S3Client, server: Server, *refused: str) -> bool:
+    """Read an object whose checksum is one of parts that nobody guesses."""
+    server.refused = set(refused)
+    server.objects.store_in_parts("a", [CONTENT[:1], CONTENT[1:4], CONTENT[4:]])
+    config = replace(client.s3client_config, checksums="strict")
+    strict = S3Client("us-east-1", endpoint=client.endpoint, s3client_config=config)
+    try:
+        return strict.read_range("bucket", "a", 0) == CONTENT
+    finally:
+        strict.close()
+
+
 PUT = stored("new", NEW)(lambda client: write(client, "new", NEW))
 PARTS = stored("new", LARGE)(lambda client: write(client, "new", LARGE))
 RESUMED = stored("resumed", LARGE)(lambda client: write(client, "resumed", LARGE, resume=True))
 OPERATIONS = {
     "GetObject": Operation(lambda client, _: client.get_object("bucket", "a").read() == CONTENT),
     "HeadObject": Operation(lambda client, _: client.head_object("bucket", "a").size == len(CONTENT)),
+    "GetObjectAttributes": Operation(verified),
+    "HeadPart": Operation(lambda client, server: verified(client, server, "GetObjectAttributes")),
     "ListObjectsV2": Operation(listed),
     "ListMultipartUploads": Operation(uploads),
     "ListParts": RESUMED,

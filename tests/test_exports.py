@@ -204,7 +204,7 @@ def test_tls_is_in_two_places():
 
 
 def test_threads_are_started_in_two_places():
-    """Nothing runs in the background but save_async, and what a large read starts ends with it; locks are no threads."""
+    """Nothing runs in the background but save_async; what a large read starts ends with it; locks are no threads."""
     importers = _importers("concurrent", "multiprocessing", "_thread", "queue")
     asks = "s3torch.datasets.one_listing"  # whether it is pickled for a process that is being started: it starts none
     assert {name for name in importers if not name.startswith(_BESIDE)} == {"s3torch.checkpoint.file", asks}

@@ -323,14 +323,14 @@ def test_strict_hands_out_no_byte_before(is_known: bool, is_prefetched: bool, fa
 
 
 def test_strict_reads_anew_what_was_damaged(faulty: FaultyServer, connect):
-    """What several fetches of a reader brought is fetched anew by the next read if it was damaged."""
+    """What several fetches of a reader brought is fetched anew by the same read if it was damaged."""
     info = HeadObjectResult("", len(LARGE), 0)
     reader = connect(checksums="strict", max_bytes_in_flight=6 * MiB).get_object("bucket", "large", object_info=info)
     reader.prefetch()
     faulty.script(faults.corrupt())
-    with pytest.raises(IntegrityError):
-        reader.read(10)
-    assert reader.read() == LARGE
+    assert reader.read(10) == LARGE[:10]
+    assert faulty.injected == {"corrupt": 1}
+    assert reader.read() == LARGE[10:]
 
 
 def test_strict_without_a_checksum(faulty: FaultyServer, connect):
@@ -438,7 +438,7 @@ def test_stored_checksums_of_a_real_server(size: int, small_parts: S3Client, ser
     strict.close()
 
 
-@pytest.mark.parametrize("name", [each.name for each in ALGORITHMS if is_available(each)])
+@pytest.mark.parametrize("name", ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"])  # which this server knows
 def test_checksums_that_others_stored(name: str, server, s3, boto, bucket: str, key: str):
     """What botocore stores with any algorithm is verified."""
     boto.put_object(Bucket=bucket, Key=key, Body=SMALL, ChecksumAlgorithm=name)

@@ -93,6 +93,58 @@ def test_sizes(small_parts, boto, bucket, key, open_uploads, size, parts, step):
     assert open_uploads() == []
 
 
+@pytest.mark.parametrize("size", [0, 1, _PART, _PART + 1, 3 * _PART + 1])
+def test_a_size_that_is_known(small_parts, bucket, key, size):
+    """An object whose size is told is stored as any other."""
+    with small_parts.put_object(bucket, key, size=np.int64(size)) as writer:
+        writer.write(CONTENT[:size])
+    assert small_parts.read_range(bucket, key, 0) == CONTENT[:size]
+
+
+@pytest.mark.parametrize(("told", "written"), [(0, 1), (10, 9), (_PART, _PART + 1), (3 * _PART, 2 * _PART + 5)])
+def test_another_size_than_was_told(small_parts, bucket, key, open_uploads, told, written):
+    """To write more, or less, is an error, and stores nothing."""
+    with (
+        pytest.raises(ArgumentError, match=f"{written} bytes were written to s3://.*size={told}"),
+        small_parts.put_object(bucket, key, size=told) as writer,
+    ):
+        writer.write(CONTENT[:written])
+    assert writer.closed
+    assert _keys(small_parts, bucket, key) == []
+    small_parts.delete_object(bucket, key)  # sends what was left
+    assert open_uploads() == []
+
+
+def test_sizes_that_cannot_be(client, bucket, key, traffic):
+    """What S3 does not take, or is no size, is an error before a byte is sent."""
+    with pytest.raises(ArgumentError, match=r"cannot have 53687091200001 bytes: S3 takes 53687091200000 \(50 TB\)"):
+        client.put_object(bucket, key, size=10_000 * 5 * 1024**3 + 1)
+    with pytest.raises(ArgumentError, match="cannot have -1 bytes"):
+        client.put_object(bucket, key, size=-1)
+    with pytest.raises(ArgumentTypeError, match="size must be an integer"):
+        client.put_object(bucket, key, size="1")
+    writer = client.put_object(bucket, key)
+    writer.expect(10)
+    writer.write(b"x")
+    with pytest.raises(ArgumentError, match="size=10 comes too late: 1 bytes"):
+        writer.expect(10)
+    writer.abort()
+    with pytest.raises(ClosedError):
+        writer.expect(10)
+    assert traffic.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "part_size"),
+    [(None, 5 * MiB), (50_000 * MiB, 5 * MiB), (50_000 * MiB + 1, 6 * MiB), (5 * 1024**4, 525 * MiB)],
+)
+def test_parts_of_a_size_that_is_known(small_parts, bucket, key, size, part_size):
+    """Parts are no larger than 10,000 of them must be."""
+    writer = small_parts.put_object(bucket, key, size=size)
+    assert writer._buffer.capacity == part_size
+    writer.abort()
+
+
 def test_nothing_is_there_before_the_end(small_parts, bucket, key, open_uploads):
     """Parts that were sent are no object before the writer is closed."""
     writer = small_parts.put_object(bucket, key)

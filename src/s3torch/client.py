@@ -297,6 +297,7 @@ class S3Client:
         sse_kms_key_id: str | None = None,
         if_none_match: bool = False,
         resume: bool = False,
+        size: int | None = None,
     ) -> S3Writer:
         """Return a writer of an object, which appears when the writer is closed. No request is sent yet.
 
@@ -315,9 +316,13 @@ class S3Client:
                 hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
                 a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of
                 objects that KMS encrypts cannot be compared, and are sent again.
+            size: Bytes that will be written, where that is known. Then all parts are of one size, no larger than 10,000
+                of them must be. Else parts grow, and with them the memory: see docs/checkpoints.md. To write more, or
+                to close the writer after fewer, is an ArgumentError, and stores nothing.
 
         Raises:
-            ArgumentError: A name is empty, or an option cannot be sent or contradicts another.
+            ArgumentError: A name is empty, an option cannot be sent or contradicts another, or ``size`` is more than
+                S3 takes (10,000 parts of 5 GiB, 50 TB).
         """
         _check_object(bucket, key)
         options = ObjectOptions(
@@ -330,7 +335,8 @@ class S3Client:
         )
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
-        return self._writer(self._access, bucket, key, options, resumes=resume)
+        size = None if size is None else _buffer.as_index("size", size)
+        return self._writer(self._access, bucket, key, options, resumes=resume, size=size)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> list[MultipartUploadInfo]:
         """Return the uploads that were begun and neither completed nor aborted, by key, the oldest of a key first.

@@ -66,10 +66,12 @@ class S3ClientConfig:
             is sent a second time on another connection, 2 % of the requests at most. The first to answer wins.
         checksums: What is done against damaged bytes. ``on`` (default): uploads carry a CRC32, which the server
             verifies and stores; an object that one request reads whole is compared with the checksum that it is stored
-            with, if the answer has one and its algorithm is installed (CRC32, SHA-1, SHA-256; with the extra
-            ``checksums`` CRC32C and CRC64NVME). ``strict``: whatever is read whole is verified, large objects in
-            parallel parts too, by a HEAD request more where no answer had the checksum; without one it is an
-            UnverifiedError. A read of a part of an object cannot be verified. ``off``: nothing is asked for or sent.
+            with, if the answer has one and its algorithm is installed (CRC32, SHA-1, SHA-256, SHA-512, MD5; with the
+            extra ``checksums`` CRC32C, CRC64NVME, XXHASH3, XXHASH64 and XXHASH128). ``strict``: whatever is read whole
+            is verified, large objects in parallel parts too, by a HEAD request more where no answer had the checksum;
+            without one it is an UnverifiedError. What was uploaded in parts with checksums of these (COMPOSITE) is
+            verified part by part, and so are those parts of an upload that a range has whole, if the server lists them;
+            the rest of a range cannot be. Damaged parts alone are fetched again. ``off``: nothing is asked for or sent.
             ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` (no upload carries a checksum) and
             ``AWS_RESPONSE_CHECKSUM_VALIDATION=when_required`` (no read asks for one), or the same settings of the
             profile, count with ``on`` only.

@@ -34,7 +34,7 @@ from s3torch._file import S3File
 from s3torch._objects.novelty import check_is_new
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentTypeError, ObjectExistsError, RequestError, S3Error
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectExistsError, RequestError, S3Error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -68,14 +68,26 @@ class S3Writer(S3File):
         key: Of the object.
         options: Of the object.
         resumes: Whether to go on with an upload that was interrupted, and to leave what arrived if this one is.
+        size: Bytes that will be written; None if that is not known.
+
+    Raises:
+        ArgumentError: S3 takes no object of that size.
     """
 
     _noun = "writer"
 
     def __init__(
-        self, access: Access, bucket: str, key: str, options: ObjectOptions | None = None, *, resumes: bool = False
+        self,
+        access: Access,
+        bucket: str,
+        key: str,
+        options: ObjectOptions | None = None,
+        *,
+        resumes: bool = False,
+        size: int | None = None,
     ) -> None:
         super().__init__(bucket, key)
+        self._size = None if size is None else self._checked(size)
         self.options = options or ObjectOptions()
         self._access = access
         self._resumes = resumes
@@ -138,6 +150,33 @@ class S3Writer(S3File):
         return self._position
 
     @exclusive
+    def expect(self, size: int) -> None:
+        """Say how many bytes will be written, before any is; see ``size`` of ``S3Client.put_object``.
+
+        Args:
+            size: In bytes.
+
+        Raises:
+            ArgumentError: S3 takes no object of that size, or something was written already.
+            ClosedError: The writer was closed.
+        """
+        self._check_open()
+        if self._position:
+            raise ArgumentError(f"size={size} comes too late: {self._position} bytes of {self!r} are written.")
+        self._size = self._checked(size)
+        self._buffer = PartBuffer(self._part_size())
+
+    def _checked(self, size: int) -> int:
+        if not 0 <= size <= plan.MAX_OBJECT_SIZE:
+            raise ArgumentError(
+                f"s3://{self.bucket}/{self.key} cannot have {size} bytes: S3 takes {plan.MAX_OBJECT_SIZE} (50 TB) at "
+                "most. Save it as several objects.",
+                bucket=self.bucket,
+                key=self.key,
+            )
+        return size
+
+    @exclusive
     def write(self, data: Buffer) -> int:
         """Write bytes; once a part is full it is sent.
 
@@ -149,6 +188,7 @@ class S3Writer(S3File):
 
         Raises:
             ClosedError: The writer was closed.
+            ArgumentError: It is more than the size that was told. The upload is aborted then, and the writer closed.
             S3Error: A part could not be sent. The upload is aborted then, and the writer closed.
         """
         return self._take(data, PartBuffer.add)
@@ -194,6 +234,8 @@ class S3Writer(S3File):
             raise
         begin = 0
         with self._abandoned_on_error():
+            if self._size is not None and self._position + len(view) > self._size:
+                raise self._other_size(self._position + len(view))
             while begin < len(view):
                 if not self._buffer.room:
                     self._next_part()
@@ -210,12 +252,15 @@ class S3Writer(S3File):
         """Send what is left and make the object appear. Does nothing if the writer is closed already.
 
         Raises:
+            ArgumentError: Fewer bytes were written than was told; nothing is stored.
             S3Error: The object could not be stored, and nothing of it is visible; if that is not certain, the message
                 says so.
         """
         if self.closed:
             return
         with self._abandoned_on_error():
+            if self._size is not None and self._position != self._size:
+                raise self._other_size(self._position)
             if self._upload is None:
                 self._put_whole()
             else:
@@ -291,11 +336,22 @@ class S3Writer(S3File):
         if number > plan.MAX_PARTS:
             raise RequestError(
                 f"s3://{self.bucket}/{self.key} has {self._position} bytes in {plan.MAX_PARTS} parts, "
-                "which is all that S3 takes. Use a larger S3ClientConfig(part_size=...).",
+                "which is all that S3 takes. Use a larger S3ClientConfig(part_size=...), or say the size beforehand: "
+                "put_object(..., size=...).",
                 bucket=self.bucket,
                 key=self.key,
             )
+        if self._size is not None:
+            return plan.known_upload_part_size(self._size, self._access.config.part_size)
         return plan.upload_part_size(number, self._access.config.part_size)
+
+    def _other_size(self, position: int) -> ArgumentError:
+        return ArgumentError(
+            f"{position} bytes were written to s3://{self.bucket}/{self.key}, which was to have size={self._size}. "
+            "Nothing is stored.",
+            bucket=self.bucket,
+            key=self.key,
+        )
 
     def _next_part(self) -> None:
         """Send the part that is full, and take memory for the next."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3torch._transfer.plan import (
+    MAX_OBJECT_SIZE,
     MAX_PART_SIZE,
     MAX_PARTS,
     coalesce,
     even_part_size,
+    known_upload_part_size,
     part_size_for,
     split,
     upload_part_size,
+    upload_parts_at_once,
 )
 
 MiB = 1024**2
-TiB = 1024**4
 
 
 @pytest.mark.parametrize(
@@ -85,21 +87,76 @@ def test_part_size_for_little_memory():
 
 
 @pytest.mark.parametrize(
-    ("part_number", "times"), [(1, 1), (2, 1), (900, 1), (901, 2), (1800, 2), (1801, 4), (2701, 8), (9001, 1024)]
+    ("part_number", "times"),
+    [(1, 1), (2, 1), (76, 1), (77, 2), (152, 2), (153, 4), (229, 8), (761, 1024), (10_000, 1024)],
 )
 def test_upload_part_size(part_number: int, times: int):
-    """The size doubles with every 900 parts."""
+    """The size doubles with every 76 parts."""
     assert upload_part_size(part_number, 5 * MiB) == 5 * MiB * times
 
 
-@pytest.mark.parametrize("part_size", [5 * MiB, 8 * MiB, 64 * MiB, MAX_PART_SIZE])
+@pytest.mark.parametrize(
+    "part_size", [5 * MiB, 5 * MiB + 1, 6 * MiB, 8 * MiB, 9 * MiB, 64 * MiB, 2500 * MiB, MAX_PART_SIZE]
+)
 def test_uploads_reach_the_largest_object(part_size: int):
-    """From any part size on, an upload of 10,000 parts holds 5 TiB, and no part is larger than S3 takes."""
+    """From any part size on, an upload of 10,000 parts holds 50 TB, and no part is larger than S3 takes."""
     sizes = [upload_part_size(number, part_size) for number in range(1, MAX_PARTS + 1)]
     assert sizes[0] == part_size
     assert sizes == sorted(sizes)
     assert sizes[-1] <= MAX_PART_SIZE == 5 * 1024**3
-    assert sum(sizes) >= 5 * TiB
+    assert sum(sizes) >= 50 * 1000**4
+
+
+@given(st.integers(5 * MiB, MAX_PART_SIZE))
+def test_uploads_reach_the_largest_object_from_any_part_size(part_size: int):
+    """The same, for any part size that may be configured."""
+    doublings = range(-(-MAX_PARTS // 76))
+    sizes = [upload_part_size(1 + 76 * number, part_size) for number in doublings]
+    assert sum(76 * size for size in sizes[:-1]) + (MAX_PARTS - 76 * (len(sizes) - 1)) * sizes[-1] >= 50 * 1000**4
+
+
+@given(st.integers(0, MAX_OBJECT_SIZE), st.integers(5 * MiB, MAX_PART_SIZE))
+@example(MAX_OBJECT_SIZE, 5 * MiB)
+@example(MAX_OBJECT_SIZE - 1, 8 * MiB)
+@example(5 * MiB * MAX_PARTS, 5 * MiB)
+@example(5 * MiB * MAX_PARTS + 1, 5 * MiB)
+def test_any_known_size_fits(size: int, part_size: int):
+    """Any size up to S3's limit fits in 10,000 parts of 5 MiB to 5 GiB, of the configured size if possible."""
+    found = known_upload_part_size(size, part_size)
+    assert 5 * MiB <= part_size <= found <= MAX_PART_SIZE
+    assert -(-size // found) <= MAX_PARTS
+    assert found == part_size or (found - MiB) * MAX_PARTS < size
+
+
+@pytest.mark.parametrize("size", [-1, MAX_OBJECT_SIZE + 1])
+def test_no_such_object(size: int):
+    """What is beyond S3's limit is refused before."""
+    with pytest.raises(AssertionError):
+        known_upload_part_size(size, 8 * MiB)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "part_size", "memory", "expected"),
+    [
+        (8, 8, 256, 31),
+        (64, 64, 256, 3),
+        (128, 128, 256, 1),
+        (300, 300, 256, 1),
+        (16, 8, 256, 15),
+        (64, 8, 256, 3),
+        (128, 8, 256, 3),
+        (256, 8, 256, 3),
+        (512, 8, 256, 1),
+        (5120, 8, 256, 1),
+        (16, 8, 16, 3),
+        (64, 8, 16, 1),
+    ],
+)
+def test_upload_parts_at_once(capacity: int, part_size: int, memory: int, expected: int):
+    """As many as memory allows; of parts that have grown three, if that takes no more than four times as much."""
+    found = upload_parts_at_once(capacity * MiB, part_size * MiB, memory * MiB)
+    assert found == expected
+    assert (found + 1) * capacity <= max(memory * (4 if capacity > part_size else 1), 2 * capacity)
 
 
 @pytest.mark.parametrize("part_number", [-1, 0, 10_001])

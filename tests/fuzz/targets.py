@@ -20,6 +20,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 
 from s3torch._aws.answers import Subject, error_from_answer, parse_error_document, parse_http_date
+from s3torch._aws.attributes import GetObjectAttributes, HeadPart, parse_attributes
 from s3torch._aws.copying import CopyObject, CopySource, UploadPartCopy
 from s3torch._aws.express import AppendObject, CreateSession, RenameObject
 from s3torch._aws.listing import parse_keys, parse_page
@@ -48,6 +49,7 @@ from s3torch.errors import (
     ProtocolError,
     ProxyError,
     ProxyRefusedError,
+    RequestError,
     S3Error,
     TruncatedBodyError,
 )
@@ -206,10 +208,12 @@ def _operations() -> list[Operation]:
         UploadPartCopy(where, "key", source, 0, 4, upload_id="u", part_number=1),
         ListMultipartUploads(where, "", {}),
         ListParts(where, "key", "u", 0),
+        GetObjectAttributes(where, "key", None),
+        HeadPart(where, "key", None, 1),
     ]
 
 
-_FINAL = (ConnectionFailedError, ObjectChangedError, ProtocolError, TruncatedBodyError)
+_FINAL = (ConnectionFailedError, ObjectChangedError, ProtocolError, RequestError, TruncatedBodyError)
 
 
 def _operation(data: bytes, chance: Random) -> None:
@@ -239,9 +243,16 @@ def _check_success(operation: Operation, data: bytes) -> None:
         assert operation.total is not None
         assert operation.filled == max(0, min(operation.stop, operation.total) - operation.start)
         return
-    assert head.status != 206 or isinstance(operation, HeadObject)
+    assert head.status != 206 or isinstance(operation, (HeadObject, HeadPart))
     if isinstance(operation, HeadObject):
         assert operation.size >= 0
+    elif isinstance(operation, HeadPart):
+        assert operation.part.size >= 0
+    elif isinstance(operation, GetObjectAttributes):
+        assert operation.page.following is None or operation.page.following
+        assert all(
+            len(value) == each.size for part in operation.page.parts for each, value in part.values.items() if value
+        )
     elif isinstance(operation, PutObject):
         assert operation.etag.strip('W/"')
     elif isinstance(operation, CreateMultipartUpload):
@@ -259,7 +270,7 @@ def _check_success(operation: Operation, data: bytes) -> None:
 
 
 def _uploads(data: bytes, chance: Random) -> None:
-    for parse in (parse_uploads, parse_parts):
+    for parse in (parse_uploads, parse_parts, parse_attributes):
         try:
             page = parse(data)
         except ProtocolError:
@@ -517,6 +528,13 @@ TARGETS: dict[str, Target] = {
                 b'<ListPartsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>true</IsTruncated>'
                 b"<NextPartNumberMarker>1</NextPartNumberMarker><ChecksumAlgorithm>CRC32</ChecksumAlgorithm>"
                 b"<Part><PartNumber>1</PartNumber><ETag>e</ETag><Size>5</Size></Part></ListPartsResult>"
+            ),
+            (
+                b"<GetObjectAttributesResponse><ETag>e-2</ETag><Checksum><ChecksumCRC32>AAAAAA==</ChecksumCRC32>"
+                b"<ChecksumType>COMPOSITE</ChecksumType></Checksum><ObjectParts><IsTruncated>true</IsTruncated>"
+                b"<NextPartNumberMarker>1</NextPartNumberMarker><PartsCount>2</PartsCount><Part><PartNumber>1</PartNumber>"
+                b"<Size>5</Size><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></ObjectParts><ObjectSize>9</ObjectSize>"
+                b"</GetObjectAttributesResponse>"
             ),
         ),
         (

@@ -93,6 +93,7 @@ class Bucket:
         has_checksums: Whether checksums are asked for.
         sends_checksums: Whether checksums are sent.
         customer_key: Header fields of SSE-C; empty if it is not used.
+        lists_parts: Whether GetObjectAttributes may be asked for: False once it was refused.
 
     Raises:
         ArgumentError: The name is empty or cannot be addressed.
@@ -118,6 +119,7 @@ class Bucket:
         self.name = name
         self.has_checksums = has_checksums
         self.sends_checksums = sends_checksums
+        self.lists_parts = True
         region = session().region()
         self.place = Place(session().endpoint(name, region), region, 0)
         if customer_key:

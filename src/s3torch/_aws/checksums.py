@@ -5,10 +5,13 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-in
 A checksum of the type FULL_OBJECT is that of the object's bytes. One of the type COMPOSITE is a checksum of the parts'
 checksums, and says nothing to whoever does not know where the parts of the upload began. It is written ``value-N`` in
 the answer for the whole object, but without ``-N`` in the answer for a range of all of it: so an answer with a range is
-only believed where it names its type (https://github.com/boto/botocore/issues/3346).
+only believed where it names its type (https://github.com/boto/botocore/issues/3346). Nor is one that names no type
+believed of an object whose ETag is one of parts: some servers never write the ``-N``.
 
-The standard library computes the SHAs, and ``zlib_ng`` CRC32, in a seventh of the time that zlib takes. CRC32C and
-CRC64NVME are in neither, and too slow in Python: they need ``awscrt``.
+What the parts' checksums prove is in ``part_checksums.py``.
+
+The standard library computes MD5 and the SHAs, and ``zlib_ng`` CRC32, in a seventh of the time that zlib takes. CRC32C,
+CRC64NVME and the XXHASHes are in neither, and too slow in Python: they need ``awscrt``.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import base64
 import binascii
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from zlib_ng.zlib_ng import crc32
 
@@ -28,27 +32,43 @@ from s3torch._forks import NO_FORK
 __all__ = [
     "ALGORITHMS",
     "CRC32",
+    "EXTRA",
     "MODE_FIELDS",
+    "OF_OBJECT",
+    "OF_PARTS",
     "TYPE_FIELD",
     "Algorithm",
     "Checksum",
     "UploadChecksums",
+    "cheapest",
     "checksum_of_object",
     "combine",
     "combine_all",
     "compute",
     "crc32",
+    "decoded",
     "is_available",
+    "parts_in",
     "upload_fields",
 ]
 
-_OF_OBJECT = "FULL_OBJECT"
+# The types of a checksum.
+OF_OBJECT = "FULL_OBJECT"
+OF_PARTS = "COMPOSITE"
+
+# What installs the package that computes what is in no other, and the package.
+EXTRA = "pip install 's3torch[checksums]', which brings a new awscrt,"
 
 # What a request for an object or its head carries so that the answer has its checksums.
 MODE_FIELDS: Mapping[str, str] = {"x-amz-checksum-mode": "ENABLED"}
 TYPE_FIELD = "x-amz-checksum-type"
 
+_ETAG_OF_PARTS = re.compile(r'-([1-9][0-9]{0,4})"?$')
+
 Crc = Callable[[memoryview, int], int]
+
+# XXHash of awscrt takes bytes alone: so much is copied at a time. Larger pieces leave the caches, and take longer.
+_COPIED = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +96,16 @@ CRC32C = Algorithm("CRC32C", 4, 0x82F63B78)
 CRC64NVME = Algorithm("CRC64NVME", 8, 0x9A6C9329AC4BC9B5)
 SHA1 = Algorithm("SHA1", 20)
 SHA256 = Algorithm("SHA256", 32)
+SHA512 = Algorithm("SHA512", 64)
+MD5 = Algorithm("MD5", 16)
+XXHASH64 = Algorithm("XXHASH64", 8)
+XXHASH3 = Algorithm("XXHASH3", 8)
+XXHASH128 = Algorithm("XXHASH128", 16)
 
 # The cheapest first, as measured in docs/design.md: an answer may carry several.
-ALGORITHMS = (CRC64NVME, CRC32C, CRC32, SHA1, SHA256)
+# Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Checksum.html.
+ALGORITHMS = (CRC64NVME, CRC32C, CRC32, XXHASH3, XXHASH128, XXHASH64, SHA1, SHA256, SHA512, MD5)
+_IN_AWSCRT = frozenset({CRC32C, CRC64NVME, XXHASH64, XXHASH3, XXHASH128})
 _FIELDS = tuple((algorithm.field, algorithm) for algorithm in ALGORITHMS)
 
 
@@ -104,22 +131,34 @@ def checksum_of_object(fields: Mapping[str, str], *, is_range: bool) -> Checksum
         compared with the object's bytes.
     """
     kind = fields.get(TYPE_FIELD)
-    if kind != _OF_OBJECT and (kind is not None or is_range):
+    if kind != OF_OBJECT and (kind is not None or is_range or parts_in(fields.get("etag"))):
         return None
-    found = None
-    for field, algorithm in _FIELDS:
-        if field in fields:
-            value = _decoded(fields[field], algorithm)
-            if value is not None:
-                found = Checksum(algorithm, value)
-                if is_available(algorithm):
-                    break
-    return found
+    found = {algorithm: decoded(fields[field], algorithm) for field, algorithm in _FIELDS if field in fields}
+    return cheapest(found)
+
+
+def parts_in(etag: str | None) -> int:
+    """Return of how many parts an object was uploaded, by its ETag; 0 if that does not tell."""
+    match = _ETAG_OF_PARTS.search(etag or "")
+    return 0 if match is None else int(match[1])
+
+
+def cheapest(found: Mapping[Algorithm, bytes | None]) -> Checksum | None:
+    """Return the checksum to compare with, of several of the same bytes: the cheapest that can be computed here.
+
+    Args:
+        found: The values; None for what is none.
+
+    Returns:
+        A checksum whose algorithm may not be available, if no other is there; None if there is none.
+    """
+    known = [Checksum(each, value) for each in ALGORITHMS if (value := found.get(each)) is not None]
+    return next((each for each in known if is_available(each.algorithm)), known[-1] if known else None)
 
 
 def is_available(algorithm: Algorithm) -> bool:
     """Whether an algorithm can be computed here."""
-    return algorithm not in (CRC32C, CRC64NVME) or algorithm.name in _awscrt()
+    return algorithm not in _IN_AWSCRT or algorithm.name in _awscrt() or algorithm.name in _xxhashes()
 
 
 def compute(algorithm: Algorithm, pieces: Iterable[memoryview]) -> Checksum:
@@ -130,6 +169,12 @@ def compute(algorithm: Algorithm, pieces: Iterable[memoryview]) -> Checksum:
         for piece in pieces:
             number = crc(piece, number)
         return Checksum(algorithm, number.to_bytes(algorithm.size, "big"))
+    if algorithm in _IN_AWSCRT:
+        hashed = _xxhashes()[algorithm.name]()
+        for piece in pieces:
+            for start in range(0, len(piece), _COPIED):
+                hashed.update(bytes(piece[start : start + _COPIED]))
+        return Checksum(algorithm, hashed.finalize())
     digest = hashlib.new(algorithm.name, usedforsecurity=False)
     for piece in pieces:
         digest.update(piece)
@@ -189,12 +234,12 @@ class UploadChecksums:
         """Return header fields of CreateMultipartUpload."""
         if not self._is_wanted:
             return {}
-        return {"x-amz-checksum-algorithm": CRC32.name, "x-amz-checksum-type": _OF_OBJECT}
+        return {"x-amz-checksum-algorithm": CRC32.name, "x-amz-checksum-type": OF_OBJECT}
 
     def note_created(self, algorithm: str | None, kind: str | None) -> None:
         """Note which checksums an upload has, as the server tells."""
         self.are_verified = self._is_wanted and algorithm == CRC32.name
-        self._is_of_object = self.are_verified and kind == _OF_OBJECT
+        self._is_of_object = self.are_verified and kind == OF_OBJECT
 
     def fields_to_complete(self, parts: Sequence[tuple[Checksum, int]]) -> dict[str, str]:
         """Return header fields of CompleteMultipartUpload.
@@ -204,11 +249,11 @@ class UploadChecksums:
         """
         if not self._is_of_object or not parts:
             return {}
-        return {CRC32.field: str(combine_all(CRC32, parts)), "x-amz-checksum-type": _OF_OBJECT}
+        return {CRC32.field: str(combine_all(CRC32, parts)), "x-amz-checksum-type": OF_OBJECT}
 
 
-def _decoded(text: str, algorithm: Algorithm) -> bytes | None:
-    """Return the value that a field stands for; None if it is of parts (``value-N``), or nonsense."""
+def decoded(text: str, algorithm: Algorithm) -> bytes | None:
+    """Return the value that a text stands for; None if it is of parts (``value-N``), or nonsense."""
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -226,6 +271,31 @@ def _awscrt() -> Mapping[str, Crc]:
         return {}
     names = {"crc32c": CRC32C.name, "crc64nvme": CRC64NVME.name}
     return {name: getattr(checksums, each) for each, name in names.items() if hasattr(checksums, each)}
+
+
+class _XXHash(Protocol):
+    """A hash of awscrt."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+
+    def finalize(self) -> bytes:
+        """Return the value, its highest byte first."""
+
+
+@functools.cache
+def _xxhashes() -> Mapping[str, Callable[[], _XXHash]]:
+    """Return what makes the hashes of awscrt, by name; none if it is not installed, or too old."""
+    try:
+        with NO_FORK:
+            from awscrt.checksums import XXHash
+    except ImportError:
+        return {}
+    return {
+        XXHASH64.name: XXHash.new_xxhash64,
+        XXHASH3.name: XXHash.new_xxhash3_64,
+        XXHASH128.name: XXHash.new_xxhash3_128,
+    }
 
 
 def _product(left: int, right: int, algorithm: Algorithm) -> int:

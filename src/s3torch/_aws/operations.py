@@ -17,6 +17,7 @@ from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, pars
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.endpoint import Endpoint
+from s3torch._aws.part_checksums import AllParts, Composite, Part, composite_of_object
 from s3torch._aws.proof import Shows, must_be_s3, must_be_s3_document, not_s3, root_of
 from s3torch._aws.quoting import hide
 from s3torch._transfer import http1
@@ -46,6 +47,7 @@ __all__ = [
     "PlaceRange",
     "Response",
     "damaged",
+    "with_version",
 ]
 
 _MAX_ERROR_BODY = 1024 * 1024
@@ -345,7 +347,7 @@ class HeadObject(Operation):
         asks_checksum: bool = False,
     ) -> None:
         fields = checksums.MODE_FIELDS if asks_checksum else None
-        super().__init__("HeadObject", "HEAD", bucket, key, query=_version(version_id), signed_fields=fields)
+        super().__init__("HeadObject", "HEAD", bucket, key, query=with_version(version_id), signed_fields=fields)
         self.size = 0
         self._etag = etag
         self._lacks_size = False
@@ -441,7 +443,8 @@ class DeleteObject(Operation):
         super().__init__("DeleteObject", "DELETE", bucket, key)
 
 
-def _version(version_id: str | None) -> Mapping[str, str]:
+def with_version(version_id: str | None) -> Mapping[str, str]:
+    """Return the parameter that names a version; none for the newest."""
     return _NOTHING if version_id is None else {"versionId": version_id}
 
 
@@ -479,6 +482,7 @@ class GetObject(Operation):
         modified: The object's Last-Modified, once known.
         filled: Bytes received.
         is_verified: Whether they were compared with the object's checksum.
+        composite: The checksum of the object's parts, where the answer has all bytes and tells it.
     """
 
     is_read = True
@@ -501,13 +505,14 @@ class GetObject(Operation):
     ) -> None:
         self._may_verify = bucket.has_checksums and not has_gaps
         fields = checksums.MODE_FIELDS if self._may_verify else None
-        query = _version(version_id)
+        query = with_version(version_id)
         super().__init__("GetObject", "GET", bucket, key, query=query, signed_fields=fields, memory=stop - start)
         self.start = start
         self.stop = stop
         self.etag = etag
         self.modified = modified
         self.is_verified = False
+        self.composite: Composite | None = None
         self._is_whole = is_whole
         self._checksum: Checksum | None = None
         self.total: int | None = None
@@ -576,7 +581,9 @@ class GetObject(Operation):
         if content_range.total == 0:
             return None
         if self._may_verify and content_range.stop - content_range.start == content_range.total:
-            self._checksum = checksums.checksum_of_object(head.fields, is_range=head.status == 206)
+            is_range = head.status == 206 or "content-range" in head.fields
+            self._checksum = checksums.checksum_of_object(head.fields, is_range=is_range)
+            self.composite = None if is_range else composite_of_object(head.fields)
         if self._destination is None:
             if not callable(self._into):
                 raise AssertionError("memory without a destination")
@@ -711,11 +718,18 @@ def _size_of_whole(content_range: str) -> int | None:
     return 0 if _OF_NOTHING.fullmatch(content_range) else http1.parse_content_range(content_range).total
 
 
-def damaged(stored: Checksum, arrived: Checksum, bucket: str, key: str | None) -> IntegrityError:
-    """Return the error of an object whose bytes do not have its checksum."""
+def damaged(
+    stored: Checksum, arrived: Checksum, bucket: str, key: str | None, part: Part | AllParts | None = None
+) -> IntegrityError:
+    """Return the error of an object, or of parts of it, whose bytes do not have their checksum."""
+    what, kind = f"s3://{bucket}/{key}", stored.algorithm.name
+    if isinstance(part, Part) and part.parts > 1:
+        what = f"Part {part.number} of {part.parts} of {what}, bytes {part.start}-{part.stop - 1},"
+    elif isinstance(part, AllParts):
+        kind = f"{kind} of its {len(part.places)} parts"
     return IntegrityError(
-        f"s3://{bucket}/{key} arrived damaged: it is stored with the {stored.algorithm.name} {stored}, and what "
-        f"arrived has {arrived}. If that happens again it was damaged where it is stored, or by a proxy before it.",
+        f"{what} arrived damaged: it is stored with the {kind} {stored}, and what arrived has {arrived}. If that "
+        "happens again it was damaged where it is stored, or by a proxy before it.",
         bucket=bucket,
         key=key,
     )

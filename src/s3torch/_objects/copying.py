@@ -72,7 +72,7 @@ def _copy_in_parts(access: Access, source: CopySource, head: Head, size: int, bu
     creation = CreateMultipartUpload(where, key, _kept(head.fields))
     try:
         access.run([creation])
-        ranges = plan.split(0, size, max(_PART_SIZE, -(-size // plan.MAX_PARTS)))
+        ranges = plan.split(0, size, plan.known_upload_part_size(size, _PART_SIZE))
         parts = [
             UploadPartCopy(where, key, pinned, start, stop, upload_id=creation.upload_id, part_number=number)
             for number, (start, stop) in enumerate(ranges, 1)

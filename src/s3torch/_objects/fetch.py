@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING
 from s3torch._objects.spread import crew_for
 from s3torch._transfer import plan
 from s3torch._transfer.scope import LastingScope
-from s3torch.errors import IntegrityError
 
 if TYPE_CHECKING:
     from s3torch._aws.operations import GetObject
     from s3torch._objects.spread import Crew
-    from s3torch._objects.version import ObjectVersion
+    from s3torch._objects.verifying import VerifiedVersion
     from s3torch._transfer.http1 import ContentRange
 
 __all__ = ["Fetch", "Place", "RangeFetch"]
 
 Place = Callable[[int], memoryview]
-
-# How often an object is fetched whose parts together do not have its checksum; as for a single request.
-_ATTEMPTS_WHEN_DAMAGED = 3
 
 
 class _Landing:
@@ -53,8 +49,11 @@ class Fetch(LastingScope):
     Args: see ``RemoteObject.fetch``.
     """
 
-    def __init__(self, version: ObjectVersion, start: int, stop: int | None, place: Place) -> None:
+    def __init__(
+        self, version: VerifiedVersion, start: int, stop: int | None, place: Place, *, proves_ranges: bool = False
+    ) -> None:
         super().__init__(version.access.engine())
+        self._proves_ranges = proves_ranges
         self._version = version
         self._start = start
         self._stop = stop
@@ -101,11 +100,8 @@ class Fetch(LastingScope):
         try:
             deadline = self._engine.deadline()
             count = self._receive(deadline)
-            attempts = 1
-            while self._version.is_strict and not self._is_proven(count, is_last=attempts == _ATTEMPTS_WHEN_DAMAGED):
-                attempts += 1
-                self._exchanges, self._landing, self._is_begun = [], None, False
-                count = self._receive(deadline)
+            if self._version.is_strict:
+                self._prove(count, deadline)
         except BaseException:
             self.cancel()
             raise
@@ -129,22 +125,18 @@ class Fetch(LastingScope):
             self._exchanges += crew.others  # only now: an engine cancels what is its own
         return self._version.conclude(self._exchanges)
 
-    def _is_proven(self, count: int, *, is_last: bool) -> bool:
-        """Verify an object that was read whole, unless a request has done so.
-
-        Args:
-            count: How many bytes arrived.
-            is_last: Raise, rather than return False, if they are damaged.
-        """
-        is_verified = len(self._exchanges) == 1 and self._exchanges[0].is_verified
-        if not self._start and not is_verified and self._memory is not None:
-            try:
-                self._version.verify_if_whole(self._memory[:count])
-            except IntegrityError:
-                if is_last:
-                    raise
-                return False
-        return True
+    def _prove(self, count: int, deadline: float | None) -> None:
+        """Verify what was read, unless a request has done so."""
+        is_whole = not self._start and count == self._version.size
+        if self._memory is None or not (is_whole or self._proves_ranges):
+            return
+        if is_whole and len(self._exchanges) == 1:
+            (get,) = self._exchanges
+            if get.is_verified:
+                return
+            self._version.verifier.note(get.composite)
+        self._exchanges, self._landing = [], None  # whose slices would outlive an error
+        self._version.verifier.prove(self._start, [self._memory[:count]], deadline)
 
     def _await_size(self, landing: _Landing, deadline: float | None) -> Crew | None:
         first = self._exchanges[0]
@@ -188,7 +180,7 @@ class RangeFetch(LastingScope):
         views: Memory for all that is read, in one or several pieces.
     """
 
-    def __init__(self, version: ObjectVersion, start: int, views: Sequence[memoryview]) -> None:
+    def __init__(self, version: VerifiedVersion, start: int, views: Sequence[memoryview]) -> None:
         super().__init__(version.access.engine())
         self._version = version
         self._views = views
@@ -209,7 +201,8 @@ class RangeFetch(LastingScope):
             S3Error: It failed; no request is under way any more.
         """
         try:
-            self.wait(self._engine.deadline())
+            deadline = self._engine.deadline()
+            self.wait(deadline)
         except BaseException:
             self.cancel()
             raise
@@ -218,6 +211,9 @@ class RangeFetch(LastingScope):
         self._version.conclude(gets)
         if gets:
             self._version.check_reaches(self._start, self._stop)
+            if self._version.is_strict:
+                gets.clear()  # whoever keeps an error keeps this frame
+                self._version.verifier.prove(self._start, self._views, deadline)
 
 
 def _cut(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:

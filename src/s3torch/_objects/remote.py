@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from s3torch import _buffer
 from s3torch._aws.operations import GetObject
 from s3torch._objects.fetch import Fetch, Place, RangeFetch
 from s3torch._objects.spread import run
-from s3torch._objects.version import ObjectVersion
+from s3torch._objects.verifying import VerifiedVersion
 from s3torch._transfer import plan
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.errors import ArgumentError
@@ -26,7 +26,7 @@ DEFAULT_MAX_GAP = 128 * 1024
 _SCRATCH = 64 * 1024
 
 
-class RemoteObject(ObjectVersion):
+class RemoteObject(VerifiedVersion):
     """Reads ranges of one version of an object; see ``ObjectVersion`` for the arguments."""
 
     def read_into(self, start: int, view: memoryview) -> int:
@@ -71,7 +71,7 @@ class RemoteObject(ObjectVersion):
         Returns:
             How many bytes were read.
         """
-        fetch = self.new_fetch(start, stop, place)
+        fetch = Fetch(self, start, stop, place, proves_ranges=True)
         try:
             return fetch.finish()
         except BaseException:
@@ -79,7 +79,7 @@ class RemoteObject(ObjectVersion):
             raise
 
     def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
-        """Return what does the work of ``fetch``, and begins when it is told to."""
+        """Return what does the work of ``fetch``, and begins when it is told to; it verifies whole objects alone."""
         return Fetch(self, start, stop, place)
 
     def new_range_fetch(self, start: int, *views: memoryview) -> RangeFetch:
@@ -141,9 +141,15 @@ class RemoteObject(ObjectVersion):
             gets.clear()  # whoever keeps the error keeps this frame
             raise
         if self.is_strict:
-            for (start, _), view in zip(ranges, views, strict=True):
-                if not start:
-                    self.verify_if_whole(view)
+            self.prove_ranges(ranges, views)
+
+    def prove_ranges(self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> None:
+        """Verify what was read of ranges, those that follow one another together; see ``Verifier.prove``."""
+        for start, joined in _runs(ranges, views):
+            try:
+                self.verifier.prove(start, joined)
+            finally:
+                joined.clear()  # whoever keeps an error keeps this frame
 
     def vector(
         self, ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], max_gap: int = DEFAULT_MAX_GAP
@@ -169,6 +175,24 @@ class RemoteObject(ObjectVersion):
         for start, stop in ranges:
             if stop > start:
                 self.check_reaches(start, stop)
+
+
+def _runs(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Return what follows one another without a gap, as the place of its first byte and its memory."""
+    begin = end = 0
+    run: list[memoryview] = []
+    for index in sorted(range(len(ranges)), key=lambda index: ranges[index]):
+        start, stop = ranges[index]
+        if start == stop:
+            continue
+        if start != end and run:
+            yield begin, run
+            run = []
+        begin = begin if run else start
+        run.append(views[index])
+        end = stop
+    if run:
+        yield begin, run
 
 
 def _pieces(ranges: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[memoryview]:

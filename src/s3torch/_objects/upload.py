@@ -17,6 +17,7 @@ from s3torch._aws.sending import UploadPart
 from s3torch._aws.upload_listing import ListParts
 from s3torch._objects.novelty import check_is_new
 from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
+from s3torch._transfer import plan
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error
 
@@ -203,7 +204,8 @@ class MultipartUpload:
     def buffer(self, capacity: int) -> PartBuffer:
         """Return memory for the next part; waits for an earlier part while all that may be used is."""
         self._settle()
-        limit = max(1, self._access.config.max_bytes_in_flight // capacity - 1)
+        config = self._access.config
+        limit = plan.upload_parts_at_once(capacity, config.part_size, config.max_bytes_in_flight)
         while not self._free and len(self._flying) >= limit:
             self._await(self._flying[0])
             self._settle()

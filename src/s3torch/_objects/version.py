@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from s3torch._aws import checksums, etags
+from s3torch._aws import etags
 from s3torch._aws.answers import parse_http_date
-from s3torch._aws.checksums import Checksum
-from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, damaged
+from s3torch._aws.operations import GetObject, HeadObject, PlaceRange
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError, UnverifiedError
+from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError
 
 if TYPE_CHECKING:
     from s3torch._access import Access
@@ -62,7 +61,6 @@ class ObjectVersion:
         self.modified: str | None = None
         self._modified_at = modified_at
         self._told_size = size
-        self._checksum: Checksum | None = None
         self.version_id = version_id
         self.access = access
         self.client_config: S3ClientConfig = access.config
@@ -101,46 +99,6 @@ class ObjectVersion:
             version_id=self.version_id,
             is_whole=bucket.has_checksums and not start and stop == self.size,
             has_gaps=has_gaps,
-        )
-
-    def verify_if_whole(self, content: memoryview) -> None:
-        """Compare the first bytes of the object with its checksum, if they are all of it.
-
-        The checksum is asked for by a HEAD of the version that was read.
-
-        Raises:
-            IntegrityError: They have another checksum.
-            UnverifiedError: The object has none that can be compared, or its algorithm is not installed.
-        """
-        if not len(content) or len(content) != self.size:
-            return
-        stored = self._checksum = self._checksum or self._ask_for_checksum()
-        if not checksums.is_available(stored.algorithm):
-            raise self._unverified(
-                f"its {stored.algorithm.name} cannot be computed here. pip install 's3torch[checksums]', or"
-            )
-        arrived = checksums.compute(stored.algorithm, [content])
-        if arrived != stored:
-            raise damaged(stored, arrived, self.bucket, self.key)
-
-    def _ask_for_checksum(self) -> Checksum:
-        bucket = self.access.bucket(self.bucket)
-        request = HeadObject(bucket, self.key, self.version_id, etag=self.etag, asks_checksum=True)
-        self.access.run([request])
-        fields = request.head.fields if request.head is not None else {}
-        stored = checksums.checksum_of_object(fields, is_range=False)
-        if stored is None:
-            raise self._unverified(
-                "the server tells no checksum of all its bytes (one of type COMPOSITE is none). "
-                "Store it again, by S3Client.put_object for one, or"
-            )
-        return stored
-
-    def _unverified(self, why: str) -> UnverifiedError:
-        return UnverifiedError(
-            f"s3://{self.bucket}/{self.key} was read but cannot be verified: {why} use S3ClientConfig(checksums='on').",
-            bucket=self.bucket,
-            key=self.key,
         )
 
     def conclude(self, gets: Sequence[GetObject]) -> int:

@@ -6,21 +6,35 @@ from collections.abc import Sequence
 
 __all__ = [
     "LEAST_TO_SPREAD",
+    "MAX_OBJECT_SIZE",
+    "MAX_PARTS",
+    "MAX_PART_SIZE",
     "SMALLEST_PART",
     "coalesce",
     "even_part_size",
+    "known_upload_part_size",
     "part_size_for",
     "split",
     "threads_for",
     "upload_part_size",
+    "upload_parts_at_once",
 ]
 
-# Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
+MiB = 1024**2
+
+# Limits of a multipart upload (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). The largest object
+# is one of the largest parts: 48.8 TiB, which S3 announces as 50 TB.
 MAX_PART_SIZE = 5 * 1024**3
 MAX_PARTS = 10_000
+MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 
-# Doubling the size every 900 parts reaches 5 TiB before part 10,000, even from the smallest part size (5 MiB).
-_PARTS_PER_DOUBLING = 900
+# Doubling the size every 76 parts reaches 50 TB by part 10,000, even from the smallest part size (5 MiB). It takes no
+# slower growth: 50 TB are 9,314 of the largest parts, so all that are smaller may fall short by 686 of these.
+_PARTS_PER_DOUBLING = 76
+# Parts that have grown and are in memory, that which is filled among them, and times ``max_bytes_in_flight`` that they
+# may take: with fewer, large parts would go out one after the other, by a connection each. Not tuned.
+_GROWN_PARTS = 4
+_MEMORY_OF_GROWN_PARTS = 4
 
 
 # Of a lone read, in bytes: a connection of S3 brings this in about 45 ms, after 20 ms of waiting for its first byte.
@@ -125,3 +139,29 @@ def upload_part_size(part_number: int, part_size: int) -> int:
     if not 1 <= part_number <= MAX_PARTS:
         raise AssertionError(f"part {part_number} of an upload")
     return min(part_size << ((part_number - 1) // _PARTS_PER_DOUBLING), MAX_PART_SIZE)
+
+
+def known_upload_part_size(size: int, part_size: int) -> int:
+    """Return the size in bytes of all parts but the last, of an upload whose length is known.
+
+    Args:
+        size: Of the object, in bytes; ``MAX_OBJECT_SIZE`` at most.
+        part_size: By the configuration.
+    """
+    if not 0 <= size <= MAX_OBJECT_SIZE:
+        raise AssertionError(f"an upload of {size} bytes")
+    least = -(-size // MAX_PARTS)
+    return part_size if least <= part_size else -(-least // MiB) * MiB
+
+
+def upload_parts_at_once(capacity: int, part_size: int, memory: int) -> int:
+    """Return how many parts of an upload may be under way while another is filled.
+
+    Args:
+        capacity: Bytes of each.
+        part_size: Bytes of a part by the configuration.
+        memory: Bytes that may be in flight by the configuration.
+    """
+    if capacity > part_size:
+        memory = max(memory, min(_GROWN_PARTS * capacity, _MEMORY_OF_GROWN_PARTS * memory))
+    return max(1, memory // capacity - 1)

@@ -82,6 +82,7 @@ class S3Checkpoint:
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
+            ArgumentError: S3 takes no object of that size (50 TB).
             S3Error: It could not be stored; what was there before is unchanged.
         """
         with (
@@ -90,6 +91,7 @@ class S3Checkpoint:
         ):
             outline = Outline.of(obj)
             if outline is not None:
+                writer.expect(outline.size)
                 outline.write_to(writer, bar.update)
             else:
                 file: Any = _Counted(writer, bar.update)

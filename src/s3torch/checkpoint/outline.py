@@ -76,6 +76,11 @@ class Outline:
         outline = cls(pieces, [key.encode() for key, _ in kept])
         return outline if outline._is_understood() else None
 
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return sum(piece.nbytes() if isinstance(piece, torch.UntypedStorage) else len(piece) for piece in self._pieces)
+
     def write_to(self, file: File, count: Callable[[int], object]) -> None:
         """Write the whole file.
 

@@ -207,7 +207,7 @@ class SequentialS3Reader(S3Reader):
         if store.buffer is None:
             raise AssertionError("nothing was fetched")
         try:
-            self._remote.verify_if_whole(store.buffer.view)
+            self._remote.verifier.prove(0, [store.buffer.view])
         except BaseException:
             self._forget()
             raise

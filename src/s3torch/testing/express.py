@@ -169,6 +169,9 @@ class ExpressObjects(Objects):
         if self._is_refused(request, target):
             return error_answer(412, "PreconditionFailed")
         self._stored[target], self._checksums[target] = self._stored.pop(source), self._checksums.pop(source)
+        self._layouts.pop(target, None)
+        if source in self._layouts:
+            self._layouts[target] = self._layouts.pop(source)
         self._renamed[token] = source, target
         return Answer(status=200)
 

@@ -68,7 +68,8 @@ def save_file(
         new_byte_bar(f"Saving {uri}", sum(sizes.values()), is_wanted=progress) as bar,
     ):
         for shard_key, (head, order) in zip(keys, headers, strict=True):
-            with own.put_object(bucket, shard_key) as writer:
+            size = len(head) + sum(sizes[name] for name in order)
+            with own.put_object(bucket, shard_key, size=size) as writer:
                 writer.write(head)
                 for name in order:
                     writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))

@@ -100,7 +100,7 @@ def _stored(site: Site) -> None:
 @CHECKS.add(
     "checksum.multipart",
     "An object of several parts has the CRC32 of all its bytes, as s3torch asks for.",
-    'Checkpoints that were sent in parts are not compared with a checksum; checksums="strict" is an UnverifiedError.',
+    'What was sent in parts is compared by checksums="strict" alone, if the server tells a checksum of its parts.',
     needs=["checksum.stored", "multipart.upload"],
 )
 def _multipart(site: Site) -> None:

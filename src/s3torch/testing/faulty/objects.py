@@ -1,9 +1,9 @@
 """One bucket in memory, and how S3 answers requests about it.
 
-Known are GetObject and HeadObject with Range and If-Match, PutObject and multipart uploads with If-None-Match,
-CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts. Signatures are not looked
-at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME where an upload brings no
-checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
+Known are GetObject and HeadObject with Range, part number and If-Match, GetObjectAttributes, PutObject and multipart
+uploads with If-None-Match, CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts.
+Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME
+where an upload brings no checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
 
 It is one file of over 450 lines: one operation is some ten of them, and all are about the same few tables.
 """
@@ -16,11 +16,12 @@ import re
 import threading
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import accumulate
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -49,6 +50,7 @@ OPERATIONS = frozenset(
         "CreateMultipartUpload",
         "DeleteObject",
         "GetObject",
+        "GetObjectAttributes",
         "HeadObject",
         "ListMultipartUploads",
         "ListObjectsV2",
@@ -62,10 +64,13 @@ _MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 _MODIFIED_IN_XML = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _MOST_KEYS = 1000  # of one page
+_OF_PAGE = {"part-number-marker": "0", "max-parts": "1000"}
 _CHECKSUMS = {
     "crc32": lambda content: zlib.crc32(content).to_bytes(4, "big"),
     "sha1": lambda content: hashlib.sha1(content, usedforsecurity=False).digest(),
     "sha256": lambda content: hashlib.sha256(content).digest(),
+    "sha512": lambda content: hashlib.sha512(content).digest(),
+    "md5": lambda content: hashlib.md5(content, usedforsecurity=False).digest(),
 }
 
 
@@ -117,6 +122,8 @@ def operation_of(request: Request) -> str:
         return "ListMultipartUploads"
     if request.method == "GET" and "uploadId" in query:
         return "ListParts"
+    if request.method == "GET" and "attributes" in query:
+        return "GetObjectAttributes"
     if request.method == "GET":
         return "GetObject" if is_of_object else "ListObjectsV2"
     if request.method == "PUT" and "x-amz-copy-source" in request.headers:
@@ -137,6 +144,32 @@ def checksum_fields(content: bytes, algorithm: str = "crc32") -> dict[str, str]:
     """Returns the header fields of a checksum of a whole object."""
     value = base64.b64encode(_CHECKSUMS[algorithm](content)).decode()
     return dict([(f"x-amz-checksum-{algorithm}", value), _OF_OBJECT])
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How an object was uploaded in parts.
+
+    Args:
+        ends: Where each part ends, in order.
+        values: The checksum of each, of all its bytes; none if they have none.
+        algorithm: Of these.
+    """
+
+    ends: Sequence[int]
+    values: Sequence[bytes] = ()
+    algorithm: str = "crc32"
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Returns where a part lies."""
+        return (self.ends[number - 2] if number > 1 else 0), self.ends[number - 1]
+
+    def fields(self, number: int) -> dict[str, str]:
+        """Returns the header fields of a part's checksum."""
+        if not self.values:
+            return {}
+        name = f"x-amz-checksum-{self.algorithm}"
+        return {name: base64.b64encode(self.values[number - 1]).decode(), "x-amz-checksum-type": "COMPOSITE"}
 
 
 @dataclass(slots=True)
@@ -166,6 +199,7 @@ class Objects(MutableMapping[str, bytes]):
         self.bucket = bucket
         self._stored: dict[str, tuple[bytes, str]] = {}  # content and ETag
         self._checksums: dict[str, dict[str, str]] = {}  # header fields; of those that an upload brought
+        self._layouts: dict[str, _Layout] = {}  # of objects that were uploaded in parts
         self._uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
         self._lock = self._new_lock()
@@ -190,11 +224,13 @@ class Objects(MutableMapping[str, bytes]):
         with self._lock:
             self._stored[key] = content, self._etag_of([content])
             self._checksums[key] = checksum_fields(content)
+            self._layouts.pop(key, None)
 
     def __delitem__(self, key: str) -> None:
         with self._lock:
             del self._stored[key]
             del self._checksums[key]
+            self._layouts.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._stored))
@@ -216,6 +252,39 @@ class Objects(MutableMapping[str, bytes]):
         """Returns the header fields of the checksum that an object is stored with; a test may change them."""
         return self._checksums[key]
 
+    def store_in_parts(
+        self,
+        key: str,
+        parts: Sequence[bytes],
+        algorithm: str = "crc32",
+        hashed: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """Stores an object as a multipart upload does whose checksum is of the type COMPOSITE.
+
+        Args:
+            key: Of the object.
+            parts: Their bytes.
+            algorithm: Of the checksums, in lower-case letters.
+            hashed: Computes one; None for those that are known here.
+        """
+        hashed = hashed or _CHECKSUMS[algorithm]
+        values = [hashed(part) for part in parts]
+        composite = base64.b64encode(hashed(b"".join(values))).decode()
+        with self._lock:
+            self._stored[key] = b"".join(parts), self._etag_of(parts, is_upload=True)
+            self._layouts[key] = _Layout(list(accumulate(map(len, parts))), values, algorithm)
+            self._checksums[key] = {
+                f"x-amz-checksum-{algorithm}": f"{composite}-{len(parts)}",
+                "x-amz-checksum-type": "COMPOSITE",
+            }
+
+    def damage(self, key: str, position: int) -> None:
+        """Flips a bit of an object where it is stored: ETag and checksums stay."""
+        with self._lock:
+            content, etag = self._stored[key]
+            flipped = bytes([content[position] ^ 1])
+            self._stored[key] = content[:position] + flipped + content[position + 1 :], etag
+
     def key_of(self, request: Request) -> str:
         """Returns the key that a request is about; empty if it is about the bucket."""
         return unquote(request.path).removeprefix(f"/{self.bucket}").removeprefix("/")
@@ -236,7 +305,9 @@ class Objects(MutableMapping[str, bytes]):
             if operation == "ListMultipartUploads":
                 return self._uploads_page(query)
             if operation in {"GetObject", "HeadObject"}:
-                return self._read(request, key)
+                return self._read(request, key, query.get("partNumber", ""))
+            if operation == "GetObjectAttributes":
+                return self._attributes(request, key)
             if operation == "PutObject":
                 self[key] = request.body
                 for algorithm in _CHECKSUMS:
@@ -267,7 +338,54 @@ class Objects(MutableMapping[str, bytes]):
         """Returns what a thread holds while it is at work here."""
         return threading.RLock()
 
-    def _read(self, request: Request, key: str) -> Answer:
+    def _attributes(self, request: Request, key: str) -> Answer:
+        if key not in self._stored:
+            return error_answer(404, "NoSuchKey")
+        content, etag = self._stored[key]
+        told = self._checksums[key].items()
+        fields = {name.rpartition("-")[2].upper(): value.partition("-")[0] for name, value in told}
+        kind = self._checksums[key].get("x-amz-checksum-type")
+        checksum = "".join(
+            f"<Checksum{name}>{value}</Checksum{name}>" for name, value in fields.items() if name != "TYPE"
+        )
+        checksum += f"<ChecksumType>{kind}</ChecksumType>" if kind else ""
+        parts, layout = "", self._layouts.get(key)
+        if layout is not None:
+            after, most = (int(request.headers.get(f"x-amz-{name}", default)) for name, default in _OF_PAGE.items())
+            last = min(after + min(most, _MOST_KEYS), len(layout.ends))
+            parts = (
+                f"<ObjectParts><IsTruncated>{str(last < len(layout.ends)).lower()}</IsTruncated>"
+                f"<NextPartNumberMarker>{last}</NextPartNumberMarker><PartsCount>{len(layout.ends)}</PartsCount>"
+                f"{''.join(self._part_element(layout, number) for number in range(after + 1, last + 1))}</ObjectParts>"
+            )
+        answer = document_answer(
+            f"<GetObjectAttributesResponse><ETag>{escape(etag.strip(chr(34)))}</ETag><Checksum>{checksum}</Checksum>"
+            f"{parts}<ObjectSize>{len(content)}</ObjectSize></GetObjectAttributesResponse>"
+        )
+        return replace(answer, fields={**answer.fields, **_MODIFIED})
+
+    def _part_element(self, layout: _Layout, number: int) -> str:
+        start, stop = layout.extent(number)
+        name = f"Checksum{layout.algorithm.upper()}"
+        value = layout.fields(number).get(f"x-amz-checksum-{layout.algorithm}")
+        checksum = f"<{name}>{value}</{name}>" if value else ""
+        return f"<Part><PartNumber>{number}</PartNumber><Size>{stop - start}</Size>{checksum}</Part>"
+
+    def _read_part(self, request: Request, key: str, number: int, fields: dict[str, str]) -> Answer:
+        content, _ = self._stored[key]
+        layout = self._layouts.get(key, _Layout([len(content)]))
+        if not 1 <= number <= len(layout.ends):
+            return error_answer(416, "InvalidPartNumber")
+        start, stop = layout.extent(number)
+        fields |= {
+            "x-amz-mp-parts-count": str(len(layout.ends)),
+            "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}",
+        }
+        if "x-amz-checksum-mode" in request.headers:
+            fields |= layout.fields(number)
+        return Answer(status=206, fields=fields, body=content[start:stop])
+
+    def _read(self, request: Request, key: str, part_number: str) -> Answer:
         if key not in self._stored:
             return error_answer(404, "NoSuchKey")
         content, etag = self._stored[key]
@@ -275,6 +393,8 @@ class Objects(MutableMapping[str, bytes]):
         if request.headers.get("if-match", etag) not in {etag, "*"}:
             return error_answer(412, "PreconditionFailed")
         fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST", **_MODIFIED}
+        if part_number:
+            return self._read_part(request, key, int(part_number), fields)
         checksums = self._checksums[key] if "x-amz-checksum-mode" in request.headers else {}
         extent = parse_range(request.headers.get("range", ""), size)
         if extent is None:
@@ -284,7 +404,7 @@ class Objects(MutableMapping[str, bytes]):
             return error_answer(416, "InvalidRange", {"Content-Range": f"bytes */{size}"})
         fields["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if stop - start == size:
-            fields.update(checksums)
+            fields.update({name: value.partition("-")[0] for name, value in checksums.items()})  # as S3 does
         return Answer(status=206, fields=fields, body=content[start:stop])
 
     def _source_of(self, request: Request) -> str | None:
@@ -345,6 +465,7 @@ class Objects(MutableMapping[str, bytes]):
         del self._uploads[query["uploadId"]]
         self._stored[key] = content, self._etag_of([upload.parts[number] for number in numbers], is_upload=True)
         self._checksums[key] = checksum_fields(content) if upload.checksum_type else {}
+        self._layouts[key] = _Layout(list(accumulate(len(upload.parts[number]) for number in numbers)))
         return document_answer(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
