@@ -49,12 +49,14 @@ class Subject:
         bucket: Name of the bucket.
         key: The object's key, or None if the request is about the bucket.
         where: The endpoint's origin.
+        is_pinned: Whether it is to replace or delete one version only (If-Match).
     """
 
     operation: str
     bucket: str
     key: str | None
     where: str
+    is_pinned: bool = False
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" if self.key is None else f"s3://{self.bucket}/{self.key}"
@@ -285,6 +287,11 @@ def _classify(
         )
     if (known := _of_code(subject, code)) is not None:
         return known
+    if status == 412 and subject.is_pinned:
+        return ObjectChangedError, (
+            f"{subject} is not the version any more that was to be replaced or deleted: its ETag is another one. "
+            "Nothing was changed. Read the new version and decide anew."
+        )
     if status == 412 and subject.operation in (  # sent with If-None-Match
         "PutObject",
         "CompleteMultipartUpload",

@@ -50,6 +50,7 @@ __all__ = [
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
+_IF_MATCH = "if-match"  # signed where something is to be replaced or deleted, and not where it is read
 # What a server answers that takes the first segment of a key for the bucket.
 _WITHOUT_BUCKET = {"InvalidBucketName", "MethodNotAllowed"}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
@@ -129,7 +130,8 @@ class Operation(Exchange):
     @property
     def subject(self) -> Subject:
         """What the request is about."""
-        return Subject(self.name, self._bucket.name, self._key, str(self.origin))
+        is_pinned = _IF_MATCH in self._signed_fields
+        return Subject(self.name, self._bucket.name, self._key, str(self.origin), is_pinned)
 
     def aim(self) -> None:
         """Go where the bucket answers now: endpoint, region and signature of an attempt are of one place."""
@@ -317,6 +319,8 @@ def _is_mute(error: S3Error) -> bool:
 class HeadObject(Operation):
     """HeadObject: ``head`` is the answer.
 
+    With ``is_lenient`` an object that is not there is no failure: ``is_missing`` says it.
+
     Some servers and proxies leave the Content-Length out. Then the size is asked for by a GET of the first byte, whose
     answer tells it beside the range, and ``head`` is the head of that answer.
 
@@ -326,9 +330,11 @@ class HeadObject(Operation):
         version_id: The version, or None for the newest.
         etag: What the object's ETag must be, or None for any.
         asks_checksum: Whether the answer is to tell the object's checksum.
+        is_lenient: Whether to take it for a success that there is no such object.
 
     Attributes:
         size: The object's, in bytes, once the exchange has succeeded.
+        is_missing: Whether there is no such object.
     """
 
     is_read = True
@@ -343,10 +349,13 @@ class HeadObject(Operation):
         *,
         etag: str | None = None,
         asks_checksum: bool = False,
+        is_lenient: bool = False,
     ) -> None:
         fields = checksums.MODE_FIELDS if asks_checksum else None
         super().__init__("HeadObject", "HEAD", bucket, key, query=_version(version_id), signed_fields=fields)
         self.size = 0
+        self.is_missing = False
+        self._is_lenient = is_lenient
         self._etag = etag
         self._lacks_size = False
         if (pinned := etags.for_if_match(etag)) is not None:
@@ -359,15 +368,20 @@ class HeadObject(Operation):
         return super().request()
 
     def is_success(self, head: Head) -> bool:
-        """Whether it is about an object, be it an empty one."""
+        """Whether it is about an object, be it an empty one; or says that there is none, where that is no failure."""
+        if head.status == 404:
+            return self._is_lenient and self._method == "HEAD"
         return super().is_success(head) or (head.status == 416 and self._method == "GET")
 
     def doubt(self, head: Head) -> str:
         """Return why the head cannot be that of an object; empty if it can, or says that there is nothing in it."""
-        return "" if head.status == 416 else must_be_s3(head, self.shows, self._etag)
+        return "" if head.status in (404, 416) else must_be_s3(head, self.shows, self._etag)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Learn the size."""
+        if head.status == 404:
+            self.is_missing = True
+            return None
         if self._method == "GET":
             return (yield from self._accept_first_byte(inbox, head))
         # There is no body, whatever length is told (RFC 9110 9.3.2).
@@ -435,10 +449,41 @@ class ListObjectsV2(Operation, Generic[_Page]):
 
 
 class DeleteObject(Operation):
-    """DeleteObject. That there is no such object is no error, as in S3."""
+    """DeleteObject. That there is no such object is no error, as in S3.
 
-    def __init__(self, bucket: Bucket, key: str) -> None:
-        super().__init__("DeleteObject", "DELETE", bucket, key)
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html.
+
+    Args:
+        bucket: Of the object.
+        key: Of the object.
+        etag: What its ETag must be; None deletes it whatever it is. Another object fails with ObjectChangedError.
+        is_lenient: Whether to take it for a success that the object is another one, and to say so by ``is_kept``.
+
+    Attributes:
+        is_kept: Whether the server has answered that the object is another one.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, etag: str | None = None, *, is_lenient: bool = False) -> None:
+        pinned = etags.for_if_match(etag)
+        fields = {_IF_MATCH: pinned} if pinned is not None else None
+        super().__init__("DeleteObject", "DELETE", bucket, key, signed_fields=fields)
+        self.is_kept = False
+        # Servers answer a condition on what is not there by 404, or by 412.
+        self._tolerated = () if pinned is None else (404, 412) if is_lenient else (404,)
+
+    def is_success(self, head: Head) -> bool:
+        """Whether it is gone; or another one, where that is no failure."""
+        return super().is_success(head) or head.status in self._tolerated
+
+    def accept(self, inbox: Inbox, head: Head) -> Response:
+        """Read the answer; a missing bucket is no missing object."""
+        if head.status not in self._tolerated:
+            return (yield from super().accept(inbox, head))
+        document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
+        if document.code not in ("NoSuchKey", "PreconditionFailed"):
+            return error_from_answer(self.subject, head.status, head.fields, document)
+        self.is_kept = head.status == 412
+        return None
 
 
 def _version(version_id: str | None) -> Mapping[str, str]:
