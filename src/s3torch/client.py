@@ -297,6 +297,7 @@ class S3Client:
         server_side_encryption: str | None = None,
         sse_kms_key_id: str | None = None,
         if_none_match: bool = False,
+        if_match: str | None = None,
         resume: bool = False,
     ) -> S3Writer:
         """Return a writer of an object, which appears when the writer is closed. No request is sent yet.
@@ -312,6 +313,9 @@ class S3Client:
             if_none_match: Whether to refuse, on closing, to replace an object that is there already. Not every server
                 heeds that, so those that are not Amazon S3 are asked for the object just before (HeadObject): if such a
                 server does not heed it, the last of two writers at the same time replaces what the first has written.
+            if_match: The ETag of the object that is to be replaced, as ``head_object`` or a listing tells it: if it has
+                another one on closing, it stays. So of two programs that have read the same version one fails. What is
+                said of servers that do not heed ``if_none_match`` holds for this, too.
             resume: Whether to go on where an earlier writer of this key was interrupted: parts that arrived then, and
                 hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
                 a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of
@@ -328,6 +332,7 @@ class S3Client:
             server_side_encryption=server_side_encryption,
             sse_kms_key_id=sse_kms_key_id,
             if_none_match=if_none_match,
+            if_match=if_match,
         )
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")

@@ -31,10 +31,17 @@ from s3torch._aws.operations import HeadObject
 from s3torch._aws.sending import PutObject
 from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
-from s3torch._objects.novelty import check_is_new
+from s3torch._objects.novelty import check_condition
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentTypeError, ObjectExistsError, RequestError, S3Error
+from s3torch.errors import (
+    ArgumentTypeError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RequestError,
+    S3Error,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -317,14 +324,13 @@ class S3Writer(S3File):
 
     def _put_whole(self) -> None:
         bucket = self._access.bucket(self.bucket)
-        if self.options.if_none_match:
-            check_is_new(self._access, self.bucket, self.key)
+        check_condition(self._access, self.bucket, self.key, self.options)
         crc32 = self._buffer.crc32 if bucket.sends_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         try:
             self._access.run([put])
-        except ObjectExistsError as error:
-            if put.sent < 2:
+        except (ObjectExistsError, ObjectChangedError, ObjectNotFoundError) as error:
+            if put.sent < 2 or not self.options.fields_to_complete():
                 raise
             # An attempt whose answer was lost may have stored it.
             is_own = self._is_stored()

@@ -29,6 +29,7 @@ from s3torch.errors import (
     ConnectionFailedError,
     IntegrityError,
     ObjectChangedError,
+    ObjectNotFoundError,
     ProtocolError,
     RegionError,
     RequestError,
@@ -367,21 +368,22 @@ class HeadObject(Operation):
             self._fields["range"] = http1.format_range(0, 1)
         return super().request()
 
+    def response(self, inbox: Inbox) -> Response:
+        """Read the answer."""
+        error = yield from super().response(inbox)
+        self.is_missing = self._is_lenient and isinstance(error, ObjectNotFoundError)
+        return None if self.is_missing else error
+
     def is_success(self, head: Head) -> bool:
-        """Whether it is about an object, be it an empty one; or says that there is none, where that is no failure."""
-        if head.status == 404:
-            return self._is_lenient and self._method == "HEAD"
+        """Whether it is about an object, be it an empty one."""
         return super().is_success(head) or (head.status == 416 and self._method == "GET")
 
     def doubt(self, head: Head) -> str:
         """Return why the head cannot be that of an object; empty if it can, or says that there is nothing in it."""
-        return "" if head.status in (404, 416) else must_be_s3(head, self.shows, self._etag)
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self._etag)
 
     def accept(self, inbox: Inbox, head: Head) -> Response:
         """Learn the size."""
-        if head.status == 404:
-            self.is_missing = True
-            return None
         if self._method == "GET":
             return (yield from self._accept_first_byte(inbox, head))
         # There is no body, whatever length is told (RFC 9110 9.3.2).
@@ -468,22 +470,18 @@ class DeleteObject(Operation):
         fields = {_IF_MATCH: pinned} if pinned is not None else None
         super().__init__("DeleteObject", "DELETE", bucket, key, signed_fields=fields)
         self.is_kept = False
-        # Servers answer a condition on what is not there by 404, or by 412.
-        self._tolerated = () if pinned is None else (404, 412) if is_lenient else (404,)
+        self._is_pinned = pinned is not None
+        self._is_lenient = is_lenient
 
-    def is_success(self, head: Head) -> bool:
-        """Whether it is gone; or another one, where that is no failure."""
-        return super().is_success(head) or head.status in self._tolerated
-
-    def accept(self, inbox: Inbox, head: Head) -> Response:
-        """Read the answer; a missing bucket is no missing object."""
-        if head.status not in self._tolerated:
-            return (yield from super().accept(inbox, head))
-        document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
-        if document.code not in ("NoSuchKey", "PreconditionFailed"):
-            return error_from_answer(self.subject, head.status, head.fields, document)
-        self.is_kept = head.status == 412
-        return None
+    def response(self, inbox: Inbox) -> Response:
+        """Read the answer: what is not there is deleted, also where a condition was sent."""
+        error = yield from super().response(inbox)
+        if not self._is_pinned or error is None:
+            return error
+        if isinstance(error, ObjectNotFoundError) and error.code == "NoSuchKey":
+            return None
+        self.is_kept = isinstance(error, ObjectChangedError)
+        return None if self.is_kept and self._is_lenient else error
 
 
 def _version(version_id: str | None) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from s3torch._aws.listing import PageChain
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.sending import UploadPart
 from s3torch._aws.upload_listing import ListParts
-from s3torch._objects.novelty import check_is_new
+from s3torch._objects.novelty import check_condition
 from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
 from s3torch._transfer.scope import LastingScope
 from s3torch.errors import S3Error
@@ -234,8 +234,7 @@ class MultipartUpload:
         while self._flying:
             self._await(self._flying[0])
             self._settle()
-        if self._options.if_none_match:
-            check_is_new(self._access, self._bucket, self._key)
+        check_condition(self._access, self._bucket, self._key, self._options)
         parts = [self._sent[number] for number in range(1, self.parts + 1)]
         known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
         fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)

@@ -1,22 +1,50 @@
 """The checkpoints of one training run, side by side under one prefix: the latest, those to keep, what is left over.
 
-An object is complete as soon as it is there. A folder is complete when it holds ``.metadata``, which a distributed
-checkpoint writes last, or the object that ``mark_complete`` stores.
+What lies right below the prefix is one checkpoint each:
+
+- an object of a known format, which is complete as soon as it is there;
+- a model in several files (``save_file(..., max_shard_size=)``), which is complete when its index is there and all
+  files that the index names. A shard is never a checkpoint, with an index or without;
+- a folder, which is complete when it holds ``.metadata``, which a distributed checkpoint writes last, or the object
+  that ``mark_complete`` stores.
+
+The newest is the one that was completed last, by the Last-Modified of what completes it. That counts seconds; of those
+completed in the same second it is the one whose name comes last, with numbers compared as such.
+
+What is complete is deleted in the reverse order in which it is written, object by object, each only if it is what was
+listed. What is not complete is left alone: it may be about to be written. ``unfinished.py`` says what becomes of what a
+process that died has left.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import time
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from s3torch import _buffer
+from s3torch._aws.listing import ObjectInfo
+from s3torch._aws.operations import HeadObject
+from s3torch._objects.deleting import Known, delete_unchanged
+from s3torch.checkpoint import unfinished
+from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, is_shard_name, parse_index
 from s3torch.client import MultipartUploadInfo, S3Client
-from s3torch.errors import ArgumentError
+from s3torch.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointFormatError,
+    InvalidURIError,
+)
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["clean", "keep_last", "latest", "mark_complete"]
+__all__ = ["FORMATS", "clean", "keep_last", "latest", "mark_complete"]
+
+#: How the names of objects end that are checkpoints: those of torch, Lightning and safetensors.
+FORMATS = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
 
 _MARKER = "_COMPLETE"
 _MARKERS = (".metadata", _MARKER)
@@ -28,136 +56,374 @@ class _Checkpoint(NamedTuple):
     Attributes:
         completed: When, in seconds since the epoch.
         order: Of those completed in the same second: its name, with numbers compared as such.
-        key: Of the object; of a folder it ends in ``/``.
-        keys: Of all its objects, the one first that makes it complete.
+        key: Of the object or the index; of a folder it ends in ``/``.
+        marks: The objects that make it complete, which are deleted first.
+        others: Its other objects.
     """
 
     completed: int
     order: tuple[tuple[str, int], ...]
     key: str
-    keys: tuple[str, ...]
+    marks: tuple[Known, ...]
+    others: tuple[Known, ...] = ()
 
 
-def latest(prefix: str, *, client: S3Client | None = None) -> str | None:
+def latest(
+    prefix: str,
+    *,
+    pattern: str = "*",
+    formats: Sequence[str] = FORMATS,
+    client: S3Client | None = None,
+) -> str | None:
     """Return the URI of the checkpoint that was completed last; None if there is none.
 
     Args:
-        prefix: Such as ``s3://bucket/run-7/``. Each object and each folder right below it is one checkpoint; one that
-            is not complete does not count.
+        prefix: The folder of the run, such as ``s3://bucket/run-7/``, with or without the slash: ``s3://bucket/run``
+            has nothing to do with ``run2/``. ``s3://bucket`` is the whole bucket. What lies right below it counts: each
+            object of a known format, each model in several files by its index, and each folder that is complete.
+        pattern: Which names count, as in a shell (``*``, ``?``, ``[...]``; upper and lower case differ): of an object,
+            of a folder, of a model in several files that without ``.index.json``.
+        formats: How the names of objects end that count. Others (``config.json``, ``train.log``) never do.
         client: Lists them; None is a new one.
 
     Returns:
-        The URI of an object, or of a folder, without ``/`` at its end.
+        The URI of an object, of the index of a model in several files, which ``load_file`` takes, or of a folder,
+        without ``/`` at its end.
 
     Raises:
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed.
+        ArgumentTypeError: ``pattern`` is no str, or ``formats`` no sequence of str.
+        S3Error: They could not be listed, or an index could not be read.
     """
+    counts = _Counts(pattern, formats)
     bucket, folder = _bucket_and_folder(prefix)
-    found = _complete(client or S3Client(), bucket, folder)
-    return f"s3://{bucket}/{found[-1].key.rstrip('/')}" if found else None
+    found = _Run(client or S3Client(), bucket, folder).checkpoints(counts)
+    return _uri(bucket, found[-1].key) if found else None
 
 
-def keep_last(prefix: str, count: int, *, client: S3Client | None = None) -> list[str]:
-    """Delete all complete checkpoints but the last ones.
+def keep_last(
+    prefix: str,
+    count: int,
+    *,
+    pattern: str = "*",
+    formats: Sequence[str] = FORMATS,
+    dry_run: bool = False,
+    client: S3Client | None = None,
+) -> list[str]:
+    """Delete all complete checkpoints but the last ones, and finish what an earlier call has left.
 
-    What makes a folder complete is deleted first, so that nobody loads what is half deleted. What is not complete is
-    left alone: it may be about to be written.
+    What makes a checkpoint complete is deleted first, so that nobody loads what is half deleted. An object that was
+    replaced since it was listed stays. What is not complete is left alone: it may be about to be written. So is a
+    folder in which something was stored after its mark, within a day: it may be written anew.
+
+    A call that fails in the middle has deleted some of them. The next call finishes the one that it was at: the objects
+    that were to be deleted are noted in the folder ``.s3torch/`` below the prefix until they are gone.
 
     Args:
         prefix: See ``latest``.
         count: How many to keep, 1 or more.
-        client: Sends the requests; None is a new one.
+        pattern: Which names count, see ``latest``: others are neither deleted nor counted.
+        formats: See ``latest``.
+        dry_run: Whether to delete nothing, and only return what would be.
+        client: Sends the requests; None is a new one. Beside s3:DeleteObject Amazon S3 wants s3:GetObject for deletes
+            with a condition, and s3:PutObject for the note.
 
     Returns:
-        The URIs of those that were deleted, the oldest first.
+        The URIs of those that were deleted, or would be, the oldest first; before them those whose deletion an earlier
+        call has begun.
 
     Raises:
         ArgumentError: ``count`` is less than 1.
+        ArgumentTypeError: Another argument has the wrong type.
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed or deleted.
+        S3Error: They could not be listed or deleted; some may have been. Call it again.
     """
     if _buffer.as_index("count", count) < 1:
         raise ArgumentError(f"count={count!r} must be an integer of at least 1: the latest checkpoint is kept.")
+    _check_flag("dry_run", dry_run)
+    counts = _Counts(pattern, formats)
     client = client or S3Client()
     bucket, folder = _bucket_and_folder(prefix)
-    old = _complete(client, bucket, folder)[:-count]
-    for checkpoint in old:
-        for key in checkpoint.keys:
-            client.delete_object(bucket, key)
-    return [f"s3://{bucket}/{checkpoint.key.rstrip('/')}" for checkpoint in old]
+    run = _Run(client, bucket, folder)
+    deleted = [_uri(bucket, key) for key in run.finish(unfinished.DAY, dry_run=dry_run)[0]]
+    old = [checkpoint for checkpoint in run.checkpoints(counts)[:-count] if not run.is_touched(checkpoint)]
+    return deleted + [_uri(bucket, checkpoint.key) for checkpoint in old if dry_run or run.delete(checkpoint)]
 
 
 def mark_complete(s3_uri: str, *, client: S3Client | None = None) -> None:
     """Say that a folder is a complete checkpoint, when all its objects are written.
 
     Args:
-        s3_uri: Of the folder.
+        s3_uri: Of the folder, with or without a slash at its end.
         client: Sends the request; None is a new one.
 
     Raises:
         InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/folder``.
         S3Error: The mark could not be stored.
     """
-    bucket, key = parse_s3_uri(s3_uri)
-    (client or S3Client()).put_object(bucket, f"{key.rstrip('/')}/{_MARKER}").close()
+    bucket, folder = _bucket_and_folder(s3_uri)
+    if not folder:
+        raise InvalidURIError(f"{s3_uri!r} is a bucket and no folder. Write 's3://bucket/folder'.")
+    with (client or S3Client()).put_object(bucket, f"{folder}{_MARKER}") as writer:
+        # Each mark has an ETag of its own, by which whoever deletes an older one tells them apart.
+        writer.write(json.dumps({"mark": secrets.token_hex(16)}).encode())
 
 
-def clean(prefix: str, *, older_than: float = 0.0, client: S3Client | None = None) -> list[MultipartUploadInfo]:
-    """Abort the uploads that a killed process has left: their parts are invisible, and paid for.
+def clean(
+    prefix: str,
+    *,
+    older_than: timedelta | float = unfinished.DAY,
+    dry_run: bool = False,
+    client: S3Client | None = None,
+) -> list[MultipartUploadInfo | ObjectInfo]:
+    """Delete what killed processes have left: parts of uploads, which are invisible and paid for, and shards.
+
+    Shards are left by a ``save_file(..., max_shard_size=)`` that was killed before it wrote the index; those right
+    below the prefix are found. So are the rests of what ``keep_last`` has begun to delete.
 
     Args:
-        prefix: Only uploads of keys that begin with it.
-        older_than: Only uploads that were begun so many seconds ago, by the server's clock and this machine's; those
-            of processes that still run must not be among them.
+        prefix: Of a folder, see ``latest``: uploads of all keys below it, and of the key itself.
+        older_than: Only what was begun so long ago, by the server's clock and this machine's, a timedelta or seconds.
+            What processes that still run have begun must not be among it.
+        dry_run: Whether to delete nothing, and only return what would be.
         client: Sends the requests; None is a new one.
 
     Returns:
-        The uploads that were aborted.
+        The uploads that were aborted and the objects that were deleted, or would be; all have a ``key``.
 
     Raises:
         ArgumentError: ``older_than`` is negative.
+        ArgumentTypeError: An argument has the wrong type.
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed or aborted.
+        S3Error: They could not be listed, aborted or deleted; some may have been. Call it again.
     """
-    if not older_than >= 0:
-        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds.")
+    age = _as_timedelta(older_than)
+    _check_flag("dry_run", dry_run)
     client = client or S3Client()
-    bucket, begin = parse_s3_uri(prefix)
-    limit = time.time() - older_than
-    old = [upload for upload in client.list_multipart_uploads(bucket, begin) if upload.initiated <= limit]
-    for upload in old:
-        client.abort_multipart_upload(bucket, upload.key, upload.upload_id)
-    return old
+    bucket, folder = _bucket_and_folder(prefix)
+    key = folder[:-1]
+    uploads = client.list_multipart_uploads(bucket, key)
+    limit = unfinished.clock() - age.total_seconds()
+    old = [
+        upload
+        for upload in uploads
+        if upload.initiated <= limit and (upload.key == key or upload.key.startswith(folder))
+    ]
+    if not dry_run:
+        for upload in old:
+            client.abort_multipart_upload(bucket, upload.key, upload.upload_id)
+    notes = next(client.list_objects(bucket, f"{folder}{unfinished.FOLDER}", max_keys=1))
+    left = _Run(client, bucket, folder).finish(age, dry_run=dry_run)[1] if notes.object_info else []
+    return [*old, *left]
+
+
+class _Counts:
+    """Which names are checkpoints.
+
+    Args:
+        pattern: See ``latest``.
+        formats: See ``latest``.
+    """
+
+    def __init__(self, pattern: str, formats: Sequence[str]) -> None:
+        self._check(pattern, formats)
+        self._pattern = pattern
+        self._formats = tuple(each.lower() for each in formats)
+
+    @staticmethod
+    def _check(pattern: object, formats: object) -> None:
+        if not isinstance(pattern, str):
+            raise ArgumentTypeError(f"pattern must be a str, such as 'step-*', got {pattern!r}.")
+        endings = list(formats) if isinstance(formats, Iterable) and not isinstance(formats, str) else [None]
+        if not all(isinstance(each, str) and each for each in endings):
+            raise ArgumentTypeError(f"formats must be endings of names, such as ['.pt', '.ckpt'], got {formats!r}.")
+
+    def __call__(self, name: str) -> bool:
+        """Whether a name counts, whatever it is of."""
+        return fnmatchcase(name, self._pattern)
+
+    def is_file(self, name: str) -> bool:
+        """Whether an object of this name is a checkpoint of its own."""
+        return self(name) and name.lower().endswith(self._formats) and not is_shard_name(name)
+
+
+class _Run:
+    """What is below a prefix, as it was listed.
+
+    Args:
+        client: Lists it.
+        bucket: Of the run.
+        folder: Of the run; empty, or ends in ``/``.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, folder: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._folder = folder
+        self._objects: dict[str, ObjectInfo] = {}
+        for page in client.list_objects(bucket, folder):
+            self._objects.update((info.key, info) for info in page.object_info)
+        self._folders: dict[str, list[ObjectInfo]] = {}
+        self._files: dict[str, ObjectInfo] = {}
+        for key, info in self._objects.items():
+            child, slash, _ = key[len(folder) :].partition("/")
+            if child and slash and child != unfinished.FOLDER[:-1]:
+                self._folders.setdefault(f"{folder}{child}/", []).append(info)
+            elif child and not slash:
+                self._files[child] = info
+        self._models = self._read_indexes([info for name, info in self._files.items() if name.endswith(INDEX_SUFFIX)])
+
+    def checkpoints(self, counts: _Counts) -> list[_Checkpoint]:
+        """Return the complete checkpoints, the oldest first."""
+        shards = self._shards
+        found = [self._of_file(name, info) for name, info in self._files.items() if counts.is_file(name)]
+        found = [each for each in found if each.key not in shards]
+        names = {key: key[len(self._folder) :] for key in (*self._models, *self._folders)}
+        found += [
+            self._of_model(key, files)
+            for key, files in self._models.items()
+            if counts(names[key].removesuffix(INDEX_SUFFIX)) and self._are_there(files)
+        ]
+        marked = {key: self._marks(infos) for key, infos in self._folders.items() if counts(names[key].rstrip("/"))}
+        found += [self._of_folder(key, marks) for key, marks in marked.items() if marks]
+        return sorted(found)
+
+    def is_touched(self, checkpoint: _Checkpoint) -> bool:
+        """Whether a folder may be written anew: something in it is newer than its mark, and not older than a day."""
+        stored = [known.modified for known in checkpoint.others if checkpoint.key.endswith("/")]
+        newest = max(stored, default=0)
+        return newest > checkpoint.completed and newest > unfinished.clock() - unfinished.DAY.total_seconds()
+
+    def delete(self, checkpoint: _Checkpoint) -> bool:
+        """Delete a checkpoint; returns whether that was done: one that was replaced meanwhile stays."""
+        client, bucket = self._client, self._bucket
+        note = None
+        if len(checkpoint.marks) + len(checkpoint.others) > 1:
+            old = (*checkpoint.marks, *checkpoint.others)
+            note = unfinished.write_note(client, bucket, self._folder, checkpoint.key, old)
+        kept = delete_unchanged(client._access, bucket, checkpoint.marks)
+        if not kept:
+            delete_unchanged(client._access, bucket, checkpoint.others)
+        if note is not None:
+            unfinished.delete_note(client, bucket, note)
+        return not kept
+
+    def finish(self, older_than: timedelta, *, dry_run: bool) -> tuple[list[str], list[ObjectInfo]]:
+        """Finish what others have left.
+
+        Args:
+            older_than: How old what was being written must be to be given up.
+            dry_run: Whether to do nothing.
+
+        Returns:
+            The keys of the checkpoints whose deletion that ends, and the objects that are deleted.
+        """
+        there = list(map(_known, self._objects.values()))
+        ended: list[str] = []
+        gone: list[str] = []
+        for note in self._notes():
+            named = self._named(note)
+            left = unfinished.leftovers(note, there=there, named=named, older_than=older_than)
+            if left and not note.new:
+                ended.append(note.checkpoint)
+            gone += [known.key for known in left]
+            if not dry_run:
+                unfinished.finish(self._client, self._bucket, note, left, named=named, older_than=older_than)
+        return list(dict.fromkeys(ended)), [self._objects[key] for key in dict.fromkeys(gone)]
+
+    def _notes(self) -> list[unfinished.Note]:
+        begin = self._folder + unfinished.FOLDER
+        known = [_known(info) for key, info in self._objects.items() if key.startswith(begin)]
+        return unfinished.read_notes(self._client, self._bucket, self._folder, known)
+
+    def _named(self, note: unfinished.Note) -> frozenset[str]:
+        """Return the keys of what belongs to a complete checkpoint, of those that a note may speak of."""
+        infos = self._folders.get(note.checkpoint, [])
+        marked = [info.key for info in infos] if self._marks(infos) else []
+        return frozenset([*self._shards, *self._models, *marked])
+
+    @property
+    def _shards(self) -> set[str]:
+        return {file for files in self._models.values() for file in files}
+
+    def _read_indexes(self, infos: Sequence[ObjectInfo]) -> dict[str, list[str]]:
+        """Return the keys of the files of each model, by the key of its index."""
+        models: dict[str, list[str]] = {}
+        texts = unfinished.read_all(self._client, self._bucket, [info.key for info in infos])
+        for info, text in zip(infos, texts, strict=True):
+            if text is None:
+                continue  # deleted since it was listed
+            try:
+                files = parse_index(text, _uri(self._bucket, info.key))
+            except CheckpointFormatError:
+                continue  # of something else
+            models[info.key] = [self._folder + file for file in files]
+        return models
+
+    def _are_there(self, files: Iterable[str]) -> bool:
+        """Whether objects are there. An index that was replaced since the listing names some that were not listed."""
+        missing = [
+            HeadObject(self._client._access.bucket(self._bucket), file, is_lenient=True)
+            for file in files
+            if file not in self._objects
+        ]
+        self._client._access.run(missing)
+        return not any(request.is_missing for request in missing)
+
+    def _marks(self, infos: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+        """Return the objects that make a folder complete."""
+        return [info for info in infos if info.key[len(self._folder) :].partition("/")[2] in _MARKERS]
+
+    def _of_file(self, name: str, info: ObjectInfo) -> _Checkpoint:
+        return _Checkpoint(info.last_modified, _natural(name), info.key, (_known(info),))
+
+    def _of_model(self, key: str, files: Sequence[str]) -> _Checkpoint:
+        elsewhere = {file for other, named in self._models.items() if other != key for file in named}
+        others = [self._objects[file] for file in files if file in self._objects and file not in elsewhere]
+        name = key[len(self._folder) :].removesuffix(INDEX_SUFFIX)
+        return self._new(name, key, [self._objects[key]], others)
+
+    def _of_folder(self, key: str, marks: Sequence[ObjectInfo]) -> _Checkpoint:
+        others = [info for info in self._folders[key] if info not in marks]
+        return self._new(key[len(self._folder) : -1], key, marks, others)
+
+    def _new(self, name: str, key: str, marks: Sequence[ObjectInfo], others: Sequence[ObjectInfo]) -> _Checkpoint:
+        completed = max(info.last_modified for info in marks)
+        return _Checkpoint(completed, _natural(name), key, tuple(map(_known, marks)), tuple(map(_known, others)))
+
+
+def _known(info: ObjectInfo) -> Known:
+    return Known(info.key, info.etag, info.last_modified)
+
+
+def _uri(bucket: str, key: str) -> str:
+    return f"s3://{bucket}/{key.removesuffix('/')}"
 
 
 def _bucket_and_folder(prefix: str) -> tuple[str, str]:
+    """Return the folder that a URI names: empty for the bucket, else what it says, with a slash at its end."""
     bucket, key = parse_s3_uri(prefix)
-    return bucket, f"{key.rstrip('/')}/" if key.rstrip("/") else ""
-
-
-def _complete(client: S3Client, bucket: str, folder: str) -> list[_Checkpoint]:
-    """Return the complete checkpoints, the oldest first."""
-    return sorted(_checkpoints(client, bucket, folder))
-
-
-def _checkpoints(client: S3Client, bucket: str, folder: str) -> Iterator[_Checkpoint]:
-    folders: dict[str, list[tuple[str, int]]] = {}
-    for page in client.list_objects(bucket, folder):
-        for info in page.object_info:
-            child, slash, _ = info.key[len(folder) :].partition("/")
-            if slash:
-                folders.setdefault(f"{folder}{child}/", []).append((info.key, info.last_modified))
-            elif child:
-                yield _Checkpoint(info.last_modified, _natural(child), info.key, (info.key,))
-    for key, objects in folders.items():
-        marks = [(modified, name) for name, modified in objects if name[len(key) :] in _MARKERS]
-        if marks:
-            names = [name for _, name in marks]
-            others = [name for name, _ in objects if name not in names]
-            yield _Checkpoint(max(marks)[0], _natural(key), key, (*names, *others))
+    return bucket, f"{key.removesuffix('/')}/" if key else ""
 
 
 def _natural(name: str) -> tuple[tuple[str, int], ...]:
     """Return a name by which ``step-9`` comes before ``step-10``."""
     return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))
+
+
+def _as_timedelta(older_than: timedelta | float) -> timedelta:
+    given: object = older_than
+    if isinstance(given, bool) or not isinstance(given, (timedelta, int, float)):
+        raise ArgumentTypeError(f"older_than must be a timedelta, or seconds, got {older_than!r}.")
+    try:
+        age = given if isinstance(given, timedelta) else timedelta(seconds=given)
+    except (ValueError, OverflowError):  # not a number, or more than a timedelta holds
+        age = timedelta(seconds=-1)
+    if age < timedelta():
+        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds, or a timedelta.")
+    return age
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be a bool, got {value!r}.")

@@ -242,7 +242,7 @@ class Objects(MutableMapping[str, bytes]):
             if operation in {"PutObject", "UploadPart"} and not _is_intact(request):
                 return error_answer(400, "BadDigest")
             if operation in {"PutObject", "CompleteMultipartUpload", "DeleteObject"}:
-                refusal = self._refusal(request, key)
+                refusal = self._unfulfilled(request, key)
                 if refusal is not None:
                     return refusal
             if operation == "ListObjectsV2":
@@ -266,9 +266,12 @@ class Objects(MutableMapping[str, bytes]):
                 return self._begin(key, request.headers.get("x-amz-checksum-type", ""))
             return self._go_on(operation, request, key, query)
 
-    def _refusal(self, request: Request, key: str) -> Answer | None:
+    def _is_refused(self, request: Request, key: str) -> bool:
+        return request.headers.get("if-none-match") == "*" and key in self._stored
+
+    def _unfulfilled(self, request: Request, key: str) -> Answer | None:
         """Returns the answer to a change whose condition is not fulfilled; None if it is, or there is none."""
-        if request.headers.get("if-none-match") == "*" and key in self._stored:
+        if self._is_refused(request, key):
             return error_answer(412, "PreconditionFailed")
         wanted = request.headers.get("if-match")
         if wanted is None:
