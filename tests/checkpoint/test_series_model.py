@@ -58,12 +58,14 @@ class World:
             self.server.script()
 
     def new_value(self) -> int:
+        """Return a value that was never saved."""
         self.values += 1
         return self.values
 
 
 @contextmanager
 def world_of(seed: int) -> Iterator[World]:
+    """A world whose steps are chosen by a seed."""
     with FaultyServer() as server, pytest.MonkeyPatch.context() as patch:
         client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
         world = World(server, client, random.Random(seed))
@@ -76,6 +78,7 @@ def world_of(seed: int) -> Iterator[World]:
 
 
 def put(world: World, key: str, content: bytes) -> None:
+    """Store an object."""
     with world.client.put_object("bucket", key) as writer:
         writer.write(content)
 
@@ -99,6 +102,7 @@ def save(world: World, name: str, value: int) -> None:
 
 
 def is_complete(world: World, name: str) -> bool:
+    """Return whether there is what completes a checkpoint."""
     keys = set(world.server.objects)
     if name.endswith(".safetensors"):
         return bool({f"run/{name}", f"run/{name}.index.json"} & keys)
@@ -169,6 +173,7 @@ def _times(world: World, name: str) -> list[float]:
 
 
 def step_save(world: World) -> None:
+    """Save something under one of the names."""
     name, value = world.chance.choice(NAMES), world.new_value()
     world.log.append(f"save {name} = {value}")
     is_folder = "." not in name
@@ -180,6 +185,7 @@ def step_save(world: World) -> None:
 
 
 def step_keep_last(world: World) -> None:
+    """Keep some; only older ones may be gone afterwards."""
     count = world.chance.randrange(1, 4)
     world.log.append(f"keep_last {count}")
     before = order(world)
@@ -200,12 +206,14 @@ def step_keep_last(world: World) -> None:
 
 
 def step_clean(world: World) -> None:
+    """Clean up."""
     world.log.append("clean")
     with world.killed_at_random():
         clean(RUN, client=world.client)
 
 
 def step_wait(world: World) -> None:
+    """Let time go by."""
     world.now += world.chance.choice([0.4, 1.0, 60.0, 2 * DAY])
 
 
