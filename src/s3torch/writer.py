@@ -75,6 +75,10 @@ class S3Writer(S3File):
         key: Of the object.
         options: Of the object.
         resumes: Whether to go on with an upload that was interrupted, and to leave what arrived if this one is.
+
+    Attributes:
+        etag: Of the object, once the writer was closed and it appeared, with the quotes; None before, and where the
+            server does not tell it. ``put_object(if_match=)`` replaces this version and no other.
     """
 
     _noun = "writer"
@@ -88,6 +92,7 @@ class S3Writer(S3File):
         self._resumes = resumes
         self._pid = os.getpid()
         self._state = _State.OPEN
+        self.etag: str | None = None
         self._position = 0
         self._upload: MultipartUpload | None = None
         self._parts = 0
@@ -227,7 +232,7 @@ class S3Writer(S3File):
                 self._put_whole()
             else:
                 self._send(self._upload)
-                self._upload.complete()
+                self.etag = self._upload.complete() or None
             self._end(_State.COMMITTED)
 
     @exclusive
@@ -267,16 +272,15 @@ class S3Writer(S3File):
     def _leave(self) -> None:
         """Abort by whoever sends something next: the caller may be the garbage collector."""
         upload = self._upload
-        if upload is not None and not self._is_to_stay:
+        if upload is not None and not self._is_to_stay(upload):
             leftovers.leave(upload.abort)  # first: only now the writer may forget it
         self._end(_State.ABORTED)
         if upload is not None:
             upload.cancel()
 
-    @property
-    def _is_to_stay(self) -> bool:
+    def _is_to_stay(self, upload: MultipartUpload) -> bool:
         """Whether what arrived is for a later writer, or another process goes on with this upload."""
-        return self._resumes or self._pid != os.getpid()
+        return (self._resumes and upload.can_be_resumed) or self._pid != os.getpid()
 
     def _end(self, state: _State) -> None:
         """Close the file."""
@@ -329,6 +333,7 @@ class S3Writer(S3File):
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         try:
             self._access.run([put])
+            self.etag = put.etag
         except (ObjectExistsError, ObjectChangedError, ObjectNotFoundError) as error:
             if put.sent < 2 or not self.options.fields_to_complete():
                 raise
@@ -338,6 +343,7 @@ class S3Writer(S3File):
                 sentence = "An earlier request has met no answer, and whether it has stored this object is not known."
                 error.args = (f"{error.args[0]} {sentence}",)
             if not is_own:
+                self.etag = None
                 raise
 
     def _is_stored(self) -> bool | None:
@@ -351,6 +357,7 @@ class S3Writer(S3File):
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = stored.head.fields
+        self.etag = fields.get("etag")
         if stored.size != self._buffer.length:
             return False
         etag = fields.get("etag", "").removeprefix("W/").strip('"')

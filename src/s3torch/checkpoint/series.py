@@ -2,7 +2,8 @@
 
 What lies right below the prefix is one checkpoint each:
 
-- an object of a known format, which is complete as soon as it is there;
+- an object of a known format, which is complete as soon as it is there: its name ends as such objects do, or has no
+  ending and the object begins as what ``torch.save`` writes;
 - a model in several files (``save_file(..., max_shard_size=)``), which is complete when its index is there and all
   files that the index names. A shard is never a checkpoint, with an index or without;
 - a folder, which is complete when it holds ``.metadata``, which a distributed checkpoint writes last, or the object
@@ -30,7 +31,8 @@ from s3torch import _buffer
 from s3torch._aws.listing import ObjectInfo
 from s3torch._aws.operations import HeadObject
 from s3torch._objects.deleting import Known, delete_unchanged
-from s3torch.checkpoint import unfinished
+from s3torch.checkpoint import pointer, unfinished
+from s3torch.checkpoint.pointer import folder_of_uri, read_pointer, read_target
 from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, is_shard_name, parse_index
 from s3torch.client import MultipartUploadInfo, S3Client
 from s3torch.errors import (
@@ -39,13 +41,14 @@ from s3torch.errors import (
     CheckpointFormatError,
     InvalidURIError,
 )
-from s3torch.uri import parse_s3_uri
 
 __all__ = ["FORMATS", "clean", "keep_last", "latest", "mark_complete"]
 
 #: How the names of objects end that are checkpoints: those of torch, Lightning and safetensors.
 FORMATS = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
 
+# What a file of torch.save begins with: a zip archive, or in the legacy form a pickled number.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 _MARKER = "_COMPLETE"
 _MARKERS = (".metadata", _MARKER)
 
@@ -73,6 +76,7 @@ def latest(
     *,
     pattern: str = "*",
     formats: Sequence[str] = FORMATS,
+    by_pointer: bool = False,
     client: S3Client | None = None,
 ) -> str | None:
     """Return the URI of the checkpoint that was completed last; None if there is none.
@@ -83,7 +87,9 @@ def latest(
             object of a known format, each model in several files by its index, and each folder that is complete.
         pattern: Which names count, as in a shell (``*``, ``?``, ``[...]``; upper and lower case differ): of an object,
             of a folder, of a model in several files that without ``.index.json``.
-        formats: How the names of objects end that count. Others (``config.json``, ``train.log``) never do.
+        formats: How the names of objects end that count. Others (``config.json``, ``train.log``) never do, but for
+            those without a dot that begin as ``torch.save`` writes, which are looked at.
+        by_pointer: Whether to return what the pointer of the run names (see ``set_pointer``), and list nothing.
         client: Lists them; None is a new one.
 
     Returns:
@@ -96,7 +102,10 @@ def latest(
         S3Error: They could not be listed, or an index could not be read.
     """
     counts = _Counts(pattern, formats)
-    bucket, folder = _bucket_and_folder(prefix)
+    _check_flag("by_pointer", by_pointer)
+    if by_pointer:
+        return read_pointer(prefix, client=client).uri
+    bucket, folder = folder_of_uri(prefix)
     found = _Run(client or S3Client(), bucket, folder).checkpoints(counts)
     return _uri(bucket, found[-1].key) if found else None
 
@@ -114,7 +123,8 @@ def keep_last(
 
     What makes a checkpoint complete is deleted first, so that nobody loads what is half deleted. An object that was
     replaced since it was listed stays. What is not complete is left alone: it may be about to be written. So is a
-    folder in which something was stored after its mark, within a day: it may be written anew.
+    folder in which something was stored after its mark, within a day: it may be written anew. What the pointer of the
+    run names (see ``set_pointer``) is kept beside the last ones.
 
     A call that fails in the middle has deleted some of them. The next call finishes the one that it was at: the objects
     that were to be deleted are noted in the folder ``.s3torch/`` below the prefix until they are gone.
@@ -143,10 +153,10 @@ def keep_last(
     _check_flag("dry_run", dry_run)
     counts = _Counts(pattern, formats)
     client = client or S3Client()
-    bucket, folder = _bucket_and_folder(prefix)
+    bucket, folder = folder_of_uri(prefix)
     run = _Run(client, bucket, folder)
     deleted = [_uri(bucket, key) for key in run.finish(unfinished.DAY, dry_run=dry_run)[0]]
-    old = [checkpoint for checkpoint in run.checkpoints(counts)[:-count] if not run.is_touched(checkpoint)]
+    old = [checkpoint for checkpoint in run.checkpoints(counts)[:-count] if not run.is_in_use(checkpoint)]
     return deleted + [_uri(bucket, checkpoint.key) for checkpoint in old if dry_run or run.delete(checkpoint)]
 
 
@@ -161,7 +171,7 @@ def mark_complete(s3_uri: str, *, client: S3Client | None = None) -> None:
         InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/folder``.
         S3Error: The mark could not be stored.
     """
-    bucket, folder = _bucket_and_folder(s3_uri)
+    bucket, folder = folder_of_uri(s3_uri)
     if not folder:
         raise InvalidURIError(f"{s3_uri!r} is a bucket and no folder. Write 's3://bucket/folder'.")
     with (client or S3Client()).put_object(bucket, f"{folder}{_MARKER}") as writer:
@@ -200,7 +210,7 @@ def clean(
     age = _as_timedelta(older_than)
     _check_flag("dry_run", dry_run)
     client = client or S3Client()
-    bucket, folder = _bucket_and_folder(prefix)
+    bucket, folder = folder_of_uri(prefix)
     key = folder[:-1]
     uploads = client.list_multipart_uploads(bucket, key)
     limit = unfinished.clock() - age.total_seconds()
@@ -242,9 +252,9 @@ class _Counts:
         """Whether a name counts, whatever it is of."""
         return fnmatchcase(name, self._pattern)
 
-    def is_file(self, name: str) -> bool:
-        """Whether an object of this name is a checkpoint of its own."""
-        return self(name) and name.lower().endswith(self._formats) and not is_shard_name(name)
+    def has_format(self, name: str) -> bool:
+        """Whether an object that is called so is a checkpoint of its own, by its ending."""
+        return name.lower().endswith(self._formats) and not is_shard_name(name)
 
 
 class _Run:
@@ -271,13 +281,18 @@ class _Run:
                 self._folders.setdefault(f"{folder}{child}/", []).append(info)
             elif child and not slash:
                 self._files[child] = info
+        # Asked for only if it was listed.
+        has_pointer = pointer.NAME in self._files
+        self._target = read_target(client, bucket, folder) if has_pointer else None
         self._models = self._read_indexes([info for name, info in self._files.items() if name.endswith(INDEX_SUFFIX)])
 
     def checkpoints(self, counts: _Counts) -> list[_Checkpoint]:
         """Return the complete checkpoints, the oldest first."""
         shards = self._shards
-        found = [self._of_file(name, info) for name, info in self._files.items() if counts.is_file(name)]
-        found = [each for each in found if each.key not in shards]
+        files = {name: info for name, info in self._files.items() if counts(name) and info.key not in shards}
+        chosen = [name for name in files if counts.has_format(name)]
+        chosen += self._written_by_torch([name for name in files if "." not in name])
+        found = [self._of_file(name, files[name]) for name in chosen]
         names = {key: key[len(self._folder) :] for key in (*self._models, *self._folders)}
         found += [
             self._of_model(key, files)
@@ -288,8 +303,13 @@ class _Run:
         found += [self._of_folder(key, marks) for key, marks in marked.items() if marks]
         return sorted(found)
 
-    def is_touched(self, checkpoint: _Checkpoint) -> bool:
-        """Whether a folder may be written anew: something in it is newer than its mark, and not older than a day."""
+    def is_in_use(self, checkpoint: _Checkpoint) -> bool:
+        """Whether the pointer names it; or it is a folder that may be written anew.
+
+        Of that something is newer than its mark, and not older than a day.
+        """
+        if checkpoint.key.removesuffix("/") == self._target:
+            return True
         stored = [known.modified for known in checkpoint.others if checkpoint.key.endswith("/")]
         newest = max(stored, default=0)
         return newest > checkpoint.completed and newest > unfinished.clock() - unfinished.DAY.total_seconds()
@@ -360,6 +380,14 @@ class _Run:
             models[info.key] = [self._folder + file for file in files]
         return models
 
+    def _written_by_torch(self, names: Sequence[str]) -> list[str]:
+        """Return which objects begin as what torch.save writes."""
+        begin = max(map(len, _BEGINNINGS))
+        texts = unfinished.read_all(self._client, self._bucket, [self._folder + name for name in names], begin)
+        return [
+            name for name, text in zip(names, texts, strict=True) if text is not None and text.startswith(_BEGINNINGS)
+        ]
+
     def _are_there(self, files: Iterable[str]) -> bool:
         """Whether objects are there. An index that was replaced since the listing names some that were not listed."""
         missing = [
@@ -398,12 +426,6 @@ def _known(info: ObjectInfo) -> Known:
 
 def _uri(bucket: str, key: str) -> str:
     return f"s3://{bucket}/{key.removesuffix('/')}"
-
-
-def _bucket_and_folder(prefix: str) -> tuple[str, str]:
-    """Return the folder that a URI names: empty for the bucket, else what it says, with a slash at its end."""
-    bucket, key = parse_s3_uri(prefix)
-    return bucket, f"{key.removesuffix('/')}/" if key else ""
 
 
 def _natural(name: str) -> tuple[tuple[str, int], ...]:

@@ -160,15 +160,16 @@ def finish(
 
 
 class _Read:
-    """An object that is read as a whole."""
+    """An object that is read from its beginning."""
 
-    def __init__(self, remote: RemoteObject) -> None:
+    def __init__(self, remote: RemoteObject, stop: int) -> None:
         self._remote = remote
+        self._stop = stop
         self._buffer = BytesBuffer(0)
-        self.fetch: Fetch = remote.new_fetch(0, _MOST + 1, self._place)
+        self.fetch: Fetch = remote.new_fetch(0, stop, self._place)
 
     def _place(self, size: int) -> memoryview:
-        self._buffer = BytesBuffer(min(size, _MOST + 1))
+        self._buffer = BytesBuffer(min(size, self._stop))
         return self._buffer.view
 
     def finish(self) -> bytes | None:
@@ -182,12 +183,23 @@ class _Read:
         return text
 
 
-def read_all(client: S3Client, bucket: str, keys: Iterable[str]) -> list[bytes | None]:
-    """Return the contents of small objects, which are read at the same time; None for one that is not there."""
+def read_all(client: S3Client, bucket: str, keys: Iterable[str], stop: int = _MOST + 1) -> list[bytes | None]:
+    """Return the contents of small objects, which are read at the same time; None for one that is not there.
+
+    Args:
+        client: Sends the requests.
+        bucket: Of the objects.
+        keys: Of the objects.
+        stop: Only the bytes before this one of each.
+
+    Raises:
+        CheckpointFormatError: One is larger than any index.
+        S3Error: One could not be read.
+    """
     reads: list[_Read] = []
     try:
         for key in keys:
-            read = _Read(RemoteObject(client._access, bucket, key))
+            read = _Read(RemoteObject(client._access, bucket, key), stop)
             reads.append(read)  # first: what is in there is cancelled
             read.fetch.begin()
         return [read.finish() for read in reads]
