@@ -156,7 +156,9 @@ def keep_last(
     bucket, folder = folder_of_uri(prefix)
     run = _Run(client, bucket, folder)
     deleted = [_uri(bucket, key) for key in run.finish(unfinished.DAY, dry_run=dry_run)[0]]
-    old = [checkpoint for checkpoint in run.checkpoints(counts)[:-count] if not run.is_in_use(checkpoint)]
+    target = run.target()
+    old = [each for each in run.checkpoints(counts)[:-count] if each.key.removesuffix("/") != target]
+    old = [each for each in old if not run.is_written_anew(each)]
     return deleted + [_uri(bucket, checkpoint.key) for checkpoint in old if dry_run or run.delete(checkpoint)]
 
 
@@ -281,9 +283,6 @@ class _Run:
                 self._folders.setdefault(f"{folder}{child}/", []).append(info)
             elif child and not slash:
                 self._files[child] = info
-        # Asked for only if it was listed.
-        has_pointer = pointer.NAME in self._files
-        self._target = read_target(client, bucket, folder) if has_pointer else None
         self._models = self._read_indexes([info for name, info in self._files.items() if name.endswith(INDEX_SUFFIX)])
 
     def checkpoints(self, counts: _Counts) -> list[_Checkpoint]:
@@ -303,13 +302,13 @@ class _Run:
         found += [self._of_folder(key, marks) for key, marks in marked.items() if marks]
         return sorted(found)
 
-    def is_in_use(self, checkpoint: _Checkpoint) -> bool:
-        """Whether the pointer names it; or it is a folder that may be written anew.
+    def target(self) -> str | None:
+        """Return the key that the pointer of the run names, without a slash at its end; None if there is no pointer."""
+        has_pointer = pointer.NAME in self._files  # it is asked for only if it was listed
+        return read_target(self._client, self._bucket, self._folder) if has_pointer else None
 
-        Of that something is newer than its mark, and not older than a day.
-        """
-        if checkpoint.key.removesuffix("/") == self._target:
-            return True
+    def is_written_anew(self, checkpoint: _Checkpoint) -> bool:
+        """Whether it may be a folder that is: something in it is newer than its mark, and not older than a day."""
         stored = [known.modified for known in checkpoint.others if checkpoint.key.endswith("/")]
         newest = max(stored, default=0)
         return newest > checkpoint.completed and newest > unfinished.clock() - unfinished.DAY.total_seconds()
