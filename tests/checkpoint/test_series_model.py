@@ -9,6 +9,8 @@ anything else: no mixture, no part, and nothing of others is touched.
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +20,10 @@ import torch
 
 from s3torch import S3Client
 from s3torch.checkpoint import clean, keep_last, latest, mark_complete, unfinished
-from s3torch.errors import ArgumentError, ObjectNotFoundError, S3Error
+from s3torch.errors import ArgumentError, ObjectChangedError, ObjectNotFoundError, S3Error
 from s3torch.safetensors import load_file, save_file
 from s3torch.testing import FaultyServer, faults
+from s3torch.uri import parse_s3_uri
 
 DAY = 86_400
 RUN = "s3://bucket/run/"
@@ -261,3 +264,73 @@ def _check_nothing_is_left(world: World) -> None:
         shards = [key for key in world.server.objects if "-of-" in key]
         assert bool(shards) == (name in world.server.objects)
         assert len(shards) in (0, 2, 3), f"{shards} are left"
+
+
+@pytest.mark.parametrize("where", ["memory", "real"])
+def test_all_at_once(where: str, s3, bucket: str, prefix: str):
+    """Two that save, two that delete and one that loads, at the same time: no mixture, nothing lost, nothing left."""
+    with FaultyServer() as server:
+        clients = [
+            S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+            if where == "memory"
+            else S3Client(s3.region, endpoint=s3.endpoint)
+            for _ in range(5)
+        ]
+        server.objects.clock = time.time
+        run = "s3://bucket/run" if where == "memory" else f"s3://{bucket}/{prefix}run"
+        errors: list[BaseException] = []
+        loaded: list[int] = []
+        done = threading.Event()
+
+        def guarded(work: Callable[[S3Client], None], client: S3Client) -> None:
+            try:
+                work(client)
+            except BaseException as error:
+                errors.append(error)
+                raise
+
+        def save_all(client: S3Client, name: str) -> None:
+            for number in range(12):
+                tensors = {f"t{each}": torch.full((8,), number) for each in range(3)}
+                save_file(tensors, f"{run}/{name.format(number)}", max_shard_size=64, client=client)
+
+        def delete_all(client: S3Client) -> None:
+            while not done.is_set():
+                keep_last(run, 2, client=client)
+
+        def load_all(client: S3Client) -> None:
+            while not done.is_set():
+                uri = latest(run, client=client)
+                try:
+                    tensors = load_file(uri, client=client) if uri is not None else {}
+                except (ObjectNotFoundError, ObjectChangedError):
+                    continue  # it was replaced or deleted meanwhile
+                values = {int(value) for tensor in tensors.values() for value in tensor}
+                assert len(values) == 1 or uri is None, f"{uri} is a mixture of {values}"
+                loaded.extend(values)
+
+        savers = [
+            threading.Thread(target=guarded, args=(lambda client, name=name: save_all(client, name), client))
+            for name, client in zip(("same.safetensors", "step-{}.safetensors"), clients, strict=False)
+        ]
+        others = [
+            threading.Thread(target=guarded, args=(work, client))
+            for work, client in zip((delete_all, delete_all, load_all), clients[2:], strict=True)
+        ]
+        for thread in (*savers, *others):
+            thread.start()
+        for thread in savers:
+            thread.join()
+        done.set()
+        for thread in others:
+            thread.join()
+        assert errors == []
+        assert loaded
+        keep_last(run, 1, client=clients[0])
+        keep_last(run, 1, client=clients[0])
+        page = next(clients[0].list_objects(*parse_s3_uri(f"{run}/")))
+        assert len(page.object_info) == 4, [info.key for info in page.object_info]
+        uri = latest(run, client=clients[0])
+        assert {int(value) for tensor in load_file(uri, client=clients[0]).values() for value in tensor} == {11}
+        for client in clients:
+            client.close()

@@ -155,10 +155,11 @@ def keep_last(
     client = client or S3Client()
     bucket, folder = folder_of_uri(prefix)
     run = _Run(client, bucket, folder)
-    deleted = [_uri(bucket, key) for key in run.finish(unfinished.DAY, dry_run=dry_run)[0]]
+    day_ago = unfinished.long_ago(client, bucket, unfinished.DAY)
+    deleted = [_uri(bucket, key) for key in run.finish(day_ago, dry_run=dry_run)[0]]
     target = run.target()
     old = [each for each in run.checkpoints(counts)[:-count] if each.key.removesuffix("/") != target]
-    old = [each for each in old if not run.is_written_anew(each)]
+    old = [each for each in old if not run.is_written_anew(each, day_ago)]
     return deleted + [_uri(bucket, checkpoint.key) for checkpoint in old if dry_run or run.delete(checkpoint)]
 
 
@@ -215,7 +216,7 @@ def clean(
     bucket, folder = folder_of_uri(prefix)
     key = folder[:-1]
     uploads = client.list_multipart_uploads(bucket, key)
-    limit = unfinished.clock() - age.total_seconds()
+    limit = unfinished.long_ago(client, bucket, age)
     old = [
         upload
         for upload in uploads
@@ -225,7 +226,7 @@ def clean(
         for upload in old:
             client.abort_multipart_upload(bucket, upload.key, upload.upload_id)
     notes = next(client.list_objects(bucket, f"{folder}{unfinished.FOLDER}", max_keys=1))
-    left = _Run(client, bucket, folder).finish(age, dry_run=dry_run)[1] if notes.object_info else []
+    left = _Run(client, bucket, folder).finish(limit, dry_run=dry_run)[1] if notes.object_info else []
     return [*old, *left]
 
 
@@ -307,11 +308,11 @@ class _Run:
         has_pointer = pointer.NAME in self._files  # it is asked for only if it was listed
         return read_target(self._client, self._bucket, self._folder) if has_pointer else None
 
-    def is_written_anew(self, checkpoint: _Checkpoint) -> bool:
+    def is_written_anew(self, checkpoint: _Checkpoint, day_ago: float) -> bool:
         """Whether it may be a folder that is: something in it is newer than its mark, and not older than a day."""
         stored = [known.modified for known in checkpoint.others if checkpoint.key.endswith("/")]
         newest = max(stored, default=0)
-        return newest > checkpoint.completed and newest > unfinished.clock() - unfinished.DAY.total_seconds()
+        return newest > checkpoint.completed and newest > day_ago
 
     def delete(self, checkpoint: _Checkpoint) -> bool:
         """Delete a checkpoint; returns whether that was done: one that was replaced meanwhile stays."""
@@ -327,11 +328,11 @@ class _Run:
             unfinished.delete_note(client, bucket, note)
         return not kept
 
-    def finish(self, older_than: timedelta, *, dry_run: bool) -> tuple[list[str], list[ObjectInfo]]:
+    def finish(self, limit: float, *, dry_run: bool) -> tuple[list[str], list[ObjectInfo]]:
         """Finish what others have left.
 
         Args:
-            older_than: How old what was being written must be to be given up.
+            limit: What was begun then or before is given up, in seconds since the epoch.
             dry_run: Whether to do nothing.
 
         Returns:
@@ -342,12 +343,12 @@ class _Run:
         gone: list[str] = []
         for note in self._notes():
             named = self._named(note)
-            left = unfinished.leftovers(note, there=there, named=named, older_than=older_than)
+            left = unfinished.leftovers(note, there=there, named=named, limit=limit)
             if left and not note.new:
                 ended.append(note.checkpoint)
             gone += [known.key for known in left]
             if not dry_run:
-                unfinished.finish(self._client, self._bucket, note, left, named=named, older_than=older_than)
+                unfinished.finish(self._client, self._bucket, note, left, named=named, limit=limit)
         return list(dict.fromkeys(ended)), [self._objects[key] for key in dict.fromkeys(gone)]
 
     def _notes(self) -> list[unfinished.Note]:

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
     from s3torch._objects.fetch import Fetch
     from s3torch.client import S3Client
 
-__all__ = ["DAY", "FOLDER", "Note", "delete_note", "finish", "leftovers", "read_all", "read_notes", "write_note"]
+__all__ = [
+    "DAY",
+    "FOLDER",
+    "Note",
+    "delete_note",
+    "finish",
+    "leftovers",
+    "long_ago",
+    "read_all",
+    "read_notes",
+    "write_note",
+]
 
 FOLDER = ".s3torch/"
 # After which nobody is at work any more, if nothing else is said.
@@ -42,6 +53,11 @@ _VERSION = 1
 _MOST = 100_000_000  # bytes of a note or an index
 
 clock = time.time
+
+
+def long_ago(client: S3Client, bucket: str, age: timedelta) -> float:
+    """Return what time it was so long ago, in seconds since the epoch, by the server's clock as far as it is known."""
+    return clock() + client._access.bucket(bucket).clock_offset - age.total_seconds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +75,6 @@ class Note:
     old: tuple[Known, ...]
     new: tuple[str, ...]
     known: Known
-
-    @property
-    def age(self) -> timedelta:
-        """How old it is, by the server's clock and this machine's."""
-        return timedelta(seconds=clock() - self.known.modified)
 
 
 def write_note(
@@ -121,16 +132,16 @@ def _parse(text: bytes, folder: str, known: Known) -> Note | None:
     return note if all(key.startswith(folder) and key > folder for key in keys) else None
 
 
-def leftovers(note: Note, *, there: Iterable[Known], named: frozenset[str], older_than: timedelta) -> list[Known]:
-    """Return which objects are to be deleted by a note. Pure, but for the clock.
+def leftovers(note: Note, *, there: Iterable[Known], named: frozenset[str], limit: float) -> list[Known]:
+    """Return which objects are to be deleted by a note. Pure.
 
     Args:
         note: What is not finished.
         there: The objects that there are, as they were listed.
         named: Keys of those that belong to a complete checkpoint.
-        older_than: How old a note must be for what was being written to be given up.
+        limit: What was being written is given up if its note is not younger, in seconds since the epoch.
     """
-    old, new = set(note.old), set(note.new) if note.age >= older_than else set()
+    old, new = set(note.old), set(note.new) if note.known.modified <= limit else set()
     return [known for known in there if known.key not in named and (known in old or known.key in new)]
 
 
@@ -141,7 +152,7 @@ def finish(
     left: Sequence[Known],
     *,
     named: frozenset[str],
-    older_than: timedelta,
+    limit: float,
 ) -> None:
     """Do what a note says, and delete it if nobody may be at work any more on what it speaks of.
 
@@ -151,11 +162,11 @@ def finish(
         note: What is not finished.
         left: What ``leftovers`` returned.
         named: See ``leftovers``, like the other.
-        older_than: How old a note must be.
+        limit: See ``leftovers``.
     """
     delete_unchanged(client._access, bucket, left)
     is_at_work = not named.issuperset(note.new) or not named.isdisjoint(known.key for known in note.old)
-    if note.age >= older_than or not is_at_work:
+    if note.known.modified <= limit or not is_at_work:
         delete_note(client, bucket, note.known.key)
 
 
