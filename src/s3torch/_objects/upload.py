@@ -385,14 +385,9 @@ class MultipartUpload:
 
     def _send_note(self, note: bytes) -> None:
         """Say in the upload what it was begun with."""
-        request = UploadPart(
-            self._access.bucket(self._bucket),
-            self._key,
-            [memoryview(note)],
-            self._crc32_of_note(note),
-            upload_id=self._id,
-            part_number=NOTE_NUMBER,
-        )
+        bucket, body = self._access.bucket(self._bucket), [memoryview(note)]
+        crc32 = checksums.compute(checksums.CRC32, body) if bucket.sends_checksums else None
+        request = UploadPart(bucket, self._key, body, crc32, upload_id=self._id, part_number=NOTE_NUMBER)
         self._has_note = True
         try:
             self._access.run([request])
@@ -400,10 +395,6 @@ class MultipartUpload:
             _log.warning("The upload to s3://%s/%s cannot be gone on with later: %s", self._bucket, self._key, error)
             return
         self.can_be_resumed = _Stored(request.etag, len(note)).is_note(note)
-
-    def _crc32_of_note(self, note: bytes) -> Checksum | None:
-        is_sent = self._access.bucket(self._bucket).sends_checksums
-        return checksums.compute(checksums.CRC32, [memoryview(note)]) if is_sent else None
 
     def _find_interrupted(self, note: bytes) -> str | None:
         """Return the id of the newest upload of this key that has the note, and remember its parts; None if none has.
