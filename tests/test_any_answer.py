@@ -14,6 +14,7 @@ import pytest
 from s3torch import S3Client, S3ClientConfig
 from s3torch._access import access as access_module
 from s3torch._aws.session import AwsSession
+from s3torch._objects.upload import note_of
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import S3Error
 from s3torch.testing.faulty.objects import Answer, Objects, error_answer, s3_error
@@ -98,6 +99,8 @@ class Server:
         self.upload_id = re.findall(rb"<UploadId>(.*?)</UploadId>", begun.body)[0].decode()
         part = f"/bucket/resumed?partNumber=1&uploadId={self.upload_id}"
         self.objects.answer(self._request("PUT", part, LARGE[: 5 * MiB]))
+        note = note_of({"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-type": "FULL_OBJECT"})
+        self.objects.answer(self._request("PUT", part.replace("partNumber=1&", "partNumber=10000&"), note))
 
     def __call__(self, request: Request, wire: Wire) -> None:
         if name_of(request) == self.target and self.left:

@@ -24,6 +24,8 @@ import pytest
 import torch
 
 from s3torch import S3Client, S3ClientConfig, S3Writer
+from s3torch._aws.multipart import CreateMultipartUpload
+from s3torch._aws.object_options import ObjectOptions
 from s3torch._objects.novelty import check_is_new
 from s3torch._objects.upload import MultipartUpload, PartBuffer
 from s3torch.errors import (
@@ -36,9 +38,10 @@ from s3torch.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     RequestError,
+    S3Error,
 )
 from s3torch.testing import FaultyServer, faults
-from s3torch.testing.faulty.objects import Objects
+from s3torch.testing.faulty.objects import Answer, Objects, document_answer, operation_of, query_of
 from tests.support.server import Request, ScriptedServer, Wire, fail
 
 MiB = 1024 * 1024
@@ -663,9 +666,9 @@ def test_an_object_is_in_the_way(small_parts, bucket, key, put):
 # --- Going on where one was interrupted ------------------------------------------------------------------------------
 
 
-def _interrupt(client: S3Client, bucket: str, key: str, content: bytes) -> None:
+def _interrupt(client: S3Client, bucket: str, key: str, content: bytes, **options: Any) -> None:
     """Write, let all parts that are full arrive, and fail."""
-    writer = client.put_object(bucket, key, resume=True)
+    writer = client.put_object(bucket, key, resume=True, **options)
     writer.write(content)
     upload = writer._upload
     assert upload is not None
@@ -687,6 +690,95 @@ def test_resume(small_parts, bucket, key, open_uploads):
     assert 2 * _PART < sent < 2 * _PART + 100_000  # all but the first part
     assert small_parts.read_range(bucket, key, 0) == changed
     assert open_uploads() == []
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"metadata": {"epoch": "1"}},
+    {"metadata": {"epoch": "2"}},
+    {"metadata": {"Epoch": "2", "a": "b"}},
+    {"content_type": "text/plain"},
+    {"storage_class": "STANDARD_IA"},
+    {"server_side_encryption": "AES256"},
+]
+
+
+@pytest.mark.parametrize("second", range(len(OPTIONS)))
+@pytest.mark.parametrize("first", range(len(OPTIONS)))
+def test_resume_with_other_options(first: int, second: int):
+    """An upload goes on only if it was begun with the same options; else a new one is begun, with those."""
+    with FaultyServer() as server:
+        config = replace(server.config, part_size=_PART)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        _interrupt(client, "bucket", "key", CONTENT[: 2 * _PART + 1], **OPTIONS[first])
+        (left,) = server.objects.uploads
+        sent = client.stats.bytes_sent
+        with client.put_object("bucket", "key", resume=True, **OPTIONS[second]) as writer:
+            writer.write(CONTENT)
+        sent = client.stats.bytes_sent - sent
+        created = [request for request in server.requests if request.target.endswith("?uploads=")]
+        wanted = ObjectOptions(**OPTIONS[second]).fields_to_create()
+        assert wanted.items() <= created[-1].headers.items()
+        assert server.objects["key"] == CONTENT
+        assert (len(created), server.objects.uploads) == ((1, []) if first == second else (2, [left]))
+        assert (sent < len(CONTENT) - _PART) == (first == second)
+        client.close()
+
+
+def test_resume_what_others_have_begun():
+    """An upload of another program does not say what it was begun with: it is left alone."""
+    with FaultyServer() as server:
+        client = S3Client(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, part_size=_PART)
+        )
+        access = client._access
+        access.run([CreateMultipartUpload(access.bucket("bucket"), "key")])
+        with client.put_object("bucket", "key", resume=True) as writer:
+            writer.write(CONTENT)
+        assert server.objects["key"] == CONTENT
+        assert server.objects.uploads == ["upload-1"]
+        client.close()
+
+
+def test_resume_where_parts_cannot_be_noted():
+    """A server that refuses the note takes the object nevertheless, and nothing is left for a later writer."""
+    with FaultyServer() as server:
+        client = S3Client(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, part_size=_PART)
+        )
+        server.script(faults.on("UploadPart", fault=faults.status(400, "InvalidArgument")))
+        _interrupt(client, "bucket", "key", CONTENT)
+        client.list_multipart_uploads("bucket")  # the next request sends the abort, too
+        assert server.objects.uploads == []
+        server.script(faults.on("UploadPart", fault=faults.status(400, "InvalidArgument")))
+        with client.put_object("bucket", "key", resume=True) as writer:
+            writer.write(CONTENT)
+        assert server.objects["key"] == CONTENT
+        client.close()
+
+
+def test_resume_where_the_note_gets_into_the_object():
+    """A server that joins parts that are not named is found out: the object is damaged, and an error says so."""
+
+    class Joining(Objects):
+        def answer(self, request: Request) -> Answer:
+            if operation_of(request) == "CompleteMultipartUpload":
+                upload = self._uploads[query_of(request)["uploadId"]]
+                self[upload.key] = b"".join(upload.parts[number] for number in sorted(upload.parts))
+                etag = "<ETag>x</ETag>"
+                return document_answer(f"<CompleteMultipartUploadResult>{etag}</CompleteMultipartUploadResult>")
+            return super().answer(request)
+
+    with FaultyServer() as server:
+        server.objects = Joining("bucket")
+        client = S3Client(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, part_size=_PART)
+        )
+        writer = client.put_object("bucket", "key", resume=True)
+        writer.write(CONTENT)
+        with pytest.raises(S3Error, match=r"has 15728722 bytes, and 15728641 were written: .* without resume=True"):
+            writer.close()
+        client.close()
 
 
 def test_resume_with_less(small_parts, bucket, key, open_uploads):

@@ -17,9 +17,10 @@ from s3torch._aws.endpoint import check_endpoint_url
 from s3torch._aws.express import RenameObject
 from s3torch._aws.listing import KnownObject, RestoreStatus
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._aws.operations import DeleteObject, HeadObject
+from s3torch._aws.operations import HeadObject
 from s3torch._objects.appending import append
 from s3torch._objects.copying import copy
+from s3torch._objects.deleting import delete
 from s3torch._objects.listing import ListObjectStream
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
@@ -296,6 +297,7 @@ class S3Client:
         server_side_encryption: str | None = None,
         sse_kms_key_id: str | None = None,
         if_none_match: bool = False,
+        if_match: str | None = None,
         resume: bool = False,
         size: int | None = None,
     ) -> S3Writer:
@@ -312,6 +314,9 @@ class S3Client:
             if_none_match: Whether to refuse, on closing, to replace an object that is there already. Not every server
                 heeds that, so those that are not Amazon S3 are asked for the object just before (HeadObject): if such a
                 server does not heed it, the last of two writers at the same time replaces what the first has written.
+            if_match: The ETag of the object that is to be replaced, as ``head_object`` or a listing tells it: if it has
+                another one on closing, it stays. So of two programs that have read the same version one fails. What is
+                said of servers that do not heed ``if_none_match`` holds for this, too.
             resume: Whether to go on where an earlier writer of this key was interrupted: parts that arrived then, and
                 hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
                 a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of
@@ -332,6 +337,7 @@ class S3Client:
             server_side_encryption=server_side_encryption,
             sse_kms_key_id=sse_kms_key_id,
             if_none_match=if_none_match,
+            if_match=if_match,
         )
         if not isinstance(resume, bool):
             raise ArgumentTypeError(f"resume must be a bool, got {resume!r}.")
@@ -363,10 +369,26 @@ class S3Client:
         _check_object(bucket, key)
         abort_multipart_upload(self._access, bucket, key, upload_id)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Delete an object. That it does not exist is no error, as in S3."""
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
+        """Delete an object. That it does not exist is no error, as in S3, whatever the condition.
+
+        Args:
+            bucket: Of the object.
+            key: Of the object.
+            if_match: Its ETag, as ``head_object`` or a listing tells it: if it has another one, it stays. None deletes
+                it whatever it is. Amazon S3 needs the permission s3:GetObject for it, too; other servers are asked for
+                the object just before (HeadObject), as not every one heeds the condition. In a bucket with versions
+                it is compared with the newest.
+
+        Raises:
+            ArgumentError: A name is empty, or ``if_match`` is no strong ETag.
+            ObjectChangedError: The object has another ETag; it was not deleted. It may have been deleted and written
+                anew, if the answer to an earlier attempt was lost.
+            S3Error: Any other failure.
+        """
         _check_object(bucket, key)
-        self._access.run([DeleteObject(self._access.bucket(bucket), key)])
+        _buffer.check_text(if_match=if_match)
+        delete(self._access, bucket, key, if_match)
 
     def copy_object(
         self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, *, version_id: str | None = None

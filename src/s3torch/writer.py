@@ -31,10 +31,18 @@ from s3torch._aws.operations import HeadObject
 from s3torch._aws.sending import PutObject
 from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
-from s3torch._objects.novelty import check_is_new
-from s3torch._objects.upload import MultipartUpload, PartBuffer
+from s3torch._objects.novelty import check_condition
+from s3torch._objects.upload import NOTE_NUMBER, MultipartUpload, PartBuffer
 from s3torch._transfer import plan
-from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectExistsError, RequestError, S3Error
+from s3torch.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RequestError,
+    S3Error,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -70,6 +78,10 @@ class S3Writer(S3File):
         resumes: Whether to go on with an upload that was interrupted, and to leave what arrived if this one is.
         size: Bytes that will be written; None if that is not known.
 
+    Attributes:
+        etag: Of the object, once the writer was closed and it appeared, with the quotes; None before, and where the
+            server does not tell it. ``put_object(if_match=)`` replaces this version and no other.
+
     Raises:
         ArgumentError: S3 takes no object of that size.
     """
@@ -93,6 +105,7 @@ class S3Writer(S3File):
         self._resumes = resumes
         self._pid = os.getpid()
         self._state = _State.OPEN
+        self.etag: str | None = None
         self._position = 0
         self._upload: MultipartUpload | None = None
         self._parts = 0
@@ -167,9 +180,10 @@ class S3Writer(S3File):
         self._buffer = PartBuffer(self._part_size())
 
     def _checked(self, size: int) -> int:
-        if not 0 <= size <= plan.MAX_OBJECT_SIZE:
+        largest = self._most_parts() * plan.MAX_PART_SIZE
+        if not 0 <= size <= largest:
             raise ArgumentError(
-                f"s3://{self.bucket}/{self.key} cannot have {size} bytes: S3 takes {plan.MAX_OBJECT_SIZE} (50 TB) at "
+                f"s3://{self.bucket}/{self.key} cannot have {size} bytes: S3 takes {largest} (50 TB) at "
                 "most. Save it as several objects.",
                 bucket=self.bucket,
                 key=self.key,
@@ -265,7 +279,7 @@ class S3Writer(S3File):
                 self._put_whole()
             else:
                 self._send(self._upload)
-                self._upload.complete()
+                self.etag = self._upload.complete() or None
             self._end(_State.COMMITTED)
 
     @exclusive
@@ -305,16 +319,15 @@ class S3Writer(S3File):
     def _leave(self) -> None:
         """Abort by whoever sends something next: the caller may be the garbage collector."""
         upload = self._upload
-        if upload is not None and not self._is_to_stay:
+        if upload is not None and not self._is_to_stay(upload):
             leftovers.leave(upload.abort)  # first: only now the writer may forget it
         self._end(_State.ABORTED)
         if upload is not None:
             upload.cancel()
 
-    @property
-    def _is_to_stay(self) -> bool:
+    def _is_to_stay(self, upload: MultipartUpload) -> bool:
         """Whether what arrived is for a later writer, or another process goes on with this upload."""
-        return self._resumes or self._pid != os.getpid()
+        return (self._resumes and upload.can_be_resumed) or self._pid != os.getpid()
 
     def _end(self, state: _State) -> None:
         """Close the file."""
@@ -333,17 +346,21 @@ class S3Writer(S3File):
 
     def _part_size(self) -> int:
         number = self._parts + 1
-        if number > plan.MAX_PARTS:
+        most = self._most_parts()
+        if number > most:
             raise RequestError(
-                f"s3://{self.bucket}/{self.key} has {self._position} bytes in {plan.MAX_PARTS} parts, "
+                f"s3://{self.bucket}/{self.key} has {self._position} bytes in {most} parts, "
                 "which is all that S3 takes. Use a larger S3ClientConfig(part_size=...), or say the size beforehand: "
                 "put_object(..., size=...).",
                 bucket=self.bucket,
                 key=self.key,
             )
         if self._size is not None:
-            return plan.known_upload_part_size(self._size, self._access.config.part_size)
+            return plan.known_upload_part_size(self._size, self._access.config.part_size, most)
         return plan.upload_part_size(number, self._access.config.part_size)
+
+    def _most_parts(self) -> int:
+        return NOTE_NUMBER - 1 if self._resumes else plan.MAX_PARTS  # that of the note is no part of the object
 
     def _other_size(self, position: int) -> ArgumentError:
         return ArgumentError(
@@ -373,14 +390,14 @@ class S3Writer(S3File):
 
     def _put_whole(self) -> None:
         bucket = self._access.bucket(self.bucket)
-        if self.options.if_none_match:
-            check_is_new(self._access, self.bucket, self.key)
+        check_condition(self._access, self.bucket, self.key, self.options)
         crc32 = self._buffer.crc32 if bucket.sends_checksums else None
         put = PutObject(bucket, self.key, self._buffer.views, crc32, signed_fields=self.options.fields())
         try:
             self._access.run([put])
-        except ObjectExistsError as error:
-            if put.sent < 2:
+            self.etag = put.etag
+        except (ObjectExistsError, ObjectChangedError, ObjectNotFoundError) as error:
+            if put.sent < 2 or not self.options.fields_to_complete():
                 raise
             # An attempt whose answer was lost may have stored it.
             is_own = self._is_stored()
@@ -388,6 +405,7 @@ class S3Writer(S3File):
                 sentence = "An earlier request has met no answer, and whether it has stored this object is not known."
                 error.args = (f"{error.args[0]} {sentence}",)
             if not is_own:
+                self.etag = None
                 raise
 
     def _is_stored(self) -> bool | None:
@@ -401,6 +419,7 @@ class S3Writer(S3File):
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer")
         fields = stored.head.fields
+        self.etag = fields.get("etag")
         if stored.size != self._buffer.length:
             return False
         etag = fields.get("etag", "").removeprefix("W/").strip('"')

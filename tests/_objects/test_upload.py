@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -11,7 +12,7 @@ import pytest
 from s3torch import S3ClientConfig
 from s3torch._access import Access
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying, note_of
 from s3torch.errors import ProtocolError
 from s3torch.testing.faulty.listener import ScriptedServer
 from s3torch.testing.faulty.wire import Request, Wire
@@ -98,6 +99,13 @@ def test_a_cancel_that_is_interrupted():
     assert len(cancelled) == before
 
 
+def listed_note() -> str:
+    """Return the note of an upload without options, as ListParts tells it."""
+    note = note_of({"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-type": "FULL_OBJECT"})
+    etag = hashlib.md5(note, usedforsecurity=False).hexdigest()
+    return f"<Part><PartNumber>10000</PartNumber><ETag>{etag}</ETag><Size>{len(note)}</Size></Part>"
+
+
 def find_parts(*pages: str) -> list[str | None]:
     """Go on with an upload whose parts come in these pages; returns from which part on each page was asked for."""
     markers = []
@@ -110,6 +118,9 @@ def find_parts(*pages: str) -> list[str | None]:
             wire.respond(200, {}, f"<ListMultipartUploadsResult>{begun}</ListMultipartUploadsResult>".encode())
             return
         assert (request.method, request.path, query["uploadId"]) == ("GET", "/b/k", ["1"])
+        if query.get("part-number-marker") == ["9999"]:
+            wire.respond(200, {}, f"<ListPartsResult>{listed_note()}</ListPartsResult>".encode())
+            return
         markers.append(query.get("part-number-marker", [None])[0])
         wire.respond(200, {}, f"<ListPartsResult>{answers.pop(0)}</ListPartsResult>".encode())
 

@@ -56,7 +56,7 @@ def test_killed_while_saving(s3, bucket, prefix, kills, longest):
         orphans += len(S3Client().list_multipart_uploads(bucket, f"{prefix}run/"))
         assert latest(f"s3://{bucket}/{prefix}run") == uri
         if kill % 5 == 4:
-            clean(f"s3://{bucket}/{prefix}run")
+            clean(f"s3://{bucket}/{prefix}run", older_than=0)
             assert S3Client().list_multipart_uploads(bucket, f"{prefix}run/") == []
             if kill + 1 >= kills and len(seen) > 1 and orphans:
                 break  # some saves were done, and some were not

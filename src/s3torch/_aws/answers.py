@@ -49,12 +49,14 @@ class Subject:
         bucket: Name of the bucket.
         key: The object's key, or None if the request is about the bucket.
         where: The endpoint's origin.
+        is_pinned: Whether it is to replace or delete one version only (If-Match).
     """
 
     operation: str
     bucket: str
     key: str | None
     where: str
+    is_pinned: bool = False
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}" if self.key is None else f"s3://{self.bucket}/{self.key}"
@@ -285,17 +287,8 @@ def _classify(
         )
     if (known := _of_code(subject, code)) is not None:
         return known
-    if status == 412 and subject.operation in (  # sent with If-None-Match
-        "PutObject",
-        "CompleteMultipartUpload",
-        "RenameObject",
-    ):
-        return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
-    if status == 412 and subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
-        return ObjectChangedError, (
-            f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
-            "Open it again to read the new version."
-        )
+    if status == 412 and (unfulfilled := _of_condition(subject)) is not None:
+        return unfulfilled
     if status in (401, 403) or code == "AccessDenied":
         reason = f" ({document.message})" if document.message else ""
         return AccessDeniedError, (
@@ -309,6 +302,27 @@ def _classify(
         return ServerError, f"{subject.where} failed at {subject.operation} on {subject}{reason}."
     reason = document.message or "no reason given"
     return RequestError, f"{subject.where} refused {subject.operation} on {subject}: {reason}."
+
+
+def _of_condition(subject: Subject) -> tuple[type[S3Error], str] | None:
+    """Return what an unfulfilled condition stands for; None for operations that are sent without one."""
+    if subject.is_pinned:
+        return ObjectChangedError, (
+            f"{subject} is not the version any more that was to be replaced or deleted: its ETag is another one. "
+            "Nothing was changed. Read the new version and decide anew."
+        )
+    if subject.operation in (  # sent with If-None-Match
+        "PutObject",
+        "CompleteMultipartUpload",
+        "RenameObject",
+    ):
+        return ObjectExistsError, f"{subject} is there already, and was not to be replaced."
+    if subject.operation in ("GetObject", "HeadObject"):  # only these are sent with If-Match
+        return ObjectChangedError, (
+            f"{subject} was replaced while it was read: its ETag is no longer the one that reading began with. "
+            "Open it again to read the new version."
+        )
+    return None
 
 
 def _of_code(subject: Subject, code: str) -> tuple[type[S3Error], str] | None:

@@ -178,6 +178,11 @@ class Bucket:
         """Whether the ETag of what is sent in one piece may be its MD5."""
         return not self.customer_key and not self.endpoint.is_directory
 
+    @property
+    def clock_offset(self) -> float:
+        """Seconds that the service's clock is ahead of this machine's, as far as a refused request has told it."""
+        return self._clock_offset
+
     def request_head(
         self,
         method: str,

@@ -6,7 +6,9 @@ compress; If-Match compares strongly, so a weak one there would match nothing.
 
 from __future__ import annotations
 
-__all__ = ["are_same", "for_if_match", "opaque", "other_version", "preferred"]
+from s3torch.errors import ArgumentError
+
+__all__ = ["are_same", "check_condition", "for_if_match", "opaque", "other_version", "preferred", "quoted"]
 
 
 def opaque(etag: str | None) -> str:
@@ -30,6 +32,23 @@ def for_if_match(etag: str | None) -> str | None:
     its answers have an ETag, too, which is compared with the known one here.
     """
     return etag if etag and etag.startswith('"') and len(etag) > 2 else None
+
+
+def check_condition(etag: str) -> None:
+    """Check an ETag that a caller has given for what is to be replaced or deleted.
+
+    Raises:
+        ArgumentError: It is empty, weak or ``*``, and names no version.
+    """
+    if not opaque(etag) or etag.startswith("W/") or etag == "*":
+        raise ArgumentError(
+            f"if_match={etag!r} names no version of an object: it must be a strong ETag, as head_object tells it."
+        )
+
+
+def quoted(etag: str) -> str:
+    """Return a strong ETag with its quotes."""
+    return etag if etag.startswith('"') else f'"{etag}"'
 
 
 def preferred(known: str | None, found: str | None) -> str | None:

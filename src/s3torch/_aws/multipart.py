@@ -126,6 +126,7 @@ class CompleteMultipartUpload(Send):
 
     Attributes:
         may_be_done: Whether it may have been carried out although the exchange has failed.
+        etag: Of the object, once the exchange has succeeded; empty if the server does not tell.
     """
 
     is_slow = True
@@ -154,7 +155,14 @@ class CompleteMultipartUpload(Send):
             query={"uploadId": upload_id},
             signed_fields=signed_fields,
         )
+        self.etag = ""
         self._refused = 0
+
+    def take(self, head: Head, body: bytes) -> S3Error | None:
+        """Remember the ETag."""
+        del head
+        self.etag = element_text(body, "ETag")
+        return None
 
     @property
     def may_be_done(self) -> bool:
@@ -177,8 +185,8 @@ def complete(
     parts: Sequence[UploadedPart],
     began: float | None,
     signed_fields: Mapping[str, str] | None = None,
-) -> None:
-    """Make the object of an upload appear.
+) -> str:
+    """Make the object of an upload appear; returns its ETag, empty if that was not told.
 
     Args:
         engine: Sends the requests.
@@ -195,6 +203,7 @@ def complete(
     request = CompleteMultipartUpload(bucket, key, upload_id, parts, signed_fields)
     try:
         engine.run([request])
+        return request.etag
     except S3Error as error:
         if not request.may_be_done:
             raise
@@ -213,6 +222,7 @@ def complete(
         if stored.size != size or not _is_upload(stored.head, etag, began):
             _add(error, "The object that is there now has another size, ETag or time.")
             raise
+        return stored.head.fields.get("etag", "")
 
 
 def _is_upload(head: Head, etag: str | None, began: float | None) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from s3torch._aws import etags
 from s3torch._transfer.http1 import format_fields
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
@@ -15,6 +16,7 @@ __all__ = ["ObjectOptions"]
 # (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
 _MAX_METADATA = 2048
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token (RFC 9110 5.6.2)
+_CONDITIONS = ("if-none-match", "if-match")
 _ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 
 
@@ -33,9 +35,10 @@ class ObjectOptions:
     server_side_encryption: str | None = None
     sse_kms_key_id: str | None = None
     if_none_match: bool = False
+    if_match: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("storage_class", "content_type", "server_side_encryption", "sse_kms_key_id"):
+        for name in ("storage_class", "content_type", "server_side_encryption", "sse_kms_key_id", "if_match"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ArgumentTypeError(f"{name} must be a str, got {value!r}.")
@@ -47,6 +50,7 @@ class ObjectOptions:
             )
         if self.sse_kms_key_id is not None and not (self.server_side_encryption or "").startswith("aws:kms"):
             raise ArgumentError("sse_kms_key_id needs server_side_encryption='aws:kms' or 'aws:kms:dsse'.")
+        self._check_condition()
         self._check_metadata()
         format_fields(self.fields())  # refuses what cannot stand in a header
 
@@ -58,17 +62,25 @@ class ObjectOptions:
             "x-amz-server-side-encryption": self.server_side_encryption,
             "x-amz-server-side-encryption-aws-kms-key-id": self.sse_kms_key_id,
             "if-none-match": "*" if self.if_none_match else None,
+            "if-match": None if self.if_match is None else etags.quoted(self.if_match),
         }
         fields |= {f"x-amz-meta-{name.lower()}": value for name, value in (self.metadata or {}).items()}
         return {name: value for name, value in fields.items() if value}
 
     def fields_to_create(self) -> dict[str, str]:
         """Return those of CreateMultipartUpload, which replaces nothing yet."""
-        return {name: value for name, value in self.fields().items() if name != "if-none-match"}
+        return {name: value for name, value in self.fields().items() if name not in _CONDITIONS}
 
     def fields_to_complete(self) -> dict[str, str]:
         """Return those of CompleteMultipartUpload."""
-        return {name: value for name, value in self.fields().items() if name == "if-none-match"}
+        return {name: value for name, value in self.fields().items() if name in _CONDITIONS}
+
+    def _check_condition(self) -> None:
+        if self.if_match is None:
+            return
+        if self.if_none_match:
+            raise ArgumentError("if_match and if_none_match=True contradict each other: one wants an object, one none.")
+        etags.check_condition(self.if_match)
 
     def _check_metadata(self) -> None:
         if self.metadata is None:

@@ -30,6 +30,7 @@ from s3torch.errors import (
     ConnectionFailedError,
     IntegrityError,
     ObjectChangedError,
+    ObjectNotFoundError,
     ProtocolError,
     RegionError,
     RequestError,
@@ -52,6 +53,7 @@ __all__ = [
 
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
+_IF_MATCH = "if-match"  # signed where something is to be replaced or deleted, and not where it is read
 # What a server answers that takes the first segment of a key for the bucket.
 _WITHOUT_BUCKET = {"InvalidBucketName", "MethodNotAllowed"}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
@@ -131,7 +133,8 @@ class Operation(Exchange):
     @property
     def subject(self) -> Subject:
         """What the request is about."""
-        return Subject(self.name, self._bucket.name, self._key, str(self.origin))
+        is_pinned = _IF_MATCH in self._signed_fields
+        return Subject(self.name, self._bucket.name, self._key, str(self.origin), is_pinned)
 
     def aim(self) -> None:
         """Go where the bucket answers now: endpoint, region and signature of an attempt are of one place."""
@@ -319,6 +322,8 @@ def _is_mute(error: S3Error) -> bool:
 class HeadObject(Operation):
     """HeadObject: ``head`` is the answer.
 
+    With ``is_lenient`` an object that is not there is no failure: ``is_missing`` says it.
+
     Some servers and proxies leave the Content-Length out. Then the size is asked for by a GET of the first byte, whose
     answer tells it beside the range, and ``head`` is the head of that answer.
 
@@ -328,9 +333,11 @@ class HeadObject(Operation):
         version_id: The version, or None for the newest.
         etag: What the object's ETag must be, or None for any.
         asks_checksum: Whether the answer is to tell the object's checksum.
+        is_lenient: Whether to take it for a success that there is no such object.
 
     Attributes:
         size: The object's, in bytes, once the exchange has succeeded.
+        is_missing: Whether there is no such object.
     """
 
     is_read = True
@@ -345,10 +352,13 @@ class HeadObject(Operation):
         *,
         etag: str | None = None,
         asks_checksum: bool = False,
+        is_lenient: bool = False,
     ) -> None:
         fields = checksums.MODE_FIELDS if asks_checksum else None
         super().__init__("HeadObject", "HEAD", bucket, key, query=with_version(version_id), signed_fields=fields)
         self.size = 0
+        self.is_missing = False
+        self._is_lenient = is_lenient
         self._etag = etag
         self._lacks_size = False
         if (pinned := etags.for_if_match(etag)) is not None:
@@ -359,6 +369,12 @@ class HeadObject(Operation):
         if self._method == "GET":
             self._fields["range"] = http1.format_range(0, 1)
         return super().request()
+
+    def response(self, inbox: Inbox) -> Response:
+        """Read the answer."""
+        error = yield from super().response(inbox)
+        self.is_missing = self._is_lenient and isinstance(error, ObjectNotFoundError)
+        return None if self.is_missing else error
 
     def is_success(self, head: Head) -> bool:
         """Whether it is about an object, be it an empty one."""
@@ -437,10 +453,37 @@ class ListObjectsV2(Operation, Generic[_Page]):
 
 
 class DeleteObject(Operation):
-    """DeleteObject. That there is no such object is no error, as in S3."""
+    """DeleteObject. That there is no such object is no error, as in S3.
 
-    def __init__(self, bucket: Bucket, key: str) -> None:
-        super().__init__("DeleteObject", "DELETE", bucket, key)
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-deletes.html.
+
+    Args:
+        bucket: Of the object.
+        key: Of the object.
+        etag: What its ETag must be; None deletes it whatever it is. Another object fails with ObjectChangedError.
+        is_lenient: Whether to take it for a success that the object is another one, and to say so by ``is_kept``.
+
+    Attributes:
+        is_kept: Whether the server has answered that the object is another one.
+    """
+
+    def __init__(self, bucket: Bucket, key: str, etag: str | None = None, *, is_lenient: bool = False) -> None:
+        pinned = etags.for_if_match(etag)
+        fields = {_IF_MATCH: pinned} if pinned is not None else None
+        super().__init__("DeleteObject", "DELETE", bucket, key, signed_fields=fields)
+        self.is_kept = False
+        self._is_pinned = pinned is not None
+        self._is_lenient = is_lenient
+
+    def response(self, inbox: Inbox) -> Response:
+        """Read the answer: what is not there is deleted, also where a condition was sent."""
+        error = yield from super().response(inbox)
+        if not self._is_pinned or error is None:
+            return error
+        if isinstance(error, ObjectNotFoundError) and error.code == "NoSuchKey":
+            return None
+        self.is_kept = isinstance(error, ObjectChangedError)
+        return None if self.is_kept and self._is_lenient else error
 
 
 def with_version(version_id: str | None) -> Mapping[str, str]:

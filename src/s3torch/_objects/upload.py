@@ -1,11 +1,21 @@
-"""A multipart upload: parts under way side by side, in memory that is used again."""
+"""A multipart upload: parts under way side by side, in memory that is used again.
+
+What an upload was begun with (metadata, type, class, encryption) is the object's in the end, and no request tells it
+before. So an upload that may be gone on with says it itself: its part 10,000 is a note, which holds a digest of all
+that it was begun with. ListParts tells the ETag of each part, which is the MD5 of its bytes; so whoever would send the
+same note goes on, and nobody else. When the upload is completed the note is not among the parts that are named, and S3
+drops it (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html). An object that really has
+10,000 parts replaces it, and is not gone on with then. Where ETags are no MD5s, which the answer to the note shows,
+nothing can be compared: then nothing is left for a later writer.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +23,14 @@ from s3torch._aws import checksums, multipart
 from s3torch._aws.checksums import UploadChecksums
 from s3torch._aws.listing import PageChain
 from s3torch._aws.multipart import UploadedPart
+from s3torch._aws.operations import HeadObject
 from s3torch._aws.sending import UploadPart
 from s3torch._aws.upload_listing import ListParts
-from s3torch._objects.novelty import check_is_new
+from s3torch._objects.novelty import check_condition
 from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
 from s3torch._transfer import plan
 from s3torch._transfer.scope import LastingScope
-from s3torch.errors import S3Error
+from s3torch.errors import AccessDeniedError, RequestError, S3Error
 
 if TYPE_CHECKING:
     from s3torch._access import Access
@@ -27,12 +38,24 @@ if TYPE_CHECKING:
     from s3torch._aws.object_options import ObjectOptions
     from s3torch._aws.upload_listing import PartsPage
 
-__all__ = ["MultipartUpload", "PartBuffer"]
+__all__ = ["NOTE_NUMBER", "MultipartUpload", "PartBuffer", "note_of"]
 
 _log = logging.getLogger(__name__)
 
 # Parts under way are moved at most this often while others are written, in seconds.
 _NUDGE_INTERVAL = 0.0002
+
+
+NOTE_NUMBER = plan.MAX_PARTS
+
+
+def note_of(fields: Mapping[str, str]) -> bytes:
+    """Return the note of an upload: the same for the same header fields of CreateMultipartUpload, whatever their order.
+
+    It is a digest, as who may list parts may not be meant to read metadata.
+    """
+    text = json.dumps(sorted(fields.items()))
+    return b"s3torch upload 1 " + hashlib.sha256(text.encode()).hexdigest().encode()
 
 
 @dataclass(slots=True)
@@ -164,6 +187,14 @@ class _Stored:
         """Whether it is certain that it holds these bytes."""
         return self.length == buffer.length and self.etag.strip('"') == buffer.md5
 
+    def is_note(self, note: bytes) -> bool:
+        """Whether it is certain that it is this note."""
+        return self.length == len(note) and self.etag.strip('"') == _md5(note)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
 
 class MultipartUpload:
     """Sends the parts of one object, several at a time, while the next is written.
@@ -176,15 +207,19 @@ class MultipartUpload:
 
     Attributes:
         parts: How many parts were given to ``send``.
+        can_be_resumed: Whether a later writer can know what it was begun with.
     """
 
     def __init__(self, access: Access, bucket: str, key: str, options: ObjectOptions) -> None:
         self.parts = 0
+        self.can_be_resumed = False
+        self._has_note = False
         self._access = access
         self._bucket = bucket
         self._key = key
         self._options = options
         self._checksums = UploadChecksums(is_wanted=access.bucket(bucket).sends_checksums)
+        self._fields = self._options.fields_to_create() | self._checksums.fields_to_create()
         self._stored: dict[int, _Stored] = {}
         self._sent: dict[int, UploadedPart] = {}
         self._flying: deque[_Flying] = deque()
@@ -197,9 +232,13 @@ class MultipartUpload:
         """Begin it with the service.
 
         Args:
-            resumes: Whether to go on with an upload of this key that was interrupted.
+            resumes: Whether to go on with an upload of this key that was interrupted, if it was begun with the same,
+                and to let a later writer do so.
         """
-        self._id = (self._find_interrupted() if resumes else None) or self._create()
+        note = note_of({**self._fields, **self._access.bucket(self._bucket).customer_key}) if resumes else None
+        self._id = (self._find_interrupted(note) if note is not None else None) or self._create()
+        if note is not None and not self.can_be_resumed:
+            self._send_note(note)
 
     def buffer(self, capacity: int) -> PartBuffer:
         """Return memory for the next part; waits for an earlier part while all that may be used is."""
@@ -231,18 +270,36 @@ class MultipartUpload:
         if self._flying:
             self._flying[0].nudge()
 
-    def complete(self) -> None:
-        """Wait for all parts, and make the object appear."""
+    def complete(self) -> str:
+        """Wait for all parts, and make the object appear; returns its ETag, empty if that was not told."""
         while self._flying:
             self._await(self._flying[0])
             self._settle()
-        if self._options.if_none_match:
-            check_is_new(self._access, self._bucket, self._key)
+        check_condition(self._access, self._bucket, self._key, self._options)
         parts = [self._sent[number] for number in range(1, self.parts + 1)]
         known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
         fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)
         bucket, engine = self._access.bucket(self._bucket), self._access.engine()
-        multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
+        etag = multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
+        if self._has_note and not bucket.endpoint.is_amazons:
+            self._check_size(sum(part.length for part in parts))
+        return etag
+
+    def _check_size(self, size: int) -> None:
+        """Check that the server has dropped the note, which is not among the parts that were named."""
+        request = HeadObject(self._access.bucket(self._bucket), self._key, is_lenient=True)
+        try:
+            self._access.run([request])
+        except AccessDeniedError:
+            return  # a writer need not be permitted to look
+        if request.size == size + len(note_of({})):  # another size is of somebody else's object, or of none
+            raise S3Error(
+                f"s3://{self._bucket}/{self._key} has {request.size} bytes, and {size} were written: the server puts "
+                "parts into the object that are not named when the upload is completed. The object is damaged. Write "
+                "it again without resume=True.",
+                bucket=self._bucket,
+                key=self._key,
+            )
 
     def cancel(self) -> None:
         """Stop sending; the parts that arrived stay with the service. Safe from the garbage collector."""
@@ -320,24 +377,57 @@ class MultipartUpload:
         return buffer.crc32 if self._access.bucket(self._bucket).sends_checksums else None
 
     def _create(self) -> str:
-        fields = self._options.fields_to_create() | self._checksums.fields_to_create()
-        self._creation = request = multipart.CreateMultipartUpload(self._access.bucket(self._bucket), self._key, fields)
+        bucket = self._access.bucket(self._bucket)
+        self._creation = request = multipart.CreateMultipartUpload(bucket, self._key, self._fields)
         self._access.run([request])
         self._checksums.note_created(request.checksum_algorithm, request.checksum_type)
         self._began = request.began
         return request.upload_id
 
-    def _find_interrupted(self) -> str | None:
-        """Return the id of the newest upload of this key, and remember its parts; None if there is none."""
-        uploads = list_multipart_uploads(self._access, self._bucket, self._key)
-        found = max((each for each in uploads if each.key == self._key), key=lambda each: each.initiated, default=None)
-        if found is None:
-            return None
-        self._began = found.initiated
-        for page in self._pages_of_parts(found.upload_id):
-            self._checksums.note_created(page.checksum_algorithm, page.checksum_type)
-            self._stored |= {part.number: _Stored(part.etag, part.size) for part in page.parts}
-        return found.upload_id
+    def _send_note(self, note: bytes) -> None:
+        """Say in the upload what it was begun with."""
+        bucket, body = self._access.bucket(self._bucket), [memoryview(note)]
+        crc32 = checksums.compute(checksums.CRC32, body) if bucket.sends_checksums else None
+        request = UploadPart(bucket, self._key, body, crc32, upload_id=self._id, part_number=NOTE_NUMBER)
+        self._has_note = True
+        try:
+            self._access.run([request])
+        except RequestError as error:  # of a server that takes no such part: the object can be written nevertheless
+            _log.warning("The upload to s3://%s/%s cannot be gone on with later: %s", self._bucket, self._key, error)
+            return
+        self.can_be_resumed = _Stored(request.etag, len(note)).is_note(note)
+
+    def _find_interrupted(self, note: bytes) -> str | None:
+        """Return the id of the newest upload of this key that has the note, and remember its parts; None if none has.
+
+        Others were begun with other options, or by another program.
+        """
+        uploads = [
+            each for each in list_multipart_uploads(self._access, self._bucket, self._key) if each.key == self._key
+        ]
+        for upload in sorted(uploads, key=lambda each: each.initiated, reverse=True):
+            try:
+                if not self._holds(upload.upload_id, note):
+                    continue
+                pages = list(self._pages_of_parts(upload.upload_id))
+            except S3Error as error:
+                if error.code != "NoSuchUpload":  # completed or aborted since it was listed
+                    raise
+                continue
+            self._began = upload.initiated
+            self.can_be_resumed = self._has_note = True
+            for page in pages:
+                self._checksums.note_created(page.checksum_algorithm, page.checksum_type)
+                self._stored |= {part.number: _Stored(part.etag, part.size) for part in page.parts}
+            self._stored.pop(NOTE_NUMBER, None)
+            return upload.upload_id
+        return None
+
+    def _holds(self, upload_id: str, note: bytes) -> bool:
+        request = ListParts(self._access.bucket(self._bucket), self._key, upload_id, NOTE_NUMBER - 1)
+        self._access.run([request])
+        stored = [_Stored(part.etag, part.size) for part in request.page.parts if part.number == NOTE_NUMBER]
+        return any(part.is_note(note) for part in stored)
 
     def _pages_of_parts(self, upload_id: str) -> Iterator[PartsPage]:
         marker = 0

@@ -28,9 +28,10 @@ MAX_PART_SIZE = 5 * 1024**3
 MAX_PARTS = 10_000
 MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 
-# Doubling the size every 76 parts reaches 50 TB by part 10,000, even from the smallest part size (5 MiB). It takes no
-# slower growth: 50 TB are 9,314 of the largest parts, so all that are smaller may fall short by 686 of these.
-_PARTS_PER_DOUBLING = 76
+# Doubling the size every 300 parts reaches 39 TB by part 10,000, from the smallest part size (5 MiB), and keeps the parts
+# of a stream of 140 GB at 256 MiB, of which several are sent at the same time. To reach 50 TB, the size would have to
+# double every 76 parts: those of such a stream would have 1 GiB, and go out one after the other.
+_PARTS_PER_DOUBLING = 300
 # Parts that have grown and are in memory, that which is filled among them, and times ``max_bytes_in_flight`` that they
 # may take: with fewer, large parts would go out one after the other, by a connection each. Not tuned.
 _GROWN_PARTS = 4
@@ -141,16 +142,17 @@ def upload_part_size(part_number: int, part_size: int) -> int:
     return min(part_size << ((part_number - 1) // _PARTS_PER_DOUBLING), MAX_PART_SIZE)
 
 
-def known_upload_part_size(size: int, part_size: int) -> int:
+def known_upload_part_size(size: int, part_size: int, most: int = MAX_PARTS) -> int:
     """Return the size in bytes of all parts but the last, of an upload whose length is known.
 
     Args:
-        size: Of the object, in bytes; ``MAX_OBJECT_SIZE`` at most.
+        size: Of the object, in bytes; ``most`` parts of 5 GiB at most.
         part_size: By the configuration.
+        most: How many parts there may be.
     """
-    if not 0 <= size <= MAX_OBJECT_SIZE:
+    if not 0 <= size <= most * MAX_PART_SIZE:
         raise AssertionError(f"an upload of {size} bytes")
-    least = -(-size // MAX_PARTS)
+    least = -(-size // most)
     return part_size if least <= part_size else -(-least // MiB) * MiB
 
 

@@ -1,6 +1,16 @@
 """Checkpoints in S3."""
 
 from s3torch.checkpoint.file import S3Checkpoint
+from s3torch.checkpoint.pointer import Pointer, read_pointer, set_pointer
 from s3torch.checkpoint.series import clean, keep_last, latest, mark_complete
 
-__all__ = ["S3Checkpoint", "clean", "keep_last", "latest", "mark_complete"]
+__all__ = [
+    "Pointer",
+    "S3Checkpoint",
+    "clean",
+    "keep_last",
+    "latest",
+    "mark_complete",
+    "read_pointer",
+    "set_pointer",
+]

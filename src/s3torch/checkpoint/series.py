@@ -1,163 +1,212 @@
 """The checkpoints of one training run, side by side under one prefix: the latest, those to keep, what is left over.
 
-An object is complete as soon as it is there. A folder is complete when it holds ``.metadata``, which a distributed
-checkpoint writes last, or the object that ``mark_complete`` stores.
+What lies right below the prefix is one checkpoint each:
+
+- an object of a known format, which is complete as soon as it is there: its name ends as such objects do, or has no
+  ending and the object begins as what ``torch.save`` writes;
+- a model in several files (``save_file(..., max_shard_size=)``), which is complete when its index is there and all
+  files that the index names. A shard is never a checkpoint, with an index or without;
+- a folder, which is complete when it holds ``.metadata``, which a distributed checkpoint writes last, or the object
+  that ``mark_complete`` stores.
+
+The newest is the one that was completed last, by the Last-Modified of what completes it. That counts seconds; of those
+completed in the same second it is the one whose name comes last, with numbers compared as such.
+
+What is complete is deleted in the reverse order in which it is written, object by object, each only if it is what was
+listed. What is not complete is left alone: it may be about to be written. ``unfinished.py`` says what becomes of what a
+process that died has left.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterator
-from typing import NamedTuple
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
 
 from s3torch import _buffer
+from s3torch._aws.listing import ObjectInfo
+from s3torch.checkpoint import unfinished
+from s3torch.checkpoint.pointer import folder_of_uri, read_pointer
+from s3torch.checkpoint.run import FORMATS, MARKER, Counts, Run, uri_of
 from s3torch.client import MultipartUploadInfo, S3Client
-from s3torch.errors import ArgumentError
-from s3torch.uri import parse_s3_uri
+from s3torch.errors import ArgumentError, ArgumentTypeError, InvalidURIError
 
-__all__ = ["clean", "keep_last", "latest", "mark_complete"]
-
-_MARKER = "_COMPLETE"
-_MARKERS = (".metadata", _MARKER)
+__all__ = ["FORMATS", "clean", "keep_last", "latest", "mark_complete"]
 
 
-class _Checkpoint(NamedTuple):
-    """A complete checkpoint; they compare by age.
-
-    Attributes:
-        completed: When, in seconds since the epoch.
-        order: Of those completed in the same second: its name, with numbers compared as such.
-        key: Of the object; of a folder it ends in ``/``.
-        keys: Of all its objects, the one first that makes it complete.
-    """
-
-    completed: int
-    order: tuple[tuple[str, int], ...]
-    key: str
-    keys: tuple[str, ...]
-
-
-def latest(prefix: str, *, client: S3Client | None = None) -> str | None:
+def latest(
+    prefix: str,
+    *,
+    pattern: str = "*",
+    formats: Sequence[str] = FORMATS,
+    by_pointer: bool = False,
+    client: S3Client | None = None,
+) -> str | None:
     """Return the URI of the checkpoint that was completed last; None if there is none.
 
     Args:
-        prefix: Such as ``s3://bucket/run-7/``. Each object and each folder right below it is one checkpoint; one that
-            is not complete does not count.
+        prefix: The folder of the run, such as ``s3://bucket/run-7/``, with or without the slash: ``s3://bucket/run``
+            has nothing to do with ``run2/``. ``s3://bucket`` is the whole bucket. What lies right below it counts: each
+            object of a known format, each model in several files by its index, and each folder that is complete.
+        pattern: Which names count, as in a shell (``*``, ``?``, ``[...]``; upper and lower case differ): of an object,
+            of a folder, of a model in several files that without ``.index.json``.
+        formats: How the names of objects end that count. Others (``config.json``, ``train.log``) never do, but for
+            those without a dot that begin as ``torch.save`` writes, which are looked at.
+        by_pointer: Whether to return what the pointer of the run names (see ``set_pointer``), and list nothing.
         client: Lists them; None is a new one.
 
     Returns:
-        The URI of an object, or of a folder, without ``/`` at its end.
+        The URI of an object, of the index of a model in several files, which ``load_file`` takes, or of a folder,
+        without ``/`` at its end.
 
     Raises:
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed.
+        ArgumentTypeError: ``pattern`` is no str, or ``formats`` no sequence of str.
+        S3Error: They could not be listed, or an index could not be read.
     """
-    bucket, folder = _bucket_and_folder(prefix)
-    found = _complete(client or S3Client(), bucket, folder)
-    return f"s3://{bucket}/{found[-1].key.rstrip('/')}" if found else None
+    counts = Counts(pattern, formats)
+    _check_flag("by_pointer", by_pointer)
+    if by_pointer:
+        return read_pointer(prefix, client=client).uri
+    bucket, folder = folder_of_uri(prefix)
+    found = Run(client or S3Client(), bucket, folder).checkpoints(counts)
+    return uri_of(bucket, found[-1].key) if found else None
 
 
-def keep_last(prefix: str, count: int, *, client: S3Client | None = None) -> list[str]:
-    """Delete all complete checkpoints but the last ones.
+def keep_last(
+    prefix: str,
+    count: int,
+    *,
+    pattern: str = "*",
+    formats: Sequence[str] = FORMATS,
+    dry_run: bool = False,
+    client: S3Client | None = None,
+) -> list[str]:
+    """Delete all complete checkpoints but the last ones, and finish what an earlier call has left.
 
-    What makes a folder complete is deleted first, so that nobody loads what is half deleted. What is not complete is
-    left alone: it may be about to be written.
+    What makes a checkpoint complete is deleted first, so that nobody loads what is half deleted. An object that was
+    replaced since it was listed stays. What is not complete is left alone: it may be about to be written. So is a
+    folder in which something was stored after its mark, within a day: it may be written anew. What the pointer of the
+    run names (see ``set_pointer``) is kept beside the last ones.
+
+    A call that fails in the middle has deleted some of them. The next call finishes the one that it was at: the objects
+    that were to be deleted are noted in the folder ``.s3torch/`` below the prefix until they are gone.
 
     Args:
         prefix: See ``latest``.
         count: How many to keep, 1 or more.
-        client: Sends the requests; None is a new one.
+        pattern: Which names count, see ``latest``: others are neither deleted nor counted.
+        formats: See ``latest``.
+        dry_run: Whether to delete nothing, and only return what would be.
+        client: Sends the requests; None is a new one. Beside s3:DeleteObject Amazon S3 wants s3:GetObject for deletes
+            with a condition, and s3:PutObject for the note.
 
     Returns:
-        The URIs of those that were deleted, the oldest first.
+        The URIs of those that were deleted, or would be, the oldest first; before them those whose deletion an earlier
+        call has begun.
 
     Raises:
         ArgumentError: ``count`` is less than 1.
+        ArgumentTypeError: Another argument has the wrong type.
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed or deleted.
+        S3Error: They could not be listed or deleted; some may have been. Call it again.
     """
     if _buffer.as_index("count", count) < 1:
         raise ArgumentError(f"count={count!r} must be an integer of at least 1: the latest checkpoint is kept.")
+    _check_flag("dry_run", dry_run)
+    counts = Counts(pattern, formats)
     client = client or S3Client()
-    bucket, folder = _bucket_and_folder(prefix)
-    old = _complete(client, bucket, folder)[:-count]
-    for checkpoint in old:
-        for key in checkpoint.keys:
-            client.delete_object(bucket, key)
-    return [f"s3://{bucket}/{checkpoint.key.rstrip('/')}" for checkpoint in old]
+    bucket, folder = folder_of_uri(prefix)
+    run = Run(client, bucket, folder)
+    day_ago = unfinished.long_ago(client, bucket, unfinished.DAY)
+    deleted = [uri_of(bucket, key) for key in run.finish(day_ago, dry_run=dry_run)[0]]
+    target = run.target()
+    old = [each for each in run.checkpoints(counts)[:-count] if each.key.removesuffix("/") != target]
+    old = [each for each in old if not run.is_written_anew(each, day_ago)]
+    return deleted + [uri_of(bucket, checkpoint.key) for checkpoint in old if dry_run or run.delete(checkpoint)]
 
 
 def mark_complete(s3_uri: str, *, client: S3Client | None = None) -> None:
     """Say that a folder is a complete checkpoint, when all its objects are written.
 
     Args:
-        s3_uri: Of the folder.
+        s3_uri: Of the folder, with or without a slash at its end.
         client: Sends the request; None is a new one.
 
     Raises:
         InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/folder``.
         S3Error: The mark could not be stored.
     """
-    bucket, key = parse_s3_uri(s3_uri)
-    (client or S3Client()).put_object(bucket, f"{key.rstrip('/')}/{_MARKER}").close()
+    bucket, folder = folder_of_uri(s3_uri)
+    if not folder:
+        raise InvalidURIError(f"{s3_uri!r} is a bucket and no folder. Write 's3://bucket/folder'.")
+    with (client or S3Client()).put_object(bucket, f"{folder}{MARKER}") as writer:
+        # Each mark has an ETag of its own, by which whoever deletes an older one tells them apart.
+        writer.write(json.dumps({"mark": secrets.token_hex(16)}).encode())
 
 
-def clean(prefix: str, *, older_than: float = 0.0, client: S3Client | None = None) -> list[MultipartUploadInfo]:
-    """Abort the uploads that a killed process has left: their parts are invisible, and paid for.
+def clean(
+    prefix: str,
+    *,
+    older_than: timedelta | float = unfinished.DAY,
+    dry_run: bool = False,
+    client: S3Client | None = None,
+) -> list[MultipartUploadInfo | ObjectInfo]:
+    """Delete what killed processes have left: parts of uploads, which are invisible and paid for, and shards.
+
+    Shards are left by a ``save_file(..., max_shard_size=)`` that was killed before it wrote the index; those right
+    below the prefix are found. So are the rests of what ``keep_last`` has begun to delete.
 
     Args:
-        prefix: Only uploads of keys that begin with it.
-        older_than: Only uploads that were begun so many seconds ago, by the server's clock and this machine's; those
-            of processes that still run must not be among them.
+        prefix: Of a folder, see ``latest``: uploads of all keys below it, and of the key itself.
+        older_than: Only what was begun so long ago, by the server's clock and this machine's, a timedelta or seconds.
+            What processes that still run have begun must not be among it.
+        dry_run: Whether to delete nothing, and only return what would be.
         client: Sends the requests; None is a new one.
 
     Returns:
-        The uploads that were aborted.
+        The uploads that were aborted and the objects that were deleted, or would be; all have a ``key``.
 
     Raises:
         ArgumentError: ``older_than`` is negative.
+        ArgumentTypeError: An argument has the wrong type.
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
-        S3Error: They could not be listed or aborted.
+        S3Error: They could not be listed, aborted or deleted; some may have been. Call it again.
     """
-    if not older_than >= 0:
-        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds.")
+    age = _as_timedelta(older_than)
+    _check_flag("dry_run", dry_run)
     client = client or S3Client()
-    bucket, begin = parse_s3_uri(prefix)
-    limit = time.time() - older_than
-    old = [upload for upload in client.list_multipart_uploads(bucket, begin) if upload.initiated <= limit]
-    for upload in old:
-        client.abort_multipart_upload(bucket, upload.key, upload.upload_id)
-    return old
+    bucket, folder = folder_of_uri(prefix)
+    key = folder[:-1]
+    uploads = client.list_multipart_uploads(bucket, key)
+    limit = unfinished.long_ago(client, bucket, age)
+    old = [
+        upload
+        for upload in uploads
+        if upload.initiated <= limit and (upload.key == key or upload.key.startswith(folder))
+    ]
+    if not dry_run:
+        for upload in old:
+            client.abort_multipart_upload(bucket, upload.key, upload.upload_id)
+    notes = next(client.list_objects(bucket, f"{folder}{unfinished.FOLDER}", max_keys=1))
+    left = Run(client, bucket, folder).finish(limit, dry_run=dry_run)[1] if notes.object_info else []
+    return [*old, *left]
 
 
-def _bucket_and_folder(prefix: str) -> tuple[str, str]:
-    bucket, key = parse_s3_uri(prefix)
-    return bucket, f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+def _as_timedelta(older_than: timedelta | float) -> timedelta:
+    given: object = older_than
+    if isinstance(given, bool) or not isinstance(given, (timedelta, int, float)):
+        raise ArgumentTypeError(f"older_than must be a timedelta, or seconds, got {older_than!r}.")
+    try:
+        age = given if isinstance(given, timedelta) else timedelta(seconds=given)
+    except (ValueError, OverflowError):  # not a number, or more than a timedelta holds
+        age = timedelta(seconds=-1)
+    if age < timedelta():
+        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds, or a timedelta.")
+    return age
 
 
-def _complete(client: S3Client, bucket: str, folder: str) -> list[_Checkpoint]:
-    """Return the complete checkpoints, the oldest first."""
-    return sorted(_checkpoints(client, bucket, folder))
-
-
-def _checkpoints(client: S3Client, bucket: str, folder: str) -> Iterator[_Checkpoint]:
-    folders: dict[str, list[tuple[str, int]]] = {}
-    for page in client.list_objects(bucket, folder):
-        for info in page.object_info:
-            child, slash, _ = info.key[len(folder) :].partition("/")
-            if slash:
-                folders.setdefault(f"{folder}{child}/", []).append((info.key, info.last_modified))
-            elif child:
-                yield _Checkpoint(info.last_modified, _natural(child), info.key, (info.key,))
-    for key, objects in folders.items():
-        marks = [(modified, name) for name, modified in objects if name[len(key) :] in _MARKERS]
-        if marks:
-            names = [name for _, name in marks]
-            others = [name for name, _ in objects if name not in names]
-            yield _Checkpoint(max(marks)[0], _natural(key), key, (*names, *others))
-
-
-def _natural(name: str) -> tuple[tuple[str, int], ...]:
-    """Return a name by which ``step-9`` comes before ``step-10``."""
-    return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be a bool, got {value!r}.")

@@ -157,9 +157,9 @@ class S3Client(client.S3Client):
         """Return size, ETag and the like of an object."""
         return worded(super().head_object, is_head=True)(bucket, key, version_id=version_id)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, *, if_match: str | None = None) -> None:
         """Delete an object. That it does not exist is no error."""
-        worded(super().delete_object)(bucket, key)
+        worded(super().delete_object)(bucket, key, if_match=if_match)
 
     def copy_object(
         self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, *, version_id: str | None = None

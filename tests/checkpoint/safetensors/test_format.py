@@ -174,4 +174,7 @@ def test_no_index(text):
 def test_shards():
     """Tensors stay in order; one that is too large is alone."""
     assert split_into_shards({"a": 4, "b": 4, "c": 9, "d": 1, "e": 0}, 8) == [["a", "b"], ["c"], ["d", "e"]]
-    assert shard_names("x/m.safetensors", 2) == ["x/m-00001-of-00002.safetensors", "x/m-00002-of-00002.safetensors"]
+    assert shard_names("x/m.safetensors", 2, "t0") == [
+        "x/m-t0-00001-of-00002.safetensors",
+        "x/m-t0-00002-of-00002.safetensors",
+    ]

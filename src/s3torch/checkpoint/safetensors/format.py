@@ -8,6 +8,7 @@ follow one another without gaps, from the header's end to the end of the file; s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -16,11 +17,13 @@ from s3torch.errors import ArgumentError, CheckpointFormatError
 
 __all__ = [
     "BITS",
+    "INDEX_SUFFIX",
     "LENGTH_SIZE",
     "MAX_HEADER_SIZE",
     "Header",
     "TensorInfo",
     "build_header",
+    "is_shard_name",
     "parse_header",
     "parse_header_size",
     "parse_index",
@@ -39,6 +42,8 @@ BITS = {
 }
 
 LENGTH_SIZE = 8
+# What the index of a model in several files is called: its name, and this.
+INDEX_SUFFIX = ".index.json"
 # Of the reference implementation, in bytes.
 MAX_HEADER_SIZE = 100_000_000
 _METADATA = "__metadata__"
@@ -205,10 +210,24 @@ def split_into_shards(sizes: Mapping[str, int], max_shard_size: int) -> list[lis
     return shards
 
 
-def shard_names(key: str, count: int) -> list[str]:
-    """Return the keys of a model's shards: ``model.safetensors`` becomes ``model-00001-of-00002.safetensors``, ..."""
+def shard_names(key: str, count: int, token: str) -> list[str]:
+    """Return the keys of a model's shards: of ``m.safetensors`` they are ``m-TOKEN-00001-of-00002.safetensors``, ...
+
+    Args:
+        key: Of the model.
+        count: How many there are.
+        token: What no other save of this model has: shards of two saves never replace each other.
+    """
     stem = key.removesuffix(".safetensors")
-    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    return [f"{stem}-{token}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+_SHARD_NAME = re.compile(r".*-[0-9]{5}-of-[0-9]{5}\.(?:safetensors|bin)", re.DOTALL)
+
+
+def is_shard_name(name: str) -> bool:
+    """Return whether a file is called as ``save_file`` and Hugging Face's libraries call a part of a model."""
+    return _SHARD_NAME.fullmatch(name) is not None
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, object]:

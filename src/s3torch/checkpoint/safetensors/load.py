@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from s3torch._aws.operations import HeadObject
 from s3torch._objects.remote import RemoteObject
 from s3torch._objects.spread import run
 from s3torch._progress import new_byte_bar
@@ -51,6 +52,7 @@ __all__ = ["SafeOpen", "SafeSlice", "client_for", "load_file", "safe_open"]
 # Bytes of the first request: 8 and a header, which takes some 100 for each tensor. Fewer cost a request as well.
 _HEAD_SIZE = 256 * 1024
 _INDEX_SUFFIX = ".json"
+_MOST_NAMES = 10  # of missing files in a message
 _NAME = "model.safetensors"  # in a folder, as Hugging Face names it
 # Pinned memory that is filled before it is copied to another device, in bytes: two of these are held at most.
 _STAGE_SIZE = 512 * 1024**2
@@ -241,7 +243,7 @@ def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None)
         shards = {file: [name for name in names if name in set(wanted)] for file, names in shards.items()}
         shards = {file: names for file, names in shards.items() if names}
     folder = key[: key.rfind("/") + 1]
-    files = _open_files(client, bucket, [folder + file for file in shards])
+    files = _open_shards(client, bucket, [folder + file for file in shards], where)
     for file, names in zip(files, shards.values(), strict=True):
         tensors = file.header.tensors
         for name in names:
@@ -249,6 +251,27 @@ def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None)
                 raise CheckpointFormatError(f"{file} has no tensor {name!r}, which should be there by {where}.")
         file.header = Header({name: tensors[name] for name in tensors if name in set(names)}, file.header.metadata)
     return files
+
+
+def _open_shards(client: S3Client, bucket: str, keys: Sequence[str], where: str) -> list[_File]:
+    """Read the headers of the files that an index names; an error names all that are missing."""
+    try:
+        return _open_files(client, bucket, keys)
+    except ObjectNotFoundError as error:
+        heads = [HeadObject(client._access.bucket(bucket), key, is_lenient=True) for key in keys]
+        client._access.run(heads)
+        missing = [key for key, head in zip(keys, heads, strict=True) if head.is_missing]
+        if not missing:
+            raise
+        names = ", ".join(key.rpartition("/")[2] for key in missing[:_MOST_NAMES])
+        more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
+        error.key = missing[0]
+        said = (
+            f"{where} names {len(keys)} files, of which {len(missing)} are not there: {names}{more}. The model was "
+            "replaced or deleted while it was loaded, or it was copied without them: load it again, or copy it anew."
+        )
+        error.args = (said,)
+        raise
 
 
 def _open_version(client: S3Client, bucket: str, key: str, version_id: str | None) -> _File:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
-from s3torch.checkpoint.safetensors.format import build_header, shard_names, split_into_shards
+from s3torch.checkpoint.safetensors.format import build_header, split_into_shards
 from s3torch.checkpoint.safetensors.load import client_for
+from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -33,8 +34,14 @@ def save_file(
 ) -> None:
     """Save tensors as a safetensors file, or several, as ``safetensors.torch.save_file`` does to a file.
 
-    A file appears when it is complete. If there are several, the index (``model.safetensors.index.json`` for
-    ``model.safetensors``) is written when all have appeared; a failure before leaves the files that are complete.
+    A file appears when it is complete. If there are several, they have names that no other save has, such as
+    ``model-3f2a9c1d0b5e7a64-00001-of-00002.safetensors``, and the model appears with the index
+    (``model.safetensors.index.json`` for ``model.safetensors``), which is written last. So a model that has the name
+    already, in one file or in several, is there until the new one is, and is deleted then: weights of two saves are
+    never mixed, whatever fails. Who loads the old one at that moment gets all of it, or an error.
+
+    If it fails, the files that were written are deleted. What a killed process leaves is noted in the folder
+    ``.s3torch/`` beside the model while it is at work, for ``s3torch.checkpoint.clean``.
 
     Args:
         tensors: By name: dense, contiguous, and no two in the same memory. Those that are not on the CPU are copied
@@ -53,7 +60,8 @@ def save_file(
         ArgumentError: A tensor cannot be saved as it is, or another argument cannot be. Nothing was written.
         ArgumentTypeError: A tensor is none.
         InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``, or names a folder.
-        S3Error: Any other failure.
+        S3Error: Any other failure. Nothing of the new model is visible, or, if only what it replaces could not be
+            deleted, the message says so.
     """
     bucket, key = parse_checkpoint_uri(uri)
     if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
@@ -61,25 +69,41 @@ def save_file(
     _check(tensors)
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     shards = [list(tensors)] if max_shard_size is None else split_into_shards(sizes, max_shard_size) or [[]]
-    keys = [key] if len(shards) == 1 else shard_names(key, len(shards))
     headers = [build_header({name: _describe(name, tensors[name]) for name in shard}, metadata) for shard in shards]
     with (
         client_for(client, region, endpoint, s3client_config) as own,
         new_byte_bar(f"Saving {uri}", sum(sizes.values()), is_wanted=progress) as bar,
     ):
-        for shard_key, (head, order) in zip(keys, headers, strict=True):
-            size = len(head) + sum(sizes[name] for name in order)
+
+        def put(shard_key: str, header: tuple[bytes, list[str]]) -> None:
+            size = len(header[0]) + sum(sizes[name] for name in header[1])
             with own.put_object(bucket, shard_key, size=size) as writer:
-                writer.write(head)
-                for name in order:
+                writer.write(header[0])
+                for name in header[1]:
                     writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
                     bar.update(sizes[name])
-        if len(shards) > 1:
-            files = [shard_key.rpartition("/")[2] for shard_key in keys]
-            weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-            with own.put_object(bucket, f"{key}.index.json") as writer:
-                writer.write(json.dumps(index, indent=2).encode())
+
+        if len(shards) == 1:
+            model = OneFile(own, bucket, key)
+            put(key, headers[0])
+            model.take_over()
+            return
+        sharded = Sharded(own, bucket, key, len(shards))
+        try:
+            sharded.begin()
+            for shard_key, header in zip(sharded.keys, headers, strict=True):
+                put(shard_key, header)
+            sharded.commit(_build_index(sharded.keys, shards, sum(sizes.values())))
+        except BaseException:
+            sharded.give_up()
+            raise
+
+
+def _build_index(keys: Sequence[str], shards: Sequence[Sequence[str]], size: int) -> bytes:
+    """Return the index of a model in several files, as Hugging Face's libraries read it."""
+    files = [key.rpartition("/")[2] for key in keys]
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2).encode()
 
 
 def _describe(name: str, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], int]:

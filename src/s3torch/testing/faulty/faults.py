@@ -556,13 +556,14 @@ def another_page(name: str | None = "again", *, is_empty: bool = False) -> Fault
 
 
 def ignore_condition() -> Fault:
-    """``If-None-Match: *`` is ignored: an object that is there is replaced."""
+    """``If-None-Match: *`` and ``If-Match`` are ignored: an object is replaced or deleted whatever it is."""
 
     def act(exchange: Exchange) -> None:
-        headers = {name: value for name, value in exchange.request.headers.items() if name != "if-none-match"}
+        conditions = ("if-none-match", "if-match")
+        headers = {name: value for name, value in exchange.request.headers.items() if name not in conditions}
         exchange.send(exchange.objects.answer(replace(exchange.request, headers=headers)))
 
-    return Fault("ignore_condition", act, frozenset({"PutObject", "CompleteMultipartUpload"}))
+    return Fault("ignore_condition", act, frozenset({"PutObject", "CompleteMultipartUpload", "DeleteObject"}))
 
 
 # What the service refuses

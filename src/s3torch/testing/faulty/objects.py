@@ -1,7 +1,8 @@
 """One bucket in memory, and how S3 answers requests about it.
 
 Known are GetObject and HeadObject with Range, part number and If-Match, GetObjectAttributes, PutObject and multipart
-uploads with If-None-Match, CopyObject, UploadPartCopy, DeleteObject, ListObjectsV2, ListMultipartUploads and ListParts.
+uploads with If-None-Match and If-Match, CopyObject, UploadPartCopy, DeleteObject with If-Match, ListObjectsV2,
+ListMultipartUploads and ListParts.
 Signatures are not looked at; checksums of uploads are (CRC32, SHA1 and SHA256). As S3 gives each object a CRC64NVME
 where an upload brings no checksum, this one gives it a CRC32. Source: https://docs.aws.amazon.com/AmazonS3/latest/API/.
 
@@ -21,6 +22,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from email.utils import formatdate
 from itertools import accumulate
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -60,7 +62,8 @@ OPERATIONS = frozenset(
         "UploadPartCopy",
     }
 )
-_MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+# When everything was stored that a bucket without a clock has.
+_ONE_TIME = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
 _MODIFIED_IN_XML = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _MOST_KEYS = 1000  # of one page
@@ -180,11 +183,13 @@ class Upload:
         key: Of the object.
         parts: By number.
         checksum_type: That it was begun with; empty if with none.
+        began: When, in seconds since the epoch.
     """
 
     key: str
     parts: dict[int, bytes] = field(default_factory=dict)
     checksum_type: str = ""
+    began: float = 0.0
 
 
 class Objects(MutableMapping[str, bytes]):
@@ -193,10 +198,16 @@ class Objects(MutableMapping[str, bytes]):
     Args:
         bucket: Its name; any other does not exist.
         contents: What is in it at first.
+
+    Attributes:
+        clock: Tells when something is stored, in seconds since the epoch. None: all objects are of one time, and
+            uploads were begun in the first seconds of the epoch, in order.
     """
 
     def __init__(self, bucket: str, contents: Mapping[str, bytes] | None = None) -> None:
         self.bucket = bucket
+        self.clock: Callable[[], float] | None = None
+        self._times: dict[str, float] = {}
         self._stored: dict[str, tuple[bytes, str]] = {}  # content and ETag
         self._checksums: dict[str, dict[str, str]] = {}  # header fields; of those that an upload brought
         self._layouts: dict[str, _Layout] = {}  # of objects that were uploaded in parts
@@ -225,12 +236,14 @@ class Objects(MutableMapping[str, bytes]):
             self._stored[key] = content, self._etag_of([content])
             self._checksums[key] = checksum_fields(content)
             self._layouts.pop(key, None)
+            self._note_time(key)
 
     def __delitem__(self, key: str) -> None:
         with self._lock:
             del self._stored[key]
             del self._checksums[key]
             self._layouts.pop(key, None)
+            self._times.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._stored))
@@ -298,8 +311,10 @@ class Objects(MutableMapping[str, bytes]):
         with self._lock:
             if operation in {"PutObject", "UploadPart"} and not _is_intact(request):
                 return error_answer(400, "BadDigest")
-            if operation in {"PutObject", "CompleteMultipartUpload"} and self._is_refused(request, key):
-                return error_answer(412, "PreconditionFailed")
+            if operation in {"PutObject", "CompleteMultipartUpload", "DeleteObject"}:
+                refusal = self._unfulfilled(request, key)
+                if refusal is not None:
+                    return refusal
             if operation == "ListObjectsV2":
                 return self._page(query)
             if operation == "ListMultipartUploads":
@@ -325,6 +340,25 @@ class Objects(MutableMapping[str, bytes]):
 
     def _is_refused(self, request: Request, key: str) -> bool:
         return request.headers.get("if-none-match") == "*" and key in self._stored
+
+    def _unfulfilled(self, request: Request, key: str) -> Answer | None:
+        """Returns the answer to a change whose condition is not fulfilled; None if it is, or there is none."""
+        if self._is_refused(request, key):
+            return error_answer(412, "PreconditionFailed")
+        wanted = request.headers.get("if-match")
+        if wanted is None:
+            return None
+        if key not in self._stored:
+            return error_answer(404, "NoSuchKey")
+        return None if wanted in {self._stored[key][1], "*"} else error_answer(412, "PreconditionFailed")
+
+    def _note_time(self, key: str) -> None:
+        if self.clock is not None:
+            self._times[key] = self.clock()
+
+    def modified_at(self, key: str) -> float:
+        """Returns when an object was stored, in seconds since the epoch."""
+        return self._times.get(key, _ONE_TIME)
 
     def _etag_of(self, parts: Sequence[bytes], *, is_upload: bool = False) -> str:
         """Returns the ETag of an object of these parts: an MD5, or one of the parts' MD5s if it is of an upload."""
@@ -362,7 +396,8 @@ class Objects(MutableMapping[str, bytes]):
             f"<GetObjectAttributesResponse><ETag>{escape(etag.strip(chr(34)))}</ETag><Checksum>{checksum}</Checksum>"
             f"{parts}<ObjectSize>{len(content)}</ObjectSize></GetObjectAttributesResponse>"
         )
-        return replace(answer, fields={**answer.fields, **_MODIFIED})
+        modified = formatdate(int(self.modified_at(key)), usegmt=True)
+        return replace(answer, fields={**answer.fields, "Last-Modified": modified})
 
     def _part_element(self, layout: _Layout, number: int) -> str:
         start, stop = layout.extent(number)
@@ -392,7 +427,8 @@ class Objects(MutableMapping[str, bytes]):
         size = len(content)
         if request.headers.get("if-match", etag) not in {etag, "*"}:
             return error_answer(412, "PreconditionFailed")
-        fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST", **_MODIFIED}
+        fields = {"ETag": etag, "Accept-Ranges": "bytes", "x-amz-request-id": "REQUEST"}
+        fields["Last-Modified"] = formatdate(int(self.modified_at(key)), usegmt=True)
         if part_number:
             return self._read_part(request, key, int(part_number), fields)
         checksums = self._checksums[key] if "x-amz-checksum-mode" in request.headers else {}
@@ -426,7 +462,8 @@ class Objects(MutableMapping[str, bytes]):
     def _begin(self, key: str, checksum_type: str) -> Answer:
         self._uploads_begun += 1
         upload_id = f"upload-{self._uploads_begun}"
-        self._uploads[upload_id] = Upload(key, checksum_type=checksum_type)
+        began = self._uploads_begun - 1.0 if self.clock is None else self.clock()
+        self._uploads[upload_id] = Upload(key, checksum_type=checksum_type, began=began)
         answer = document_answer(
             f"<InitiateMultipartUploadResult><Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key>"
             f"<UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>"
@@ -466,6 +503,7 @@ class Objects(MutableMapping[str, bytes]):
         self._stored[key] = content, self._etag_of([upload.parts[number] for number in numbers], is_upload=True)
         self._checksums[key] = checksum_fields(content) if upload.checksum_type else {}
         self._layouts[key] = _Layout(list(accumulate(len(upload.parts[number]) for number in numbers)))
+        self._note_time(key)
         return document_answer(
             f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key><ETag>{escape(self._stored[key][1])}</ETag>"
             "</CompleteMultipartUploadResult>"
@@ -507,17 +545,17 @@ class Objects(MutableMapping[str, bytes]):
         after = query.get("key-marker", ""), query.get("upload-id-marker", "")
         encode = quote if query.get("encoding-type") == "url" else escape
         found = sorted(
-            (upload.key, name, order)
-            for order, (name, upload) in enumerate(self._uploads.items())
+            (upload.key, name, upload.began)
+            for name, upload in self._uploads.items()
             if upload.key.startswith(query.get("prefix", ""))
         )
         found = [each for each in found if (each[:2] > after if after[1] else each[0] > after[0] or not after[0])]
         page, is_truncated = found[:most], len(found) > most
         uploads = "".join(
             f"<Upload><Key>{encode(key)}</Key><UploadId>{name}</UploadId>"
-            f"<Initiated>{datetime.fromtimestamp(order, timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.000Z')}</Initiated>"
+            f"<Initiated>{_in_xml(began)}</Initiated>"
             "<StorageClass>STANDARD</StorageClass></Upload>"
-            for key, name, order in page
+            for key, name, began in page
         )
         following = (
             f"<NextKeyMarker>{encode(page[-1][0])}</NextKeyMarker>"
@@ -566,7 +604,7 @@ class Objects(MutableMapping[str, bytes]):
             elif name in self._stored:
                 content, etag = self._stored[name]
                 entries.append(
-                    f"<Contents><Key>{encode(name)}</Key>{_MODIFIED_IN_XML}<ETag>{escape(etag)}</ETag>"
+                    f"<Contents><Key>{encode(name)}</Key><LastModified>{_in_xml(self.modified_at(name))}</LastModified><ETag>{escape(etag)}</ETag>"
                     f"<Size>{len(content)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
                 )
         following = "" if token is None else f"<NextContinuationToken>{escape(token)}</NextContinuationToken>"
@@ -577,6 +615,11 @@ class Objects(MutableMapping[str, bytes]):
             f"<MaxKeys>{page_size_of(query)}</MaxKeys>{encoding}<IsTruncated>{str(token is not None).lower()}"
             f"</IsTruncated>{''.join(entries)}</ListBucketResult>"
         )
+
+
+def _in_xml(seconds: float) -> str:
+    """Returns a time as S3's documents write it, cut to the second."""
+    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def page_size_of(query: Mapping[str, str]) -> int:
