@@ -69,16 +69,37 @@ class _Sessions:
 
 
 class _Sender:
-    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above)."""
+    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above).
+
+    Attributes:
+        settings: Of the client: whoever has the same gets the same failure.
+    """
 
     def __init__(self, access: Access) -> None:
         self._access = weakref.ref(access)
+        self.settings: object = access.config
 
-    def __call__(self, exchange: Exchange, within: float | None) -> None:
+    def send(self, exchange: Exchange) -> None:
+        """Send a request in the middle of a turn, and wait for it as long as that turn may go on."""
+        self._living.run([exchange], self.time_left())
+
+    def begin(self, exchange: Exchange) -> None:
+        """Send a request beside those of the turn that this is the middle of. Nobody waits for it, or cancels it."""
+        engine = self._living.turning_engine()
+        if engine is not None and self._living.lasts(engine):
+            engine.submit(exchange, is_first=True)
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds the turn that this is the middle of may go on; None for as long as it takes."""
+        engine = self._living.turning_engine()
+        return None if engine is None else engine.time_left()
+
+    @property
+    def _living(self) -> Access:
         access = self._access()
         if access is None:
             raise AssertionError("a request is signed for a client that does not exist any more")
-        access.run([exchange], within)
+        return access
 
 
 class _ProcessState:
@@ -183,6 +204,14 @@ class Access:
             state.threads.engines.clear()
             if not engine.pending:
                 state.spare.append(engine)
+
+    def turning_engine(self) -> Engine | None:
+        """Return the engine of the calling thread that is in a turn, the innermost one; None if there is none."""
+        return next((engine for engine in reversed(self._process().threads.engines) if engine.is_entered), None)
+
+    def lasts(self, engine: Engine) -> bool:
+        """Whether an engine is the calling thread's own, and not that of a signal handler, which nobody turns again."""
+        return engine is self._process().threads.engines[0]
 
     def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
         """Send exchanges and wait for all of them.
