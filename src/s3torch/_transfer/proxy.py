@@ -32,8 +32,12 @@ class Proxy:
 
     @staticmethod
     def basic(user: str, password: str) -> str:
-        """Return the Proxy-Authorization field of a user (RFC 7617)."""
-        return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+        """Return the Proxy-Authorization field of a user (RFC 7617).
+
+        Raises:
+            UnicodeEncodeError: They are no text. Bytes of the environment that are not UTF-8 are sent as they are.
+        """
+        return f"Basic {b64encode(f'{user}:{password}'.encode('utf-8', 'surrogateescape')).decode()}"
 
     def tunnel_request(self, host: str, port: int) -> bytes:
         """Return the request to lead to a server."""
