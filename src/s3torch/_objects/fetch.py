@@ -144,7 +144,8 @@ class Fetch(LastingScope):
             self._engine.turn(deadline)
         if first.error is not None:
             return None
-        self._version.observe(first.total, first.etag, first.modified)
+        has_bytes = landing.memory is not None
+        self._version.observe(first.total, first.etag, first.modified, has_bytes=has_bytes)
         self._memory = landing.memory
         return None if self._memory is None else self._get_parts(first.stop, spreads=True)
 
