@@ -14,7 +14,7 @@ import pytest
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3ReaderConfig
 from s3torch._aws.listing import ObjectInfo
 from s3torch.client import HeadObjectResult
-from s3torch.errors import ObjectChangedError, ProtocolError, RequestError, S3Error
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError, ProtocolError, RequestError, S3Error
 from s3torch.testing.faulty.objects import Objects, parse_range
 from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, s3_error, serve_object
@@ -215,7 +215,7 @@ def test_a_part_that_says_nothing():
         wire.respond(200 if request.method == "HEAD" else 206, {"ETag": '"e"', "Content-Length": length})
 
     with serving(handle) as (server, client):
-        with pytest.raises(ProtocolError, match=f"its {len(CONTENT)} bytes have none of them"):
+        with pytest.raises(ProtocolError, match="answers that there are none, and not how large the object is"):
             client.get_object("bucket", "key").read()
         assert "HEAD" in [request.method for request in server.requests]
 
@@ -393,6 +393,34 @@ def page_in_xml(request: Request, wire: Wire) -> None:
     """Answer everything with a page that is well-formed."""
     page = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body/></html>'
     wire.respond(200, {"Content-Type": "application/xhtml+xml"}, page)
+
+
+@pytest.mark.parametrize("body", [PORTAL, b"404 page not found", b'{"detail": "Not Found"}', b"<Error>?</Error>"])
+@pytest.mark.parametrize("call", ["read", "put", "list", "list uploads", "delete", "copy"])
+def test_what_is_missing_elsewhere(call: str, body: bytes):
+    """A 404 of something else than S3 is no object that is missing: who believes that begins anew, and overwrites."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.respond(404, {"Content-Type": "text/html"}, body)
+
+    with serving(handle) as (_, client):
+        with pytest.raises(ProtocolError, match=HINTS) as caught:
+            CALLS[call](client)
+        assert not isinstance(caught.value, FileNotFoundError)
+        assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"), [({}, b""), ({"x-amz-request-id": "R"}, PORTAL), ({}, s3_error("NoSuchKey"))]
+)
+def test_what_is_missing(fields: dict[str, str | None], body: bytes):
+    """It is one where S3's error says so, a field of S3's stands beside it, or nothing speaks against it."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.respond(404, fields, body)
+
+    with serving(handle) as (_, client), pytest.raises(ObjectNotFoundError):
+        client.get_object("bucket", "key").read()
 
 
 def without_virtual_hosts(request: Request, wire: Wire) -> None:

@@ -324,7 +324,7 @@ def test_reads_go_on_while_a_session_is_replaced(
     assert len(server.sessions) == 1
     holding.is_let_go.set()
     assert holding.asked.acquire(timeout=30)
-    while _session_in_use() != server.sessions[-1].credentials.access_key:
+    while len(server.sessions) < 2 or _session_in_use() != server.sessions[-1].credentials.access_key:
         client.read_range(server.bucket, "train/0/001", 0)
     assert len(server.sessions) == 2
     assert client._access.engine().pending == 0
@@ -363,6 +363,19 @@ def test_renaming(server: ExpressServer, client: S3Client):
     with pytest.raises(ObjectNotFoundError, match="train/0/002, which was to be renamed") as caught:
         client.rename_object(server.bucket, "train/0/002", "x")
     assert caught.value.key == "train/0/002"
+
+
+def test_renaming_where_the_condition_is_ignored(
+    server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    """A server that is not known to heed the condition is asked for the object first."""
+    monkeypatch.setattr(server.objects, "_is_refused", lambda request, target: False)
+    with pytest.raises(ObjectExistsError, match="train/0/003 is there already"):
+        client.rename_object(server.bucket, "train/0/002", "train/0/003", if_none_match=True)
+    assert server.objects["train/0/003"] == CONTENTS["train/0/003"]
+    assert server.objects["train/0/002"] == CONTENTS["train/0/002"]
+    client.rename_object(server.bucket, "train/0/002", "new", if_none_match=True)
+    assert server.objects["new"] == CONTENTS["train/0/002"]
 
 
 def test_appending(server: ExpressServer, client: S3Client):

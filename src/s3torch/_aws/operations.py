@@ -542,7 +542,6 @@ class GetObject(Operation):
         self.total: int | None = None
         self._into: memoryview | Sequence[memoryview] | PlaceRange | None = into
         self._lacks_size = self._has_asked_size = self._is_longer = False
-        self._asked_size: int | None = None
         self._destination: Destination | None = None
         self._filled = 0
         if not callable(into):
@@ -592,8 +591,7 @@ class GetObject(Operation):
         """Read the body into its memory."""
         if self._method == "HEAD":
             self._method = "GET"
-            self._asked_size = None if "content-range" in head.fields else head.content_length
-            return self._end_at(self._asked_size, head)
+            return self._end_at(None if "content-range" in head.fields else head.content_length, head)
         if head.status == 416 or _has_nothing(head):
             return (yield from self._accept_nothing(inbox, head))
         begin = self._missing_from
@@ -656,7 +654,7 @@ class GetObject(Operation):
             return ProtocolError(f"The answer's Content-Range is {field!r}, and its body has {len(body)} bytes.")
         if total is None and not self._has_asked_size:
             self._has_asked_size = self._lacks_size = True
-        return self._end_at(self._asked_size if total is None else total, head)
+        return self._end_at(total, head)
 
     def _end_at(self, total: int | None, head: Head) -> S3Error | None:
         """Take the answer for one of an object that ends before the range."""
@@ -708,8 +706,9 @@ class GetObject(Operation):
         if (other := etags.other_version(*versions)) is not None:
             return self._changed("its {} was {}, and is {} now".format(*other))
         if head.status != 416 and self._method == "GET":  # else there are no bytes of another version
-            missing = etags.lacks_proof(*versions, is_first=self.total is None)
-            if missing:
+            # Where all is asked for anew, nothing is left of answers before.
+            is_first = self.total is None or self._missing_from == self.start
+            if missing := etags.lacks_proof(*versions, is_first=is_first):
                 return unproven(missing)
         self.total = total if total is not None else self.total
         self.etag = etags.preferred(self.etag, etag)

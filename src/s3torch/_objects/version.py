@@ -135,7 +135,7 @@ class ObjectVersion:
             size: Of the object, in bytes; None if it is not told.
             etag: Of the answer, or None.
             modified: The field Last-Modified of the answer, or None.
-            has_bytes: Whether the answer is about bytes that count: then it must show of which version they are.
+            has_bytes: Whether it is about bytes that have come: then it must show of which version they are.
 
         Raises:
             ObjectChangedError: It is of another version.
@@ -162,8 +162,7 @@ class ObjectVersion:
                 key=self.key,
             )
         if has_bytes:
-            missing = etags.lacks_proof(*versions, is_first=not self._is_answered)
-            if missing:
+            if missing := etags.lacks_proof(*versions, is_first=not self._is_answered):
                 error = unproven(missing)
                 error.bucket, error.key = self.bucket, self.key
                 raise error
