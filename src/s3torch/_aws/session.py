@@ -56,6 +56,7 @@ _TALKATIVE = (
     "botocore.retries.standard",
     "botocore.retryhandler",
     "botocore.utils",
+    "urllib3.connectionpool",
 )
 # What these say is for everybody, but not the errors beside it, which may show the URL of a proxy.
 _WITH_ERRORS = ("botocore.credentials", "botocore.tokens")
