@@ -74,6 +74,7 @@ class Service:
         self.asked: list[str] = []
         self.error: Exception | None = None
         self.left: float | None = None
+        self.lasts = True
         self.middle: Callable[[], object] = lambda: None  # what happens while the service is asked
         self.under_way: list[Callable[[Session], None]] = []
 
@@ -84,9 +85,12 @@ class Service:
             raise self.error
         return self.give()
 
-    def begin(self, take: Callable[[Session], None]) -> None:
+    def begin(self, take: Callable[[Session], None]) -> bool:
+        if not self.lasts:
+            return False
         self.asked.append("begun")
         self.under_way.append(take)
+        return True
 
     def time_left(self) -> float | None:
         return self.left
@@ -108,7 +112,11 @@ class Sender:
     settings = None
 
     def __init__(self, send: Callable[[CreateSession], None]) -> None:
-        self.send = self.begin = send
+        self.send = send
+
+    def begin(self, exchange: CreateSession) -> bool:
+        self.send(exchange)
+        return True
 
     @staticmethod
     def time_left() -> float | None:
@@ -359,6 +367,18 @@ def test_a_failed_replacement_is_no_failure():
     clock.now += 5
     with pytest.raises(ConnectionFailedError):
         sessions.credentials("bucket", service)
+
+
+def test_who_cannot_replace_leaves_it_to_others():
+    """A thread that ends with its call does not begin to replace a session, and keeps nobody from it."""
+    clock = Clock()
+    sessions, service, brief = Sessions(clock, lambda: 0.0), Service(clock), Service(clock)
+    sessions.credentials("bucket", service)
+    clock.now += 250
+    brief.lasts = False
+    assert sessions.credentials("bucket", brief).access_key == "key1"
+    assert sessions.credentials("bucket", service).access_key == "key1"
+    assert (brief.asked, service.asked) == ([], ["waited", "begun"])
 
 
 def test_an_answer_that_is_late():

@@ -42,6 +42,7 @@ class _ThreadEngines(threading.local):
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
+        self.is_lent = False  # whether the thread, and what it has, lives no longer than a call
 
 
 class _Sessions:
@@ -83,11 +84,17 @@ class _Sender:
         """Send a request in the middle of a turn, and wait for it as long as that turn may go on."""
         self._living.run([exchange], self.time_left())
 
-    def begin(self, exchange: Exchange) -> None:
-        """Send a request beside those of the turn that this is the middle of. Nobody waits for it, or cancels it."""
+    def begin(self, exchange: Exchange) -> bool:
+        """Send a request beside those of the turn that this is the middle of. Nobody waits for it, or cancels it.
+
+        Returns:
+            Whether it is under way: not on an engine that nobody may turn again.
+        """
         engine = self._living.turning_engine()
-        if engine is not None and self._living.lasts(engine):
-            engine.submit(exchange, is_first=True)
+        if engine is None or not self._living.lasts(engine):
+            return False
+        engine.submit(exchange, is_first=True)
+        return True
 
     def time_left(self) -> float | None:
         """Return for how many seconds the turn that this is the middle of may go on; None for as long as it takes."""
@@ -191,6 +198,7 @@ class Access:
     def lent_engine(self) -> Iterator[Engine]:
         """Lend an engine to a thread that lives no longer than a call: one by which such a thread has sent before."""
         state = self._process()
+        state.threads.is_lent = True
         try:
             engine = state.spare.pop()
         except IndexError:
@@ -210,8 +218,9 @@ class Access:
         return next((engine for engine in reversed(self._process().threads.engines) if engine.is_entered), None)
 
     def lasts(self, engine: Engine) -> bool:
-        """Whether an engine is the calling thread's own, and not that of a signal handler, which nobody turns again."""
-        return engine is self._process().threads.engines[0]
+        """Whether an engine is the calling thread's own, and not lent for a call, or for a signal handler."""
+        threads = self._process().threads
+        return not threads.is_lent and engine is threads.engines[0]
 
     def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
         """Send exchanges and wait for all of them.

@@ -95,8 +95,12 @@ class Asker(Protocol):
     def ask(self) -> Session:
         """Ask the service for a session, and wait for it."""
 
-    def begin(self, take: Callable[[Session], None]) -> None:
-        """Ask the service for a session, and do not wait: ``take`` is called if it comes."""
+    def begin(self, take: Callable[[Session], None]) -> bool:
+        """Ask the service for a session, and do not wait: ``take`` is called if it comes.
+
+        Returns:
+            Whether it may come.
+        """
 
     def time_left(self) -> float | None:
         """Return for how many seconds a session can be waited for; None for as long as it takes."""
@@ -115,8 +119,8 @@ class Sender(Protocol):
     def send(self, exchange: Exchange) -> None:
         """Send a request and wait for it, as long as that turn may go on."""
 
-    def begin(self, exchange: Exchange) -> None:
-        """Send a request beside those of that turn."""
+    def begin(self, exchange: Exchange) -> bool:
+        """Send a request beside those of that turn; returns whether it is under way."""
 
     def time_left(self) -> float | None:
         """Return for how many seconds that turn may go on; None for as long as it takes."""
@@ -202,8 +206,8 @@ class Sessions:
             record = self._records.setdefault(key, _Record(self._new_share()))
         session, now = record.session, self._clock()
         if session is not None and now < session.ends:
-            if record.begin_replacing(session, now):
-                asker.begin(record.take)
+            if record.begin_replacing(session, now) and not asker.begin(record.take):
+                record.not_before = now  # another thread may
             return session.credentials
         is_inner = record.asking == threading.get_ident()  # in a signal handler, in the middle of asking
         try:
@@ -330,9 +334,9 @@ class _PlaceAsker:
         self._sender.send(request)
         return request.session
 
-    def begin(self, take: Callable[[Session], None]) -> None:
+    def begin(self, take: Callable[[Session], None]) -> bool:
         """Send CreateSession."""
-        self._sender.begin(self._request(take))
+        return self._sender.begin(self._request(take))
 
     def _request(self, take: Callable[[Session], None] | None) -> CreateSession:
         plain, place = self._plain, self._place

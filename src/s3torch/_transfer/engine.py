@@ -149,7 +149,7 @@ class Engine:
 
     def seconds_to(self, deadline: float) -> float:
         """Return how many seconds are left until a deadline; another engine may work for the same call."""
-        return max(0.0, deadline - self._loop.now)
+        return max(0.0, deadline - self._loop.now - self._loop.unmoved)
 
     def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Turn the loop until all of these are done.
