@@ -230,6 +230,7 @@ def test_no_part_of_a_proxy_url_is_shown_by_botocore(
         "http://user:1234/ss@proxy:3128",
         "http://user:1234?ss@proxy:3128",
         "user:pa://ss@proxy:3128",
+        "http://user/:pass%40proxy:3128",
         "http://user%3Apass%40proxy:3128",
     ],
 )

@@ -119,7 +119,7 @@ def _proxy_of_url(url: str) -> Proxy | None:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        if not _is_host(host) or port == 0 or "@" in parts.path:  # there it would end a password with a slash in it
+        if not _is_host(host) or port == 0 or parts.path not in ("", "/"):  # it may be a password with a slash in it
             return None
         authorization = None
         if parts.username is not None and parts.password is not None:
