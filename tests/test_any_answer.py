@@ -322,9 +322,15 @@ BADS: dict[str, Bad] = {
     "a permanent redirect": instead(308, {"Location": "http://127.0.0.1:9/login"}),
     "not modified": instead(304, {}),
     "a page that is missing": instead(403, {"Content-Type": "text/html"}, PORTAL),
+    "a page of a wrong address": instead(404, {"Content-Type": "text/html"}, PORTAL),
+    "a router without a backend": instead(404, {"Content-Type": "text/plain"}, b"404 page not found"),
+    "no content": instead(204, {"x-amz-request-id": "R"}),
+    "an empty part with an ETag": instead(206, {**ETAG, "Content-Length": "0"}),
+    "a part without a range": instead(206, ETAG, b"12345"),
     "a gateway's page": instead(502, {"Content-Type": "text/html"}, PORTAL),
     "a status of its own": instead(299, {"Content-Type": "text/html"}, PORTAL),
     "no ETag": with_fields(ETag=None),
+    "no version": with_fields(ETag=None, Last_Modified=None),
     "an ETag without quotes": changed(
         lambda answer: replace(answer, fields={**answer.fields, "ETag": (answer.fields.get("ETag") or "x").strip('"')})
     ),
@@ -341,6 +347,10 @@ BADS: dict[str, Bad] = {
     "a document that is doubled": with_body(lambda body: body * 2),
     "control characters": with_body(lambda body: body.replace(b">", b">\x01", 3)),
     "a byte too many": with_body(lambda body: body + b"x"),
+    "more entries than there are": with_body(
+        lambda body: re.sub(rb"<KeyCount>.*?</KeyCount>", b"<KeyCount>999</KeyCount>", body)
+    ),
+    "entries that are missing": with_body(lambda body: re.sub(rb"<Contents>.*?</Contents>", b"", body, count=1)),
     "the same page again": with_body(
         lambda body: re.sub(
             rb"<IsTruncated>.*?</IsTruncated>",
@@ -362,6 +372,8 @@ UNNOTICED = {
     ("ListObjectsV2", "a listing"),
     ("DeleteObject", "a status alone"),
     ("AbortMultipartUpload", "a status alone"),
+    ("DeleteObject", "no content"),
+    ("AbortMultipartUpload", "no content"),
     *(("HeadObject", length) for length in LENGTHS),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3ReaderConfig
 from s3torch._aws.listing import ObjectInfo
 from s3torch.client import HeadObjectResult
-from s3torch.errors import ObjectChangedError, ProtocolError, RequestError, S3Error
+from s3torch.errors import ObjectChangedError, ObjectNotFoundError, ProtocolError, RequestError, S3Error
 from s3torch.testing.faulty.objects import Objects, parse_range
 from tests.support.environment import know_only
 from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, first, s3_error, serve_object
@@ -160,6 +160,66 @@ def test_head_of_an_unknown_length():
         assert len(server.requests) <= 6
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_head_without_a_length_of_a_large_object(is_chunked: bool):
+    """Where a server ignores the range the length of the object is its size, and nobody receives it."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        fields: dict[str, str | None] = {"ETag": '"e"', "Content-Length": None, "x-amz-request-id": "R"}
+        if request.method == "HEAD":
+            wire.respond(200, fields)
+        elif is_chunked:
+            wire.respond(200, {**fields, "Transfer-Encoding": "chunked"}, b"500000\r\n" + bytes(5 * MiB))
+        else:
+            wire.respond(200, {**fields, "Content-Length": str(1 << 40)}, bytes(100))
+
+    with serving(handle) as (server, client):
+        for number in range(2):
+            if is_chunked:
+                with pytest.raises(ProtocolError, match="The server does not serve ranges"):
+                    client.head_object("bucket", "key")
+            else:
+                assert client.head_object("bucket", "key").size == 1 << 40
+                assert len(server.requests) == 2 * number + 2
+
+
+def test_head_whose_length_the_connection_ends():
+    """A body that only the end of the connection ends tells no size: it may be cut off."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        fields: dict[str, str | None] = {"ETag": '"e"', "Content-Length": None}
+        wire.respond(200, fields, b"half of i" if request.method == "GET" else b"")
+        wire.close()
+
+    with serving(handle) as (_, client), pytest.raises(ProtocolError, match="only the end of the connection"):
+        client.head_object("bucket", "key")
+
+
+@pytest.mark.parametrize("status", [201, 204, 205, 299])
+@pytest.mark.parametrize("call", ["read", "head"])
+def test_statuses_that_no_object_has(status: int, call: str):
+    """A success of another kind than 200 and 206 is no object, and no empty one."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.respond(status, {"ETag": '"e"', "x-amz-request-id": "R"})
+
+    with serving(handle) as (_, client), pytest.raises(ProtocolError, match=f"answered with status {status}"):
+        CALLS[call](client)
+
+
+def test_a_part_that_says_nothing():
+    """An empty part that does not say of what is no empty object: what HEAD tells decides."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        length = str(len(CONTENT)) if request.method == "HEAD" else "0"
+        wire.respond(200 if request.method == "HEAD" else 206, {"ETag": '"e"', "Content-Length": length})
+
+    with serving(handle) as (server, client):
+        with pytest.raises(ProtocolError, match="answers that there are none, and not how large the object is"):
+            client.get_object("bucket", "key").read()
+        assert "HEAD" in [request.method for request in server.requests]
+
+
 # --- Versions --------------------------------------------------------------------------------------------------------
 
 
@@ -221,8 +281,80 @@ def test_listed_without_etags(modified_at: int, is_fine: bool):
         if is_fine:
             assert reader.read() == CONTENT
         else:
-            with pytest.raises(ObjectChangedError, match=r"its Last-Modified was \d+ s after 1970 and is"):
+            with pytest.raises(ObjectChangedError, match=r"its Last-Modified was \d+ s after 1970,? and is"):
                 reader.read()
+
+
+PROOFS: dict[str, dict[str, str | None]] = {
+    "both": {"ETag": '"e"', "Last-Modified": MONDAY},
+    "ETag": {"ETag": '"e"', "Last-Modified": None},
+    "time": {"ETag": None, "Last-Modified": MONDAY},
+    "none": {"ETag": None, "Last-Modified": None},
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("first", PROOFS)
+@pytest.mark.parametrize("later", PROOFS)
+def test_answers_that_do_not_show_their_version(first: str, later: str, is_known: bool, reader: S3ReaderConfig):
+    """What a server that ignores If-Match answers is believed if it can be compared, or if no answer could be."""
+    proofs = iter([PROOFS[first]])
+
+    def change(fields: dict[str, str | None], status: int) -> int:
+        fields.update(next(proofs, PROOFS[later]))
+        return status
+
+    serve = altered(LARGE, change)
+    has_common = {"both": {"ETag", "time"}, "none": set()}
+    common = has_common.get(first, {first}) & has_common.get(later, {later})
+    info = ObjectInfo("key", "", len(LARGE), 0)
+    with serving(_unconditionally(serve), checksums="off") as (_, client):
+        opened = client.get_object("bucket", "key", object_info=info if is_known else None, reader_config=reader)
+        if common or first == later:
+            assert opened.read() == LARGE
+        else:
+            with pytest.raises(ProtocolError, match="shows that the answer is of the version"):
+                opened.read()
+
+
+def _unconditionally(serve: Handler) -> Handler:
+    """Return a handler that ignores If-Match."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        headers = {name: value for name, value in request.headers.items() if name != "if-match"}
+        serve(replace(request, headers=headers), wire)
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("etag", "modified_at", "found", "is_fine"),
+    [
+        ("e", 0, "time", False),
+        ("e", 1767571200, "time", True),
+        ("e", 1767571200, "none", False),
+        ("", 1767571200, "ETag", False),
+        ("", 0, "none", True),
+        ("", 0, "ETag", True),
+    ],
+)
+def test_listed_and_answered_otherwise(etag: str, modified_at: int, found: str, is_fine: bool):
+    """What was listed counts as an answer: if it tells the version, so must those that bring the bytes."""
+
+    def change(fields: dict[str, str | None], status: int) -> int:
+        fields.update(PROOFS[found])
+        return status
+
+    serve = altered(CONTENT, change)
+    info = ObjectInfo("key", etag, len(CONTENT), modified_at)
+    with serving(_unconditionally(serve), checksums="off") as (_, client):
+        opened = client.get_object("bucket", "key", object_info=info)
+        if is_fine:
+            assert opened.read() == CONTENT
+        else:
+            with pytest.raises(ProtocolError, match="shows that the answer is of the version"):
+                opened.read()
 
 
 # --- Something else than S3 ------------------------------------------------------------------------------------------
@@ -261,6 +393,34 @@ def page_in_xml(request: Request, wire: Wire) -> None:
     """Answer everything with a page that is well-formed."""
     page = b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body/></html>'
     wire.respond(200, {"Content-Type": "application/xhtml+xml"}, page)
+
+
+@pytest.mark.parametrize("body", [PORTAL, b"404 page not found", b'{"detail": "Not Found"}', b"<Error>?</Error>"])
+@pytest.mark.parametrize("call", ["read", "put", "list", "list uploads", "delete", "copy"])
+def test_what_is_missing_elsewhere(call: str, body: bytes):
+    """A 404 of something else than S3 is no object that is missing: who believes that begins anew, and overwrites."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.respond(404, {"Content-Type": "text/html"}, body)
+
+    with serving(handle) as (_, client):
+        with pytest.raises(ProtocolError, match=HINTS) as caught:
+            CALLS[call](client)
+        assert not isinstance(caught.value, FileNotFoundError)
+        assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"), [({}, b""), ({"x-amz-request-id": "R"}, PORTAL), ({}, s3_error("NoSuchKey"))]
+)
+def test_what_is_missing(fields: dict[str, str | None], body: bytes):
+    """It is one where S3's error says so, a field of S3's stands beside it, or nothing speaks against it."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        wire.respond(404, fields, body)
+
+    with serving(handle) as (_, client), pytest.raises(ObjectNotFoundError):
+        client.get_object("bucket", "key").read()
 
 
 def without_virtual_hosts(request: Request, wire: Wire) -> None:

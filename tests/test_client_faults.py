@@ -679,7 +679,10 @@ FINAL: Mapping[str, tuple[Handler, type[S3Error]]] = {
     "304": (lambda request, wire: wire.respond(304), RequestError),
     "body to the end": (raw(b"HTTP/1.1 403 Forbidden\r\n\r\n" + s3_error("AccessDenied")), AccessDeniedError),
     "body in chunks": (
-        raw(b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+        raw(
+            b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n<Error>\r\n"
+            b"16\r\n<Code>NoSuchKey</Code>\r\n8\r\n</Error>\r\n0\r\n\r\n"
+        ),
         ObjectNotFoundError,
     ),
 }

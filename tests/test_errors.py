@@ -25,6 +25,7 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ProtocolError,
     RegionError,
     RequestError,
     S3Error,
@@ -444,14 +445,25 @@ ANSWERS = [
         ServerError,
         "https://photos.s3.example:443 failed at GetObject on s3://photos/cat/1.jpg.",
     ),
+    (
+        (_OBJECT, 404, {}, "", "", "page not found"),
+        ProtocolError,
+        (
+            "GetObject on s3://photos/cat/1.jpg was answered with status 404 and a body that is not S3's: that is no "
+            "answer of S3 to it. Check the endpoint (https://photos.s3.example:443). If that server does not know "
+            "buckets by host name, pass S3ClientConfig(force_path_style=True). A proxy or a captive portal on the way "
+            "may answer like this, too. It says 'page not found'."
+        ),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("answer", "kind", "sentence"), ANSWERS)
 def test_sentences_of_answers(answer: tuple, kind: type[S3Error], sentence: str):
     """Each answer of the service becomes this class with this sentence, word for word."""
-    subject, status, fields, code, message = answer
-    error = error_from_answer(subject, status, fields, ErrorDocument(code, message))
+    subject, status, fields, code, message, *text = answer
+    document = ErrorDocument(code, message, text="".join(text))
+    error = error_from_answer(subject, status, fields, document)
     assert type(error) is kind
     assert error.args == (sentence,)
 

@@ -22,6 +22,7 @@ from s3torch._objects.appending import append
 from s3torch._objects.copying import copy
 from s3torch._objects.deleting import delete
 from s3torch._objects.listing import ListObjectStream
+from s3torch._objects.novelty import check_is_new
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._objects.uploads import MultipartUploadInfo, abort_multipart_upload, list_multipart_uploads
 from s3torch.config import S3ClientConfig, S3ReaderConfig
@@ -422,7 +423,8 @@ class S3Client:
             bucket: Of the object.
             src_key: Its key.
             dst_key: The key that it gets; what has that key is replaced.
-            if_none_match: Whether to refuse to replace an object that is there already.
+            if_none_match: Whether to refuse to replace an object that is there already; as for ``put_object``, servers
+                other than Amazon S3 are asked for it just before.
 
         Raises:
             ArgumentError: A name is empty, or the bucket is no directory bucket.
@@ -433,6 +435,8 @@ class S3Client:
         _check_object(bucket, src_key)
         _check_object(bucket, dst_key)
         where = self._directory_bucket(bucket, "RenameObject", "copy_object and delete_object do that elsewhere")
+        if if_none_match:
+            check_is_new(self._access, bucket, dst_key)
         try:
             self._access.run([RenameObject(where, src_key, dst_key, if_none_match=if_none_match)])
         except ObjectNotFoundError as error:

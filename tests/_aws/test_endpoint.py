@@ -117,3 +117,16 @@ def test_an_endpoint_is_a_value():
     assert hash(endpoint) == hash(endpoint_of_bucket_url("https://photos.h.com/"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         endpoint.host = "other"
+
+
+@pytest.mark.parametrize("scheme", ["http://", "https://", "", "ftp://"])
+@pytest.mark.parametrize(
+    "password", ["p4ss", "p4ss#w", "p4ss/w", "p4ss?w", "p4ss[w", "12#p4ss", "p4ss w", "p4ss@w", "é"]
+)
+def test_no_password_is_shown(scheme: str, password: str):
+    """Whatever a URL with a user and a password looks like, errors show neither."""
+    url = f"{scheme}us3r:{password}@host:9000"
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint_url(url)
+    shown = f"{caught.value} {caught.value.__cause__!r}"
+    assert not [part for part in ("us3r", "p4ss", "12#") if part in shown]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3torch._aws.etags import are_same, for_if_match, opaque, other_version, preferred
+from s3torch._aws.etags import are_same, for_if_match, lacks_proof, opaque, other_version, preferred
 
 MONDAY, TUESDAY = "Mon, 05 Jan 2026 00:00:00 GMT", "Tue, 06 Jan 2026 00:00:00 GMT"
 
@@ -64,3 +64,43 @@ def test_other_versions(
 ):
     """Two ETags decide; where there are none, Last-Modified does."""
     assert other_version(etag, found_etag, modified, found_modified) == other
+
+
+@pytest.mark.parametrize(
+    ("modified_at", "found", "other"),
+    [(1767571200, MONDAY, False), (1767571201, MONDAY, False), (1767571202, MONDAY, True), (5, "yesterday", False)],
+)
+def test_times_of_listings(modified_at: int, found: str, other: bool):
+    """The time of a listing may be a second off."""
+    assert (other_version(None, None, None, found, modified_at) is not None) is other
+
+
+@pytest.mark.parametrize(
+    ("etag", "found_etag", "modified", "found_modified", "modified_at", "is_first", "is_proven"),
+    [
+        ('"e"', '"e"', None, None, None, False, True),
+        ('"e"', None, MONDAY, MONDAY, None, False, True),
+        ('"e"', None, MONDAY, None, None, False, False),
+        ('"e"', '""', None, MONDAY, None, False, False),
+        ('"e"', None, None, None, None, True, False),
+        ('"e"', None, None, MONDAY, 1767571200, True, True),
+        ('"e"', None, None, "yesterday", 1767571200, True, False),
+        (None, '"e"', MONDAY, None, None, False, False),
+        (None, '"e"', None, None, None, True, True),
+        (None, '"e"', None, None, None, False, False),
+        (None, None, None, None, None, False, True),
+        (None, None, None, None, 1767571200, True, False),
+    ],
+)
+def test_what_is_proven(
+    etag: str | None,
+    found_etag: str | None,
+    modified: str | None,
+    found_modified: str | None,
+    modified_at: int | None,
+    is_first: bool,
+    is_proven: bool,
+):
+    """An answer is of the known version if both have something to compare, or if neither ever had."""
+    missing = lacks_proof(etag, found_etag, modified, found_modified, modified_at, is_first=is_first)
+    assert (missing == "") is is_proven

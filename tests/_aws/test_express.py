@@ -33,6 +33,7 @@ from s3torch.errors import (
     ProxyRefusedError,
     RegionError,
     S3Error,
+    ThrottledError,
 )
 from tests.support.oracle import new_session
 
@@ -64,20 +65,62 @@ class Clock:
 
 
 class Service:
-    """Gives out sessions, and counts them."""
+    """Gives out sessions, and counts them. It is asked by one client, whose settings these are."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, settings: object = None) -> None:
         self.clock = clock
+        self.settings = settings
         self.given = 0
-        self.within: list[float | None] = []
+        self.asked: list[str] = []
         self.error: Exception | None = None
+        self.left: float | None = None
+        self.lasts = True
+        self.middle: Callable[[], object] = lambda: None  # what happens while the service is asked
+        self.under_way: list[Callable[[Session], None]] = []
 
-    def __call__(self, within: float | None) -> Session:
-        self.within.append(within)
+    def ask(self) -> Session:
+        self.asked.append("waited")
+        self.middle()
         if self.error is not None:
             raise self.error
+        return self.give()
+
+    def begin(self, take: Callable[[Session], None]) -> bool:
+        if not self.lasts:
+            return False
+        self.asked.append("begun")
+        self.under_way.append(take)
+        return True
+
+    def time_left(self) -> float | None:
+        return self.left
+
+    def give(self) -> Session:
         self.given += 1
         return Session(Credentials(f"key{self.given}", "secret", "token"), self.clock(), self.clock() + 300)
+
+    def answer(self) -> None:
+        """Answer what nobody waits for."""
+        for take in self.under_way:
+            take(self.give())
+        self.under_way.clear()
+
+
+class Sender:
+    """Sends by a function."""
+
+    settings = None
+
+    def __init__(self, send: Callable[[CreateSession], None]) -> None:
+        self.send = send
+
+    def begin(self, exchange: CreateSession) -> bool:
+        self.send(exchange)
+        return True
+
+    @staticmethod
+    def time_left() -> float | None:
+        return None
 
 
 @pytest.fixture
@@ -91,7 +134,7 @@ def directory_bucket(name: str, region: str, send: Callable[..., None], config: 
     session = AwsSession(config or S3ClientConfig(), region, None)
     plain = Bucket(name, lambda: session, "agent", clock=lambda: 1e9)
     assert plain.endpoint.scheme is Scheme.SESSION
-    return DirectoryBucket(plain, send, Sessions())
+    return DirectoryBucket(plain, Sender(send), Sessions())
 
 
 def fields_of(head: bytes) -> dict[str, str]:
@@ -102,8 +145,7 @@ def fields_of(head: bytes) -> dict[str, str]:
 def answered(send_body: bytes, date: str = "Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n") -> Callable[..., None]:
     """Return what gives an exchange this answer."""
 
-    def send(exchange: CreateSession, within: float | None) -> None:
-        del within
+    def send(exchange: CreateSession) -> None:
         exchange.request()
         inbox = Inbox()
         reading = exchange.response(inbox)
@@ -199,8 +241,7 @@ def test_sessions_are_asked_for_by_the_user():
     """CreateSession and copies are signed with the user's keys, for the same service."""
     heads: list[bytes] = []
 
-    def send(exchange: CreateSession, within: float | None) -> None:
-        del within
+    def send(exchange: CreateSession) -> None:
         heads.append(bytes(exchange.request()[0]))
         raise ConnectionFailedError("No answer.")
 
@@ -234,6 +275,7 @@ def test_sessions_can_be_switched_off(monkeypatch: pytest.MonkeyPatch):
         (b"<html>Log in</html>", "by a page of HTML"),
         (document("tomorrow"), "holds no session"),
         (document("2026-01-01T00:00:00Z"), "has expired"),
+        (document(""), "holds no session"),
         (document().replace(b"<SessionToken>token of the session</SessionToken>", b""), "holds no session"),
     ],
 )
@@ -257,7 +299,7 @@ def test_a_refused_session_is_replaced():
     assert bucket.correct(CredentialsError("expired", code="ExpiredToken"), {}, bucket.corrections)
     assert session._source is source
     assert session.credentials() == before
-    bucket._send = answered(document().replace(b">SESSION<", b">NEXT<"))
+    bucket._sender.send = answered(document().replace(b">SESSION<", b">NEXT<"))
     bucket.request_head("GET", "key", {}, {})
     assert bucket.access_key == "NEXT"
 
@@ -267,9 +309,9 @@ def test_a_session_is_asked_for_where_its_requests_go():
     """After a correction of the region the session is of the other region, too: a place has one of its own."""
     asked: list[tuple[str, str]] = []
 
-    def send(exchange: CreateSession, within: float | None) -> None:
+    def send(exchange: CreateSession) -> None:
         asked.append((exchange._bucket.endpoint.origin.host, exchange._bucket.region))
-        answered(document())(exchange, within)
+        answered(document())(exchange)
 
     bucket = directory_bucket("b--usw2-az1--x-s3", "us-west-2", send)
     before = bucket.place
@@ -285,13 +327,15 @@ def test_a_session_is_asked_for_where_its_requests_go():
 def test_one_session_until_it_is_due():
     """A session serves until the moment of this process in the last fifth of its life."""
     clock = Clock()
-    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
     for _ in range(240):
-        assert sessions.credentials("bucket", create).access_key == "key1"
+        assert sessions.credentials("bucket", service).access_key == "key1"
         clock.now += 1
-    assert sessions.credentials("bucket", create).access_key == "key2"
-    assert create.within == [None, 5.0]
-    assert sessions.credentials("another", create).access_key == "key3"
+    assert sessions.credentials("bucket", service).access_key == "key1"
+    service.answer()
+    assert sessions.credentials("bucket", service).access_key == "key2"
+    assert service.asked == ["waited", "begun"]
+    assert sessions.credentials("another", service).access_key == "key3"
 
 
 def test_moments_are_spread():
@@ -299,113 +343,176 @@ def test_moments_are_spread():
     moments = []
     for draw in (0.0, 0.5, 0.999999):
         clock = Clock()
-        sessions, create = Sessions(clock, lambda draw=draw: draw), Service(clock)
-        while create.given < 2:
-            sessions.credentials("bucket", create)
+        sessions, service = Sessions(clock, lambda draw=draw: draw), Service(clock)
+        while not service.under_way:
+            sessions.credentials("bucket", service)
             clock.now += 1
         moments.append(clock.now - 1001)
     assert moments == [240, 263, 285]
 
 
 def test_a_failed_replacement_is_no_failure():
-    """While the old session is good, one that cannot be had is no failure; it is asked for again after a while."""
+    """While the old session is good, one that does not come is no failure; it is asked for again after a while."""
     clock = Clock()
-    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
-    sessions.credentials("bucket", create)
-    create.error = ConnectionFailedError("No answer.")
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
+    sessions.credentials("bucket", service)
+    service.error = ConnectionFailedError("No answer.")
     clock.now += 290
     for _ in range(3):
-        assert sessions.credentials("bucket", create).access_key == "key1"
-    assert len(create.within) == 2
+        assert sessions.credentials("bucket", service).access_key == "key1"
+    assert service.asked == ["waited", "begun"]
     clock.now += 5
-    assert sessions.credentials("bucket", create).access_key == "key1"
-    assert len(create.within) == 3
+    assert sessions.credentials("bucket", service).access_key == "key1"
+    assert service.asked == ["waited", "begun", "begun"]
     clock.now += 5
     with pytest.raises(ConnectionFailedError):
-        sessions.credentials("bucket", create)
+        sessions.credentials("bucket", service)
+
+
+def test_who_cannot_replace_leaves_it_to_others():
+    """A thread that ends with its call does not begin to replace a session, and keeps nobody from it."""
+    clock = Clock()
+    sessions, service, brief = Sessions(clock, lambda: 0.0), Service(clock), Service(clock)
+    sessions.credentials("bucket", service)
+    clock.now += 250
+    brief.lasts = False
+    assert sessions.credentials("bucket", brief).access_key == "key1"
+    assert sessions.credentials("bucket", service).access_key == "key1"
+    assert (brief.asked, service.asked) == ([], ["waited", "begun"])
+
+
+def test_an_answer_that_is_late():
+    """A session that was asked for earlier, and comes later, does not take the place of one that lasts longer."""
+    clock = Clock()
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
+    sessions.credentials("bucket", service)
+    clock.now += 250
+    sessions.credentials("bucket", service)
+    late = service.give()
+    clock.now += 10
+    service.answer()
+    newest = sessions.credentials("bucket", service).access_key
+    sessions._records["bucket"].take(late)
+    assert sessions.credentials("bucket", service).access_key == newest == "key3"
 
 
 def test_a_failure_is_shared():
     """Who waits for a session, or wants one at once, shares the failure instead of asking as often again."""
     clock = Clock()
-    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
-    create.error = ConnectionFailedError("No answer.", bucket="b")
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
+    service.error = ConnectionFailedError("No answer.", bucket="b")
     errors = []
     for _ in range(5):
         with pytest.raises(ConnectionFailedError, match="No answer") as caught:
-            sessions.credentials("bucket", create)
+            sessions.credentials("bucket", service)
         errors.append(caught.value)
-    assert len(create.within) == 1
+    assert service.asked == ["waited"]
     assert len(set(map(id, errors))) == 5
     clock.now += 1
-    create.error = None
-    assert sessions.credentials("bucket", create).access_key == "key1"
+    service.error = None
+    assert sessions.credentials("bucket", service).access_key == "key1"
 
 
-@pytest.mark.parametrize("kind", [DeadlineError, CertificateError, ProxyError, ProxyRefusedError])
-def test_what_is_of_the_asker_is_not_shared(kind: type[S3Error]):
-    """That one client has a deadline, or a proxy that refuses, is no failure of another one."""
+def test_a_deadline_is_not_shared():
+    """That the time of one call is over is no failure of another call."""
     clock = Clock()
-    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
-    create.error = kind("Mine.")
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
+    service.error = DeadlineError("Mine.")
+    with pytest.raises(DeadlineError, match="Mine"):
+        sessions.credentials("bucket", service)
+    service.error = None
+    assert sessions.credentials("bucket", service).access_key == "key1"
+
+
+@pytest.mark.parametrize("kind", [DeadlineError, CertificateError, ProxyError, ProxyRefusedError, ThrottledError])
+def test_what_is_of_the_asker_is_not_shared(kind: type[S3Error]):
+    """That one client gives up, or has a proxy that refuses, is no failure of one that has other settings."""
+    clock = Clock()
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock, S3ClientConfig(max_attempts=1))
+    service.error = kind("Mine.", attempts=1)
     with pytest.raises(kind, match="Mine"):
-        sessions.credentials("bucket", create)
-    create.error = None
-    assert sessions.credentials("bucket", create).access_key.startswith("key")
+        sessions.credentials("bucket", service)
+    with pytest.raises(kind, match="Mine"):
+        sessions.credentials("bucket", Service(clock, S3ClientConfig(max_attempts=1)))
+    assert sessions.credentials("bucket", Service(clock, S3ClientConfig())).access_key == "key1"
 
 
 def test_others_go_on_while_one_replaces():
-    """While one thread replaces a session that is still good, others do not wait for it."""
+    """While a session that is still good is replaced, nobody waits for that, and nobody else asks."""
     clock = Clock()
-    sessions, create = Sessions(clock, lambda: 0.0), Service(clock)
-    sessions.credentials("bucket", create)
+    sessions, service = Sessions(clock, lambda: 0.0), Service(clock)
+    sessions.credentials("bucket", service)
     clock.now += 250
+    assert sessions.credentials("bucket", service).access_key == "key1"
     others: list[str] = []
-
-    def slow(within: float | None) -> Session:
-        thread = threading.Thread(
-            target=lambda: others.append(sessions.credentials("bucket", lambda _: 1 / 0).access_key)
-        )
-        thread.start()
-        thread.join()
-        return create(within)
-
-    assert sessions.credentials("bucket", slow).access_key == "key2"
+    thread = threading.Thread(target=lambda: others.append(sessions.credentials("bucket", Service(clock)).access_key))
+    thread.start()
+    thread.join()
     assert others == ["key1"]
+    assert service.asked == ["waited", "begun"]
+    service.answer()
+    assert sessions.credentials("bucket", service).access_key == "key2"
+
+
+def test_others_wait_for_as_long_as_they_may():
+    """A thread that waits for the one that asks raises its own error when its own time is up."""
+    clock = Clock()
+    sessions, service, hasty = Sessions(clock, lambda: 0.0), Service(clock), Service(clock)
+    hasty.left = 0.01
+    caught: list[BaseException] = []
+
+    def want() -> None:
+        try:
+            sessions.credentials("bucket", hasty)
+        except DeadlineError as error:
+            caught.append(error)
+
+    def be_slow() -> None:
+        thread = threading.Thread(target=want)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+    service.middle = be_slow
+    assert sessions.credentials("bucket", service).access_key == "key1"
+    assert [type(error) for error in caught] == [DeadlineError]
+    assert not hasty.asked
 
 
 def test_a_signal_handler_does_not_wait_for_what_it_interrupts():
     """Whoever comes in the middle of the thread that asks gets a session of its own."""
     clock = Clock()
-    sessions, create = Sessions(clock), Service(clock)
+    sessions, service = Sessions(clock), Service(clock)
     inner: list[str] = []
 
-    def interrupted(within: float | None) -> Session:
-        inner.append(sessions.credentials("bucket", create).access_key)
-        return create(within)
+    def interrupt() -> None:
+        service.middle = lambda: None
+        inner.append(sessions.credentials("bucket", service).access_key)
 
-    assert sessions.credentials("bucket", interrupted).access_key == "key2"
+    service.middle = interrupt
+    assert sessions.credentials("bucket", service).access_key == "key2"
     assert inner == ["key1"]
+    assert sessions._records["bucket"].asking is None
 
 
 def test_only_the_refused_session_is_forgotten():
     """A late refusal of an old session leaves the new one alone."""
     clock = Clock()
-    sessions, create = Sessions(clock), Service(clock)
-    sessions.credentials("bucket", create)
+    sessions, service = Sessions(clock), Service(clock)
+    sessions.credentials("bucket", service)
     sessions.forget("bucket", "key1")
-    assert sessions.credentials("bucket", create).access_key == "key2"
+    assert sessions.credentials("bucket", service).access_key == "key2"
     sessions.forget("bucket", "key1")
     sessions.forget("nobody's", "key1")
-    assert sessions.credentials("bucket", create).access_key == "key2"
+    assert sessions.credentials("bucket", service).access_key == "key2"
 
 
 def test_rotated_keys_leave_nothing():
     """Sessions of access keys that were rotated are dropped when they have ended."""
     clock = Clock()
-    sessions, create = Sessions(clock), Service(clock)
+    sessions, service = Sessions(clock), Service(clock)
     for number in range(5):
-        sessions.credentials(("bucket", number), create)
+        sessions.credentials(("bucket", number), service)
         clock.now += 200
     assert len(sessions._records) == 2
 
@@ -424,21 +531,34 @@ def test_another_region_is_said():
 def test_a_child_goes_on():
     """A child has its parent's session, no lock that a thread of the parent held, and a moment of its own."""
     clock, draws = Clock(), iter([0.0, 0.9])
-    sessions, create = Sessions(clock, lambda: next(draws)), Service(clock)
-    sessions.credentials("bucket", create)
-    held = threading.Thread(target=sessions._records["bucket"].lock.acquire)
+    sessions, service = Sessions(clock, lambda: next(draws)), Service(clock)
+    sessions.credentials("bucket", service)
+    record = sessions._records["bucket"]
+    held = threading.Thread(target=lambda: record.changed.acquire() and record.begin_asking(None))
     held.start()
     held.join()
     sessions.go_on_in_child()
     clock.now += 250
-    assert sessions.credentials("bucket", create).access_key == "key1"
+    assert sessions.credentials("bucket", service).access_key == "key1"
     clock.now += 50
-    assert sessions.credentials("bucket", create).access_key == "key2"
+    assert sessions.credentials("bucket", service).access_key == "key2"
 
 
-def test_the_services_clock_tells_the_end():
-    """How long a session is good is the difference of two times of the service, whatever the clock here says."""
+@pytest.mark.parametrize(
+    "expiration",
+    [
+        "2026-01-01T00:05:00Z",
+        "2026-01-01T00:05:00.0Z",
+        "2026-01-01T00:05:00.12Z",
+        "2026-01-01T00:05:00.123456789Z",
+        "2026-01-01T00:05:00.1234+00:00",
+        "2026-01-01T02:05:00+0200",
+        "2026-01-01T00:05:00",
+    ],
+)
+def test_the_services_clock_tells_the_end(expiration: str):
+    """How long a session is good is the difference of two times of the service, whatever the clock and Python here."""
     request = CreateSession(Bucket("b", lambda: AwsSession(S3ClientConfig(unsigned=True), "us-east-1", None), "agent"))
-    answered(document())(request, None)
+    answered(document(expiration))(request)
     assert request.session.ends - request.session.began == 300
     assert urlsplit("https://x/").path == "/"

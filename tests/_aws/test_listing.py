@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
 
@@ -689,3 +689,23 @@ def test_empty_pages_without_end():
         chain.check(3000, is_empty=True)
     chain.check(None, is_empty=True)
     chain.check(3000, is_empty=False)
+
+
+COUNTED = (
+    b"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>%s</KeyCount>"
+    b"<Contents><Key>a</Key><Size>1</Size></Contents><Contents>%s<Key>b</Key><Size>1</Size></Contents>%s"
+    b"</ListBucketResult>"
+)
+
+
+@pytest.mark.parametrize("parse", [parse_page, parse_keys])
+@pytest.mark.parametrize("more", [b"", b"<CommonPrefixes><Prefix>c/</Prefix></CommonPrefixes>"])
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_pages_that_are_cut_short(parse: Callable[[bytes], object], more: bytes, space: bytes):
+    """A page that says that it has more entries than it has is refused; fewer some servers say of common prefixes."""
+    entries = 3 if more else 2
+    for told in (b"", b"0", b"2", b"%d" % entries, b"many", b"-1", b" "):
+        parse(COUNTED % (told, space, more))
+    for told in (b"%d" % (entries + 1), b"1000"):
+        with pytest.raises(ProtocolError, match=f"has {told.decode()} entries, and has {entries}: it is cut short"):
+            parse(COUNTED % (told, space, more))

@@ -50,12 +50,23 @@ def test_rest_of_another_version():
     assert get.filled == 40
 
 
-@pytest.mark.parametrize("etag", ['"old"', None])
-def test_rest_of_the_same_version(etag: str | None):
-    """The rest may come with the same ETag, or with none."""
+@pytest.mark.parametrize("etag", ['"old"', "old", 'W/"old"'])
+def test_rest_of_the_same_version(etag: str):
+    """The rest comes with the same ETag, however it is written."""
     get = cut_read()
     assert answer(get, 206, CONTENT[40:], content_range="bytes 40-99/100", etag=etag) is None
     assert (get.filled, get.total, get.etag) == (100, 100, '"old"')
+
+
+@pytest.mark.parametrize("etag", [None, "", '""'])
+def test_rest_of_no_version(etag: str | None):
+    """A rest that shows of no version that it is the same is not believed: not every server heeds If-Match."""
+    get = cut_read()
+    with pytest.raises(
+        ProtocolError, match='it has neither ETag nor Last-Modified, and before there was the ETag "old"'
+    ):
+        answer(get, 206, CONTENT[40:], content_range="bytes 40-99/100", etag=etag)
+    assert get.filled == 40
 
 
 def test_another_version_than_is_wanted():
@@ -92,14 +103,36 @@ def test_a_size_that_is_asked_for():
     """The HEAD belongs to the same attempt, and its size is the object's."""
     get = ask_for_size()
     assert get.attempts == 0
-    assert answer(get, 200, content_length=100) is None
+    assert answer(get, 200, content_length=100, etag='"e"') is None
     assert get.total == 100
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [
+        (200, {}),
+        (200, {"etag": '"5f-1e"', "content_type": "text/html"}),
+        (200, {"etag": '"e"', "content_range": "bytes 0-99/1000"}),
+        (200, {"etag": '"e"', "content_length": None}),
+        (204, {"etag": '"e"'}),
+        (206, {"etag": '"e"', "content_range": "bytes 0-99/1000"}),
+    ],
+)
+def test_a_size_that_is_not_s3s(status: int, fields: dict[str, object]):
+    """What answers the HEAD is believed for no more than what answers any other: a portal has a length, too."""
+    get = ask_for_size()
+    try:
+        error = answer(get, status, **{"content_length": 100, **fields})
+    except ProtocolError as raised:
+        error = raised
+    assert isinstance(error, ProtocolError)
+    assert get.total is None
 
 
 def test_a_size_that_contradicts():
     """If the HEAD tells that something should be there, the range is asked for again."""
     get = ask_for_size()
-    assert isinstance(answer(get, 200, content_length=1000), ProtocolError)
+    assert isinstance(answer(get, 200, content_length=1000, etag='"e"'), ProtocolError)
     assert bytes(get.request()[0]).startswith(b"GET ")
     assert b"range: bytes=200-299" in bytes(get.request()[0])
 

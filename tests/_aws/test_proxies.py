@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import logging
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from s3torch import S3ClientConfig
 from s3torch._aws.proxies import parse_proxy, proxy_of
@@ -144,6 +149,103 @@ def test_proxies_that_cannot_be_used(url: str, text: str):
         parse_proxy(url, "HTTPS_PROXY")
     assert "HTTPS_PROXY" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+ODD = st.text(st.sampled_from("ab1:/?#@[]%;\\ '\"\udcffé*"), max_size=4)
+SCHEMES = st.sampled_from(["http://", "", "//", "http:/", "HTTP://", "https://", "socks5://", "ftp://", "us3rn4me://"])
+URLS = st.builds("{}{}{}{}".format, SCHEMES, ODD, st.just("us3rn4me"), ODD).flatmap(
+    lambda begin: st.builds(
+        "{}{}{}{}{}".format,
+        st.just(begin),
+        st.sampled_from([":", "", "%3A"]),
+        st.builds("{}p4ssw0rd{}s3cr3t".format, ODD, ODD),
+        ODD,
+        st.sampled_from(["@127.0.0.1:9", "@[::1]:9", "@proxy.test", "%40127.0.0.1:9", "@127.0.0.1:99999", "@:9", "@"]),
+    )
+)
+PARTS = ("us3rn4me", "p4ssw0rd", "s3cr3t")
+
+
+def shown_of(error: BaseException) -> str:
+    """Return all that a traceback shows of an error, and its representation."""
+    return f"{error!r} {error.__dict__} {''.join(traceback.format_exception(error))}"
+
+
+def without_source(text: str) -> str:
+    """Return a traceback without lines of source code, which are this test's."""
+    return "\n".join(line for line in text.split("\n") if not line.startswith("  "))
+
+
+@settings(max_examples=500, deadline=None)
+@given(url=URLS)
+def test_no_part_of_a_proxy_url_is_shown(url: str):
+    """Whatever the URL of a proxy looks like: it is refused or used, and user and password are shown nowhere."""
+    assert {"p4ssw0rd", "s3cr3t"} <= {part for part in PARTS if part in url}
+    try:
+        proxy = parse_proxy(url, "HTTPS_PROXY")
+    except ConfigError as error:
+        shown = without_source(shown_of(error))
+    else:
+        told = (repr(proxy), str(proxy), proxy.refusal("o", 407), proxy.refusal("o", 502), proxy.failure("o", "x"))
+        shown = f"{' '.join(map(str, told))} {proxy.tunnel_request('o', 1).partition(b'Proxy-Auth')[0]!r}"
+        shown += repr(S3ClientConfig(proxies={"https": url}))
+    assert not [part for part in PARTS if part in shown.lower()], shown
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(url=URLS.filter(lambda url: "\0" not in url), is_given=st.booleans())
+def test_no_part_of_a_proxy_url_is_shown_by_botocore(
+    url: str, is_given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """So it is where botocore asks for credentials through the proxy: in errors, their causes, and the log."""
+    token = tmp_path / "token"
+    token.write_text("token")
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()
+    with monkeypatch.context() as patched:
+        for name, value in {
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x",
+            "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+            "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:8",
+            "AWS_MAX_ATTEMPTS": "1",
+            **({} if is_given else {"HTTP_PROXY": url}),
+        }.items():
+            patched.setenv(name, value)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            patched.delenv(name, raising=False)
+        config = S3ClientConfig(proxies={"http": url} if is_given else None)
+        with pytest.raises(S3Error) as caught:
+            AwsSession(config, "us-east-1", None).credentials()
+    shown = without_source(shown_of(caught.value)) + caplog.text
+    assert not [part for part in PARTS if part in shown], shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:pa#ss@proxy:3128",
+        "http://user:1234#ss@proxy:3128",
+        "http://user:1234/ss@proxy:3128",
+        "http://user:1234?ss@proxy:3128",
+        "user:pa://ss@proxy:3128",
+        "http://user/:pass%40proxy:3128",
+        "http://user%3Apass%40proxy:3128",
+    ],
+)
+def test_how_passwords_are_written(url: str):
+    """What is not percent-encoded does not make a proxy of a user's name, and the error says how it is written."""
+    with pytest.raises(ConfigError, match="must be percent-encoded"):
+        parse_proxy(url, "HTTPS_PROXY")
+
+
+def test_passwords_in_another_coding():
+    """What the environment holds in another coding than UTF-8 is sent as it is; what is no text is refused."""
+    latin = parse_proxy(f"http://user:{os.fsdecode(b'p' + bytes([0xE9]))}@proxy:1", "x")
+    assert base64.b64decode((latin.authorization or "").removeprefix("Basic ")) == b"user:p\xe9"
+    with pytest.raises(ConfigError, match="cannot be used"):
+        parse_proxy("http://user:p\ud800@proxy:1", "x")
 
 
 def test_the_configuration_keeps_secrets():

@@ -90,7 +90,8 @@ def test_in_parts(code: str):
         client.copy_object("bucket", "large", "bucket", "copy")
         assert objects["copy"] == CONTENT
         assert log[:3] == ["CopyObject", "HeadObject", "CreateMultipartUpload"]
-        assert sorted(log[3:]) == ["CompleteMultipartUpload", *["UploadPartCopy"] * 7]
+        assert sorted(log[3:]) == ["CompleteMultipartUpload", "HeadObject", *["UploadPartCopy"] * 7]
+        assert log[-2:] == ["HeadObject", "CompleteMultipartUpload"]
         assert not objects.uploads
         begun = server.requests[2].headers
         kept = ("content-type", "x-amz-meta-run", "cache-control")
@@ -182,6 +183,28 @@ def test_replaced_meanwhile():
         if operation_of(request) == "UploadPartCopy" and "partNumber=3" in request.target:
             served["large"] = bytes(len(CONTENT))
         return False
+
+    with serving(replace) as (served, _, client, _):
+        with pytest.raises(ObjectChangedError, match="was replaced while it was copied"):
+            client.copy_object("bucket", "large", "bucket", "copy")
+        assert "copy" not in served
+        assert not served.uploads
+
+
+@pytest.mark.parametrize("is_weak", [True, False])
+def test_replaced_meanwhile_where_nothing_is_compared(is_weak: bool):
+    """So it is where a server ignores the condition, or writes ETags that cannot stand in one."""
+    version = [1]
+
+    def replace(request: Request, wire: Wire) -> bool:
+        request.headers.pop("x-amz-copy-source-if-match", None)
+        if operation_of(request) == "UploadPartCopy" and "partNumber=3" in request.target:
+            served["large"], version[0] = bytes(len(CONTENT)), 2
+        if operation_of(request) != "HeadObject":
+            return False
+        etag = f'{"W/" if is_weak else ""}"{version[0]}"'
+        wire.respond(200, {"ETag": etag, "Content-Length": str(len(CONTENT))})
+        return True
 
     with serving(replace) as (served, _, client, _):
         with pytest.raises(ObjectChangedError, match="was replaced while it was copied"):

@@ -1240,6 +1240,65 @@ def test_a_turn_that_takes_long():
     assert (late.body, late.attempts) == (b"late", 1)
 
 
+def test_signing_that_takes_long():
+    """While a request waits for what signs it nothing moves: that counts for the call, and for no other deadline."""
+    network = FakeNetwork(serve(answer(body=b"late"), delay=110.0), serve(answer(), delay=1.0))
+    left: list[float | None] = []
+
+    class Signed(Ask):
+        def request(self) -> Sequence[memoryview]:
+            left.append(engine.time_left())
+            network.pass_time(100.0)
+            left.append(engine.time_left())
+            return super().request()
+
+    engine = make(network, limits=Limits(first_byte_timeout=30.0, call_timeout=90.0))
+    late, signed = Ask("late"), Signed()
+    engine.submit(late)
+    engine.nudge()
+    with pytest.raises(DeadlineError, match="not done within 90 s"):
+        engine.run([signed])
+    assert left == [90.0, 0.0]
+    assert late.attempts == 1
+    engine.wait([late])
+    assert (late.body, late.attempts) == (b"late", 1)
+
+
+def test_a_call_without_time_for_what_signs():
+    """A request that cannot be signed within a call's time goes on in the next call, as if it had not been begun."""
+    network = FakeNetwork(then=serve(answer(body=b"x")))
+    ready: list[None] = []
+
+    class Signed(Ask):
+        def request(self) -> Sequence[memoryview]:
+            if not ready:
+                network.pass_time(engine.time_left() or 0.0)
+                raise DeadlineError("Time is up.")
+            return super().request()
+
+    engine = make(network, RetryPolicy(max_attempts=1), Limits(call_timeout=10.0))
+    ask = Signed()
+    engine.submit(ask)
+    with pytest.raises(DeadlineError, match="not done within 10 s"):
+        engine.run([Signed()])
+    assert not ask.is_done
+    ready.append(None)
+    engine.wait([ask])
+    assert (ask.body, ask.attempts) == (b"x", 1)
+
+
+def test_first_of_the_queue():
+    """What comes first is sent before all that is queued."""
+    network = FakeNetwork(serve(answer(), answer(), answer()))
+    engine = make(network, limits=Limits(connections=1))
+    for name in "ab":
+        engine.submit(Ask(name))
+    first = Ask("first")
+    engine.submit(first, is_first=True)
+    engine.wait([first])
+    assert targets(network)[0][0] == b"/first"
+
+
 def test_late_first_byte():
     """A stall is counted from the first byte on: an answer that begins late has all its time to go on."""
     network = FakeNetwork(drip(100, 3, first=29.0))

@@ -47,6 +47,8 @@ GOOD = [
     b"HTTP/1.1 200 Connection established\r\n\r\n",
     b"HTTP/1.0 200 OK\r\nVia: x\r\n\r\n",
     b"HTTP/1.1 204\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nVia: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\n\r\n" * 15 + b"HTTP/1.1 200 OK\r\n\r\n",
 ]
 
 
@@ -73,6 +75,12 @@ def test_it_leads(answer: bytes):
         (b"HTTP/1.1 20 OK\r\n", ProxyError, None, "no HTTP"),
         (b"HTTP/1.1 2000 OK\r\n", ProxyError, None, "no HTTP"),
         (b"HTTP/2 200\r\n", ProxyError, None, "no HTTP"),
+        (b"HTTP/1.1 000 Nothing\r\n\r\n", ProxyError, None, "no HTTP"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nSSH\r\n", ProxyError, None, "no HTTP"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 407 Who?\r\n", ProxyRefusedError, 407, "wants another"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 502 No\r\n", ProxyError, 502, "could not reach"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 16, ProxyError, None, "more than 16 interim answers"),
+        (b"HTTP/1.1 100 Continue\r\nX: y" + b"y" * 70_000, ProxyError, None, "more than the head"),
         (b"HTTP/1.1 200 OK\r\n\r\nmore", ProxyError, None, "more than the head"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, ProxyError, None, "more than the head"),
     ],
@@ -116,7 +124,12 @@ def byte_by_byte(sock: socket.socket, head: bytes) -> None:
     lead(sock, head, answer=GOOD[0][-1:])
 
 
-@pytest.mark.parametrize("act", [lead, byte_by_byte])
+def interim(sock: socket.socket, head: bytes) -> None:
+    """Lead to the server, after an interim answer."""
+    lead(sock, head, answer=b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD[0])
+
+
+@pytest.mark.parametrize("act", [lead, byte_by_byte, interim])
 def test_tls_through_a_tunnel(authority: Authority, act: Callable[[socket.socket, bytes], None]):
     """TLS goes through the tunnel to the server, which is verified by its own name, and the connection is kept."""
     with ScriptedServer(greet, authority.server("localhost")) as server, ScriptedProxy(act) as proxy:

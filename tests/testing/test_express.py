@@ -31,6 +31,7 @@ from s3torch.dcp import S3StorageReader, S3StorageWriter
 from s3torch.errors import (
     ArgumentError,
     ConnectionFailedError,
+    DeadlineError,
     ObjectExistsError,
     ObjectNotFoundError,
     RequestError,
@@ -256,6 +257,84 @@ def test_a_connection_that_breaks_off_for_sessions(
     assert len(asked) == 3
 
 
+class Holding:
+    """Holds requests for sessions back until they are let go."""
+
+    def __init__(self, server: ExpressServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = threading.Semaphore(0)
+        self.is_let_go = threading.Event()
+        self._handle = server._server._handler
+        monkeypatch.setattr(server._server, "_handler", self)
+
+    def __call__(self, request, wire) -> None:
+        if "session" in request.target:
+            self.asked.release()
+            assert self.is_let_go.wait(60)
+        self._handle(request, wire)
+
+
+def test_a_call_waits_for_no_session_beyond_its_end(server: ExpressServer, monkeypatch: pytest.MonkeyPatch):
+    """A session that another thread is asking for, or the call itself, is waited for as long as the call may take."""
+    holding = Holding(server, monkeypatch)
+    patient, hasty = (
+        S3Client(s3client_config=replace(server.config, call_timeout=timeout, first_byte_timeout=60.0))
+        for timeout in (None, 0.2)
+    )
+    outcomes: dict[str, object] = {}
+
+    def read(name: str, client: S3Client) -> None:
+        try:
+            outcomes[name] = client.read_range(server.bucket, "train/0/001", 0)
+        except S3Error as error:
+            outcomes[name] = error
+        finally:
+            client.close()
+
+    for first, second in (("alone", ""), ("patient", "hasty")):
+        threads = [
+            threading.Thread(target=read, args=(name, patient if name == "patient" else hasty))
+            for name in (first, second)
+            if name
+        ]
+        threads[0].start()
+        assert holding.asked.acquire(timeout=30)
+        for thread in threads[1:]:
+            thread.start()
+        threads[-1].join(30)
+        assert not threads[-1].is_alive()
+    assert not holding.asked.acquire(blocking=False)
+    holding.is_let_go.set()
+    threads[0].join(30)
+    assert outcomes.pop("patient") == CONTENTS["train/0/001"]
+    assert {name: type(error) for name, error in outcomes.items()} == {"alone": DeadlineError, "hasty": DeadlineError}
+    assert all("call_timeout" in str(error) for error in outcomes.values())
+
+
+def test_reads_go_on_while_a_session_is_replaced(
+    server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    """A session that is due serves until the next one is there, which nobody waits for."""
+    monkeypatch.setattr(express, "_REPLACED_FROM", 0.0)
+    monkeypatch.setattr(express, "_REPLACED_UNTIL", 0.0)
+    client.read_range(server.bucket, "train/0/001", 0)
+    holding = Holding(server, monkeypatch)
+    client._access.bucket(server.bucket)._common = None  # another second
+    for number in range(10):
+        assert client.read_range(server.bucket, f"train/0/00{number}", 0) == CONTENTS[f"train/0/00{number}"]
+    assert len(server.sessions) == 1
+    holding.is_let_go.set()
+    assert holding.asked.acquire(timeout=30)
+    while len(server.sessions) < 2 or _session_in_use() != server.sessions[-1].credentials.access_key:
+        client.read_range(server.bucket, "train/0/001", 0)
+    assert len(server.sessions) == 2
+    assert client._access.engine().pending == 0
+
+
+def _session_in_use() -> str:
+    (record,) = PROCESS_SESSIONS._records.values()
+    return record.session.credentials.access_key
+
+
 def test_secrets_are_no_part_of_a_pickle(server: ExpressServer, client: S3Client):
     """A client that has a session pickles without it."""
     client.read_range(server.bucket, "train/0/001", 0)
@@ -284,6 +363,19 @@ def test_renaming(server: ExpressServer, client: S3Client):
     with pytest.raises(ObjectNotFoundError, match="train/0/002, which was to be renamed") as caught:
         client.rename_object(server.bucket, "train/0/002", "x")
     assert caught.value.key == "train/0/002"
+
+
+def test_renaming_where_the_condition_is_ignored(
+    server: ExpressServer, client: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    """A server that is not known to heed the condition is asked for the object first."""
+    monkeypatch.setattr(server.objects, "_is_refused", lambda request, target: False)
+    with pytest.raises(ObjectExistsError, match="train/0/003 is there already"):
+        client.rename_object(server.bucket, "train/0/002", "train/0/003", if_none_match=True)
+    assert server.objects["train/0/003"] == CONTENTS["train/0/003"]
+    assert server.objects["train/0/002"] == CONTENTS["train/0/002"]
+    client.rename_object(server.bucket, "train/0/002", "new", if_none_match=True)
+    assert server.objects["new"] == CONTENTS["train/0/002"]
 
 
 def test_appending(server: ExpressServer, client: S3Client):

@@ -42,6 +42,7 @@ class _ThreadEngines(threading.local):
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
+        self.is_lent = False  # whether the thread, and what it has, lives no longer than a call
 
 
 class _Sessions:
@@ -69,16 +70,43 @@ class _Sessions:
 
 
 class _Sender:
-    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above)."""
+    """Sends what a bucket asks for itself, without referring to the access that the bucket belongs to (see above).
+
+    Attributes:
+        settings: Of the client: whoever has the same gets the same failure.
+    """
 
     def __init__(self, access: Access) -> None:
         self._access = weakref.ref(access)
+        self.settings: object = access.config
 
-    def __call__(self, exchange: Exchange, within: float | None) -> None:
+    def send(self, exchange: Exchange) -> None:
+        """Send a request in the middle of a turn, and wait for it as long as that turn may go on."""
+        self._living.run([exchange], self.time_left())
+
+    def begin(self, exchange: Exchange) -> bool:
+        """Send a request beside those of the turn that this is the middle of. Nobody waits for it, or cancels it.
+
+        Returns:
+            Whether it is under way: not on an engine that nobody may turn again.
+        """
+        engine = self._living.turning_engine()
+        if engine is None or not self._living.lasts(engine):
+            return False
+        engine.submit(exchange, is_first=True)
+        return True
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds the turn that this is the middle of may go on; None for as long as it takes."""
+        engine = self._living.turning_engine()
+        return None if engine is None else engine.time_left()
+
+    @property
+    def _living(self) -> Access:
         access = self._access()
         if access is None:
             raise AssertionError("a request is signed for a client that does not exist any more")
-        access.run([exchange], within)
+        return access
 
 
 class _ProcessState:
@@ -170,6 +198,7 @@ class Access:
     def lent_engine(self) -> Iterator[Engine]:
         """Lend an engine to a thread that lives no longer than a call: one by which such a thread has sent before."""
         state = self._process()
+        state.threads.is_lent = True
         try:
             engine = state.spare.pop()
         except IndexError:
@@ -183,6 +212,15 @@ class Access:
             state.threads.engines.clear()
             if not engine.pending:
                 state.spare.append(engine)
+
+    def turning_engine(self) -> Engine | None:
+        """Return the engine of the calling thread that is in a turn, the innermost one; None if there is none."""
+        return next((engine for engine in reversed(self._process().threads.engines) if engine.is_entered), None)
+
+    def lasts(self, engine: Engine) -> bool:
+        """Whether an engine is the calling thread's own, and not lent for a call, or for a signal handler."""
+        threads = self._process().threads
+        return not threads.is_lent and engine is threads.engines[0]
 
     def run(self, exchanges: Sequence[Exchange], within: float | None = None) -> None:
         """Send exchanges and wait for all of them.

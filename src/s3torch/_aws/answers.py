@@ -21,6 +21,7 @@ from s3torch.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ProtocolError,
     RegionError,
     RequestError,
     S3Error,
@@ -34,6 +35,7 @@ __all__ = [
     "Subject",
     "element_text",
     "error_from_answer",
+    "has_marks",
     "not_s3_sentence",
     "parse_error_document",
     "parse_http_date",
@@ -185,6 +187,9 @@ def error_from_answer(
     region = fields.get("x-amz-bucket-region") or document.region or _region_of_host(_host(fields)) or None
     other_region = region if region != signed_region else None
     kind, sentence = _classify(subject, status, document, region, other_region)
+    if status == 404 and document.text and not has_marks(fields):
+        # Whoever takes it for an object that is not there begins anew, and replaces it.
+        kind, sentence = ProtocolError, not_s3_sentence(subject, "with status 404 and a body that is not S3's")
     if document.code in _OF_NEW_BUCKETS and subject.key is not None:
         sentence = not_s3_sentence(subject, "as if it were to make a bucket")
     return kind(
@@ -197,6 +202,12 @@ def error_from_answer(
         region=region,
         retry_after=_retry_after(fields),
     )
+
+
+def has_marks(fields: Mapping[str, str]) -> bool:
+    """Whether a head has fields that S3 and the servers like it have; CloudFront has ``x-amz-cf-*`` of its own."""
+    marks = ("x-amz-", "x-goog-")
+    return any(name.startswith(marks) and not name.startswith("x-amz-cf-") for name in fields)
 
 
 def _host(fields: Mapping[str, str]) -> str:

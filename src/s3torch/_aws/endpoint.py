@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
+from s3torch._aws.quoting import hide_users
 from s3torch._transfer.connection import Origin
 from s3torch.errors import ConfigError
 
@@ -71,6 +72,7 @@ def check_endpoint_url(url: str) -> str:
         ConfigError: It has no http or https scheme, no host, a bad port, a query, a password, or what is no
             printable ASCII.
     """
+    shown = hide_users(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -79,16 +81,18 @@ def check_endpoint_url(url: str) -> str:
                 (parts.hostname or "").partition("%")[0]
             )  # Python 3.10 does not look into the brackets
     except ValueError as error:
+        if shown != url:  # the error may show a part of a password
+            raise ConfigError(f"The endpoint {shown!r} is not a URL.") from None
         raise ConfigError(f"The endpoint {url!r} is not a URL: {error}.") from error
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
-            f"The endpoint at {parts.hostname!r} cannot be used: its URL holds a user name or a password. S3 signs "
+            f"The endpoint {shown!r} cannot be used: its URL holds a user name or a password. S3 signs "
             "with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     if not (url.isascii() and url.isprintable()) or " " in url:
-        raise ConfigError(f"The endpoint {url!r} cannot be used: only printable ASCII without spaces can be sent.")
+        raise ConfigError(f"The endpoint {shown!r} cannot be used: only printable ASCII without spaces can be sent.")
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.query or parts.fragment or port == 0:
-        raise ConfigError(f"The endpoint {url!r} cannot be used: write it like 'https://s3.example.com:9000'.")
+        raise ConfigError(f"The endpoint {shown!r} cannot be used: write it like 'https://s3.example.com:9000'.")
     return url
 
 

@@ -6,9 +6,19 @@ compress; If-Match compares strongly, so a weak one there would match nothing.
 
 from __future__ import annotations
 
+from s3torch._aws.answers import parse_http_date
 from s3torch.errors import ArgumentError
 
-__all__ = ["are_same", "check_condition", "for_if_match", "opaque", "other_version", "preferred", "quoted"]
+__all__ = [
+    "are_same",
+    "check_condition",
+    "for_if_match",
+    "lacks_proof",
+    "opaque",
+    "other_version",
+    "preferred",
+    "quoted",
+]
 
 
 def opaque(etag: str | None) -> str:
@@ -61,7 +71,11 @@ def preferred(known: str | None, found: str | None) -> str | None:
 
 
 def other_version(
-    etag: str | None, found_etag: str | None, modified: str | None, found_modified: str | None
+    etag: str | None,
+    found_etag: str | None,
+    modified: str | None,
+    found_modified: str | None,
+    modified_at: int | None = None,
 ) -> tuple[str, str | None, str | None] | None:
     """Return what shows that an answer is of another version of an object than the one that is known; None if nothing.
 
@@ -73,6 +87,7 @@ def other_version(
         found_etag: Of the answer, or None.
         modified: The field Last-Modified that is known, or None.
         found_modified: Of the answer, or None.
+        modified_at: The time of a listing, in seconds since the epoch; counts where ``modified`` is not known.
 
     Returns:
         What it is called, what was known of it, and what was found.
@@ -81,6 +96,48 @@ def other_version(
         return None
     if opaque(etag) and opaque(found_etag):
         return None if are_same(etag or "", found_etag or "") else ("ETag", etag, found_etag)
-    if not modified or not found_modified or modified == found_modified:
+    if not found_modified or modified == found_modified:
         return None
-    return "Last-Modified", modified, found_modified
+    if modified:
+        return "Last-Modified", modified, found_modified
+    when = None if modified_at is None else parse_http_date(found_modified)
+    if modified_at is None or when is None or abs(when - modified_at) <= 1:  # a listing may round in another way
+        return None
+    return "Last-Modified", f"{modified_at} s after 1970", found_modified
+
+
+def lacks_proof(
+    etag: str | None,
+    found_etag: str | None,
+    modified: str | None,
+    found_modified: str | None,
+    modified_at: int | None = None,
+    *,
+    is_first: bool,
+) -> str:
+    """Return why an answer does not show that it is of the known version; empty if it does, or if none ever could.
+
+    Two answers are of one version if what both of them have is the same. A server without ETags and Last-Modified has
+    nothing to compare: its first answer is believed, and so are those after it that have no more than the first.
+
+    Args:
+        etag: As for ``other_version``, and so are the others.
+        is_first: Whether no answer came before: then only what was known beforehand counts.
+
+    Returns:
+        The rest of a sentence that begins with the answer.
+    """
+    time_known, time_found = bool(modified) or modified_at is not None, bool(found_modified)
+    if found_modified and not modified and modified_at is not None:
+        time_found = parse_http_date(found_modified) is not None
+    if (opaque(etag) and opaque(found_etag)) or (time_known and time_found):
+        return ""
+    known, found = _named(etag, is_timed=time_known), _named(found_etag, is_timed=time_found)
+    if not known and (is_first or not found):
+        return ""
+    return f"has {found or 'neither ETag nor Last-Modified'}, and before there was {known or 'neither of the two'}"
+
+
+def _named(etag: str | None, *, is_timed: bool) -> str:
+    """Return what tells a version; empty if nothing does."""
+    return " and ".join([*([f"the ETag {etag}"] if opaque(etag) else []), *(["a Last-Modified"] if is_timed else [])])

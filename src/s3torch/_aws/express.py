@@ -6,9 +6,13 @@ credentials, as CreateSession is (``Bucket.plain``). Which request is which, and
 
 A session belongs to the process (``PROCESS_SESSIONS``): one for each bucket, address and access key. Signing asks for
 it, so it is made in the middle of a turn, on another engine of the same thread. Threads that come meanwhile wait for
-the one that is at it. In the last fifth of its life, at a moment that each process draws for itself, a session is
-replaced: one thread asks, the others go on with the old keys; if that fails, all do, until they expire. A forked child
-begins with its parent's session and draws a moment of its own, so that a hundred workers do not ask at the same time.
+the one that is at it, each for as long as its own call may take. A failure is that of all who have the same settings:
+whoever has others may have more patience, another proxy or other authorities, and asks itself.
+
+In the last fifth of its life, at a moment that each process draws for itself, a session is replaced: one thread sends
+the request beside those that it is about to send, and nobody waits for the answer. All go on with the old keys until it
+is there; if it fails, until they expire. A forked child begins with its parent's session and draws a moment of its own,
+so that a hundred workers do not ask at the same time.
 
 The service's clock tells the expiry, and the answer's Date how much time is left; ours only measures that. A machine
 that was asleep may find its session expired; the answer that says so is corrected by a new one.
@@ -29,20 +33,20 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import partial
+from typing import Protocol
 from urllib.parse import quote
 
 from s3torch._aws.answers import parse_http_date
 from s3torch._aws.bucket import Bucket, Place
 from s3torch._aws.checksums import Checksum
+from s3torch._aws.listing import seconds_of
 from s3torch._aws.operations import Operation
 from s3torch._aws.proof import Shows
 from s3torch._aws.sending import PutObject
 from s3torch._aws.sigv4 import Credentials
 from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Head
-from s3torch.errors import CertificateError, DeadlineError, ProtocolError, ProxyError, ProxyRefusedError, S3Error
+from s3torch.errors import DeadlineError, ProtocolError, S3Error
 
 __all__ = [
     "PROCESS_SESSIONS",
@@ -57,10 +61,9 @@ __all__ = [
 _MAX_DOCUMENT = 64 * 1024
 # Parts of a session's life after which it is replaced: each process draws a moment between the two. Not tuned.
 _REPLACED_FROM, _REPLACED_UNTIL = 0.8, 0.95
-# Seconds that replacing a session may take while the old one is still good, and until it is tried again. Not tuned.
-_PATIENCE = 5.0
+# Seconds after which a session that is still good is asked for again, if no answer has replaced it. Not tuned.
 _PAUSE = 5.0
-# Seconds for which a failure is that of all who want the session. Not tuned.
+# Seconds for which a failure is that of all who want the session, and have the same settings. Not tuned.
 _SHARED_FOR = 1.0
 
 
@@ -79,24 +82,98 @@ class Session:
     ends: float
 
 
+class Asker(Protocol):
+    """Whoever wants a session: one client, at one place.
+
+    Attributes:
+        settings: Of the client: whoever has the same gets the same failure.
+    """
+
+    @property
+    def settings(self) -> object: ...
+
+    def ask(self) -> Session:
+        """Ask the service for a session, and wait for it."""
+
+    def begin(self, take: Callable[[Session], None]) -> bool:
+        """Ask the service for a session, and do not wait: ``take`` is called if it comes.
+
+        Returns:
+            Whether it may come.
+        """
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds a session can be waited for; None for as long as it takes."""
+
+
+class Sender(Protocol):
+    """What a bucket sends its own requests by, in the middle of a turn.
+
+    Attributes:
+        settings: As of an ``Asker``.
+    """
+
+    @property
+    def settings(self) -> object: ...
+
+    def send(self, exchange: Exchange) -> None:
+        """Send a request and wait for it, as long as that turn may go on."""
+
+    def begin(self, exchange: Exchange) -> bool:
+        """Send a request beside those of that turn; returns whether it is under way."""
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds that turn may go on; None for as long as it takes."""
+
+
 class _Record:
     """What is known of one bucket's session."""
 
     def __init__(self, share: float) -> None:
-        self.lock = threading.RLock()  # a signal handler may come in the middle of the thread that has it
+        self.make_locks()
         self.session: Session | None = None
         self.share = share
         self.not_before = 0.0
-        self.failure: S3Error | None = None
-        self.fails_until = 0.0
+        self.failures: dict[object, tuple[S3Error, float]] = {}  # by settings: the error, and until when it is shared
+
+    def make_locks(self) -> None:
+        """Make the locks: at first, and anew in a child, where a thread of its parent may have held them."""
+        self.changed = threading.Condition(threading.RLock())  # signal handlers come in the middle of whoever holds it
+        self.asking: int | None = None  # the thread that is asking for a session
+
+    def begin_asking(self, left: float | None) -> bool:
+        """Wait until no other thread is asking; returns whether the caller may ask, after ``left`` seconds at most."""
+        me = threading.get_ident()
+        with self.changed:
+            may = self.changed.wait_for(lambda: self.asking in (None, me), left)
+            self.asking = me if may else self.asking
+        return may
+
+    def end_asking(self) -> None:
+        """Let another thread ask, if it was the caller that did."""
+        with self.changed:
+            if self.asking == threading.get_ident():
+                self.asking = None
+                self.changed.notify_all()
+
+    def begin_replacing(self, session: Session, now: float) -> bool:
+        """Whether the caller is to replace a session: one of all threads, now and then, while it is good but due."""
+        if not self.is_due(session, now):
+            return False
+        with self.changed:
+            is_mine = self.session is session and self.is_due(session, now)
+            if is_mine:
+                self.not_before = now + _PAUSE
+        return is_mine
 
     def is_due(self, session: Session, now: float) -> bool:
         """Whether a session that is still good is to be replaced."""
         return now >= max(session.began + self.share * (session.ends - session.began), self.not_before)
 
-
-# Its deadline, its authorities, its proxy.
-_OF_THE_ASKER = (CertificateError, DeadlineError, ProxyError, ProxyRefusedError)
+    def take(self, session: Session) -> None:
+        """Go on with a session, if it lasts longer than the one that is there."""
+        if self.session is None or session.ends > self.session.ends:
+            self.session = session
 
 
 class Sessions:
@@ -112,14 +189,15 @@ class Sessions:
         self._draw = draw
         self._records: dict[object, _Record] = {}
 
-    def credentials(self, key: object, create: Callable[[float | None], Session]) -> Credentials:
+    def credentials(self, key: object, asker: Asker) -> Credentials:
         """Return the keys to sign with now.
 
         Args:
             key: Names the session: equal for all who may share it.
-            create: Asks the service for one, within so many seconds if that is not None.
+            asker: Who wants it.
 
         Raises:
+            DeadlineError: Another thread was asking for as long as the asker could wait.
             S3Error: There is none, and it was not given.
         """
         record = self._records.get(key)
@@ -128,17 +206,24 @@ class Sessions:
             record = self._records.setdefault(key, _Record(self._new_share()))
         session, now = record.session, self._clock()
         if session is not None and now < session.ends:
-            if not record.is_due(session, now) or not record.lock.acquire(blocking=False):
-                return session.credentials  # it is good, or another thread is replacing it
-            try:
-                return self._replaced(record, session, create)
-            finally:
-                record.lock.release()
-        with record.lock:
-            session = record.session
-            if session is None or self._clock() >= session.ends:
-                record.session = session = self._created(record, create)
+            if record.begin_replacing(session, now) and not asker.begin(record.take):
+                record.not_before = now  # another thread may
             return session.credentials
+        is_inner = record.asking == threading.get_ident()  # in a signal handler, in the middle of asking
+        try:
+            try:
+                if not record.begin_asking(asker.time_left()):
+                    raise DeadlineError("Another thread is asking for the session of a directory bucket; time is up.")
+                session = record.session
+                if session is None or self._clock() >= session.ends:
+                    record.session = session = self._created(record, asker)
+                return session.credentials
+            finally:
+                if not is_inner:
+                    record.end_asking()
+        finally:
+            if not is_inner:
+                record.end_asking()  # again: an interrupt may have come just before the one above
 
     def forget(self, key: object, access_key: str | None) -> None:
         """Forget a session that was refused, unless there is a newer one.
@@ -159,8 +244,8 @@ class Sessions:
     def go_on_in_child(self) -> None:
         """Make what a fork has copied this process's own: a lock may have been held, and its moment is the parent's."""
         for record in self._records.values():
-            record.lock = threading.RLock()
-            record.failure = None
+            record.make_locks()
+            record.failures = {}
             record.share = self._new_share()
 
     def _drop_ended(self) -> None:
@@ -170,31 +255,18 @@ class Sessions:
             if record.session is not None and record.session.ends <= now:
                 self._records.pop(key, None)
 
-    def _replaced(self, record: _Record, session: Session, create: Callable[[float | None], Session]) -> Credentials:
-        current = record.session
-        if current is not None and current is not session:
-            return current.credentials  # another thread was faster
+    def _created(self, record: _Record, asker: Asker) -> Session:
+        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again."""
+        failure, until = record.failures.get(asker.settings, (None, 0.0))
+        if failure is not None and self._clock() < until:
+            raise copy.copy(failure)
         try:
-            record.session = new = create(_PATIENCE)
-        except S3Error:
-            record.not_before = self._clock() + _PAUSE
-            return session.credentials
-        return new.credentials
-
-    def _created(self, record: _Record, create: Callable[[float | None], Session]) -> Session:
-        """Ask for a session; who has waited meanwhile, or comes at once, shares the failure instead of asking again.
-
-        What comes of the asker's own configuration says nothing to others.
-        """
-        if record.failure is not None and self._clock() < record.fails_until:
-            raise copy.copy(record.failure)
-        try:
-            session = create(None)
+            session = asker.ask()
         except S3Error as error:
-            if not isinstance(error, _OF_THE_ASKER):
-                record.failure, record.fails_until = copy.copy(error), self._clock() + _SHARED_FOR
+            if not isinstance(error, DeadlineError) or error.attempts:  # else the time of one call is over
+                record.failures[asker.settings] = copy.copy(error), self._clock() + _SHARED_FOR
             raise
-        record.failure = None
+        record.failures = {}
         return session
 
     def _new_share(self) -> float:
@@ -213,21 +285,16 @@ class DirectoryBucket(Bucket):
 
     Args:
         plain: The same bucket as the user's credentials sign for it.
-        send: Sends a request and waits for it, within so many seconds if that is not None.
+        sender: Sends the requests for sessions.
         sessions: Where the session is kept.
     """
 
     _session_field = "x-amz-s3session-token"
 
-    def __init__(
-        self,
-        plain: Bucket,
-        send: Callable[[Exchange, float | None], None],
-        sessions: Sessions = PROCESS_SESSIONS,
-    ) -> None:
+    def __init__(self, plain: Bucket, sender: Sender, sessions: Sessions = PROCESS_SESSIONS) -> None:
         self.__dict__.update(plain.__dict__)
         self._plain = plain
-        self._send = send
+        self._sender = sender
         self._sessions = sessions
 
     @property
@@ -239,7 +306,8 @@ class DirectoryBucket(Bucket):
         own = super()._credentials(place)
         if own is None:
             return None
-        return self._sessions.credentials(self._session_key(place, own.access_key), partial(self._create, place))
+        asker = _PlaceAsker(self._plain, place, self._sender)
+        return self._sessions.credentials(self._session_key(place, own.access_key), asker)
 
     def _forget_credentials(self, place: Place) -> None:
         own = super()._credentials(place)
@@ -249,17 +317,40 @@ class DirectoryBucket(Bucket):
     def _session_key(self, place: Place, access_key: str) -> object:
         return self.name, place.endpoint.origin, place.endpoint.base_path, access_key
 
-    def _create(self, place: Place, within: float | None) -> Session:
-        plain = self._plain
-        if plain.endpoint != place.endpoint:  # a session is asked for where the requests go that it signs
-            plain.place = place._replace(corrections=plain.corrections + 1)
-        request = CreateSession(plain)
-        self._send(request, within)
+
+class _PlaceAsker:
+    """Asks for the session of a bucket where the requests go that it signs."""
+
+    def __init__(self, plain: Bucket, place: Place, sender: Sender) -> None:
+        self._plain = plain
+        self._place = place
+        self._sender = sender
+        self.settings = sender.settings
+        self.time_left = sender.time_left
+
+    def ask(self) -> Session:
+        """Send CreateSession, and wait for the answer."""
+        request = self._request(None)
+        self._sender.send(request)
         return request.session
+
+    def begin(self, take: Callable[[Session], None]) -> bool:
+        """Send CreateSession."""
+        return self._sender.begin(self._request(take))
+
+    def _request(self, take: Callable[[Session], None] | None) -> CreateSession:
+        plain, place = self._plain, self._place
+        if plain.endpoint != place.endpoint:
+            plain.place = place._replace(corrections=plain.corrections + 1)
+        return CreateSession(plain, take)
 
 
 class CreateSession(Operation):
     """CreateSession.
+
+    Args:
+        bucket: As the user's credentials sign for it.
+        take_session: Is called with the session; None calls nothing.
 
     Attributes:
         session: What was answered, once the exchange has succeeded.
@@ -270,9 +361,10 @@ class CreateSession(Operation):
     most = _MAX_DOCUMENT
     session: Session
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: Bucket, take_session: Callable[[Session], None] | None = None) -> None:
         super().__init__("CreateSession", "GET", bucket, None, query={"session": ""})
         self._asked = 0.0
+        self._take_session = take_session
 
     def request(self) -> Sequence[memoryview]:
         """Return the signed head."""
@@ -290,6 +382,8 @@ class CreateSession(Operation):
         if left <= 0:
             return ProtocolError("The answer holds a session that has expired.")
         self.session = Session(Credentials(access_key, secret_key, token), self._asked, self._asked + left)
+        if self._take_session is not None:
+            self._take_session(self.session)
         return None
 
 
@@ -301,14 +395,14 @@ def _text(body: bytes, name: str) -> str:
 
 def _seconds_left(expiration: str, date: str) -> float | None:
     """Return for how long a session is good by the service's clock; None if it does not say."""
+    if not expiration:
+        return None
     try:
-        ends = datetime.fromisoformat(expiration.replace("Z", "+00:00"))
+        ends = seconds_of(expiration)
     except ValueError:
         return None
     now = parse_http_date(date)
-    return (ends if ends.tzinfo else ends.replace(tzinfo=timezone.utc)).timestamp() - (
-        time.time() if now is None else now
-    )
+    return ends - (time.time() if now is None else now)
 
 
 class RenameObject(Operation):

@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from s3torch._aws.quoting import hide_users
 from s3torch._aws.sigv4 import Credentials
 from s3torch._log import LOG
 from s3torch.errors import CredentialsError, S3Error, ServerError, ThrottledError
 
-__all__ = ["Inherited", "Overload", "environment", "error_of", "error_text"]
+__all__ = ["Inherited", "Overload", "cause_of", "environment", "error_of", "error_text"]
 
 # How long before their end inherited credentials are given up, in seconds: botocore's own window for long-lived ones,
 # and less for those that do not last so long. Each child takes a random moment in it, so that not all ask at once.
@@ -155,11 +156,29 @@ def error_text(error: Exception, secrets: tuple[str | None, ...]) -> str:
         error: Any.
         secrets: What is left out of it.
     """
-    text = str(error)
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "...")
+    text = _discreet(str(error), secrets)
     text = " ".join("".join(each if each.isprintable() else " " for each in text).split())[:_SHOWN].rstrip(".")
     return text if _is_botocores(error) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def cause_of(error: Exception, secrets: tuple[str | None, ...]) -> Exception | None:
+    """Return an error as the cause of ours; None if it, or what has led to it, shows what no traceback may show."""
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            if _discreet(str(each), secrets) != str(each):
+                return None
+            left += [each.__cause__, each.__context__]
+    return error
+
+
+def _discreet(text: str, secrets: tuple[str | None, ...]) -> str:
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return hide_users(text) if "://" in text else text
 
 
 def _is_botocores(error: Exception) -> bool:

@@ -246,6 +246,7 @@ def parse_keys(document: bytes) -> KeyPage:
         keys, sizes, rest = columns
         page = _envelope(rest)
         if page.objects == 1:
+            page.check_count(len(keys))
             try:
                 return KeyPage(page.decoded(keys), list(map(int, sizes)), page.continuation_token())
             except ValueError as error:
@@ -377,11 +378,30 @@ class _Page:
         Raises:
             ValueError: A value is malformed.
         """
+        self.check_count(self.objects)
         return ListObjectsResult(
             [self._object_info(element) for element in self._root.iterfind(self._names["Contents"])],
             [self._prefix(element) for element in self._root.iterfind(self._names["CommonPrefixes"])],
             self.continuation_token(),
         )
+
+    def check_count(self, objects: int) -> None:
+        """Check that the page has all that it says it has.
+
+        Fewer may be told: some servers do not count common prefixes.
+
+        Args:
+            objects: How many it has.
+
+        Raises:
+            ProtocolError: There were more: the page is cut short.
+        """
+        told = self._text(self._root, "KeyCount")
+        found = objects + len(self._root.findall(self._names["CommonPrefixes"]))
+        if _SIZE.fullmatch(told) and int(told) > found:
+            raise ProtocolError(
+                f"A page of a listing says that it has {told} entries, and has {found}: it is cut short."
+            )
 
     def continuation_token(self) -> str | None:
         """Return what names the next page; None if this is the last."""
@@ -434,6 +454,7 @@ _NAMES = (
     "EncodingType",
     "IsTruncated",
     "Key",
+    "KeyCount",
     "LastModified",
     "NextContinuationToken",
     "Prefix",

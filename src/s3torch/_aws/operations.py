@@ -48,6 +48,7 @@ __all__ = [
     "PlaceRange",
     "Response",
     "damaged",
+    "unproven",
     "with_version",
 ]
 
@@ -236,6 +237,8 @@ class Operation(Exchange):
         return head
 
     def _refusal(self, inbox: Inbox, head: Head) -> Response:
+        if head.status < 300:
+            raise not_s3(self.subject, head.status, head.fields, f"with status {head.status}")
         document = ErrorDocument()
         if self._method != "HEAD" or self._mute is not None:
             document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
@@ -325,7 +328,8 @@ class HeadObject(Operation):
     With ``is_lenient`` an object that is not there is no failure: ``is_missing`` says it.
 
     Some servers and proxies leave the Content-Length out. Then the size is asked for by a GET of the first byte, whose
-    answer tells it beside the range, and ``head`` is the head of that answer.
+    answer tells it beside the range, and ``head`` is the head of that answer. If the server sends the whole object
+    instead, its length is the size, and the body is not received.
 
     Args:
         bucket: Of the object.
@@ -378,7 +382,7 @@ class HeadObject(Operation):
 
     def is_success(self, head: Head) -> bool:
         """Whether it is about an object, be it an empty one."""
-        return super().is_success(head) or (head.status == 416 and self._method == "GET")
+        return head.status in (200, 206) or (head.status == 416 and self._method == "GET")
 
     def doubt(self, head: Head) -> str:
         """Return why the head cannot be that of an object; empty if it can, or says that there is nothing in it."""
@@ -406,7 +410,23 @@ class HeadObject(Operation):
         return True
 
     def _accept_first_byte(self, inbox: Inbox, head: Head) -> Response:
-        body = yield from http1.read_small_body(inbox, head, self.most)
+        is_whole = head.status == 200 and "content-range" not in head.fields
+        if is_whole and head.content_length is not None:
+            self.size = head.content_length
+            head.keeps_alive = head.keeps_alive and not self.size  # nobody wants the body
+            return None
+        if is_whole and not head.is_chunked:
+            raise ProtocolError(
+                "The answer to a HEAD has no Content-Length. That to a GET of one byte has none, either, and is no "
+                "range: only the end of the connection would end it, so nothing tells the object's size."
+            )
+        try:
+            body = yield from http1.read_small_body(inbox, head, self.most)
+        except ProtocolError as error:
+            raise ProtocolError(
+                "The answer to a HEAD has no Content-Length. What was answered to a GET of one byte does not tell the "
+                f"object's size, either: {error.args[0]} The server does not serve ranges."
+            ) from error
         size = _told_size(head, body)
         if size is None:
             return ProtocolError("Neither the answer to a HEAD nor that to a GET of one byte tells the object's size.")
@@ -421,7 +441,7 @@ def _told_size(head: Head, body: bytes) -> int | None:
         return _size_of_whole(field)
     if head.status == 416:
         return parse_error_document(body).object_size
-    return len(body) if head.status == 200 or not body else None
+    return len(body) if head.status == 200 else None
 
 
 class ListObjectsV2(Operation, Generic[_Page]):
@@ -498,11 +518,12 @@ class GetObject(Operation):
     """GetObject of a range, received into given memory.
 
     An answer that broke off goes on from the byte that it reached, with If-Match on the ETag of its first head, so
-    that bytes of two versions are never mixed. Where a server has no ETags, Last-Modified and size are compared. Every
-    length and Content-Range is checked: an answer with one is that range, whatever its status. If the answer has all
-    bytes of the object and their checksum, that is checked, too. A 416 that does not tell the object's size is not
-    taken for an answer: HeadObject is asked for it, once. Nor is a whole object that is longer than it should be: it is
-    asked for as a range, whose answer tells the size apart from the length.
+    that bytes of two versions are never mixed. Where a server has no ETags, Last-Modified and size are compared. An
+    answer that cannot be compared with what is known is not believed (``etags.lacks_proof``). Every length and
+    Content-Range is checked: an answer with one is that range, whatever its status. If the answer has all bytes of the
+    object and their checksum, that is checked, too. A 416 or an empty part that does not tell the object's size is not
+    taken for an answer: HeadObject is asked for it, once. Nor is a whole object that is longer than it should be: it
+    is asked for as a range, whose answer tells the size apart from the length.
 
     Args:
         bucket: Of the object.
@@ -513,6 +534,7 @@ class GetObject(Operation):
             once that is known.
         etag: What the object's ETag must be, or None for any.
         modified: What its Last-Modified must be where there is no ETag, or None for any.
+        modified_at: The same as the time of a listing, in seconds since the epoch, where ``modified`` is None.
         version_id: The version to read, or None for the newest.
         is_whole: Whether this is the whole object, of ``stop`` bytes: then no range is asked for, since many servers
             tell no checksum with a range, even of all bytes.
@@ -542,6 +564,7 @@ class GetObject(Operation):
         *,
         etag: str | None = None,
         modified: str | None = None,
+        modified_at: int | None = None,
         version_id: str | None = None,
         is_whole: bool = False,
         has_gaps: bool = False,
@@ -554,6 +577,7 @@ class GetObject(Operation):
         self.stop = stop
         self.etag = etag
         self.modified = modified
+        self._modified_at = modified_at
         self.is_verified = False
         self.composite: Composite | None = None
         self._is_whole = is_whole
@@ -599,11 +623,8 @@ class GetObject(Operation):
         return super().request()
 
     def doubt(self, head: Head) -> str:
-        """Return why the head cannot be that of an object; empty if it can, or is about one that has none of the range.
-
-        That the range lies beyond the end was told by a 416 before a HEAD is sent, which can only tell the size to it.
-        """
-        return "" if head.status == 416 or self._method == "HEAD" else must_be_s3(head, self.shows, self.etag)
+        """Return why the head cannot be that of an object; empty if it can, or says that it has none of the range."""
+        return "" if head.status == 416 else must_be_s3(head, self.shows, self.etag)
 
     def is_success(self, head: Head) -> bool:
         """Whether this is the range that was asked for, or says that there is nothing in it."""
@@ -613,7 +634,7 @@ class GetObject(Operation):
         """Read the body into its memory."""
         if self._method == "HEAD":
             self._method = "GET"
-            return self._end_at(head.content_length, head)
+            return self._end_at(None if "content-range" in head.fields else head.content_length, head)
         if head.status == 416 or _has_nothing(head):
             return (yield from self._accept_nothing(inbox, head))
         begin = self._missing_from
@@ -671,7 +692,7 @@ class GetObject(Operation):
         elif head.status == 416:
             total = parse_error_document(body).object_size
         else:
-            total = 0 if self._missing_from == 0 else None
+            total = None  # a part that does not say which: of an empty object, or cut off by somebody on the way
         if head.status != 416 and body:
             return ProtocolError(f"The answer's Content-Range is {field!r}, and its body has {len(body)} bytes.")
         if total is None and not self._has_asked_size:
@@ -724,10 +745,14 @@ class GetObject(Operation):
         etag, modified = head.fields.get("etag"), head.fields.get("last-modified") if head.status != 416 else None
         if self.total is not None and total is not None and total != self.total:
             return self._changed(f"it was {self.total} bytes long, and is {total} now")
-        if self.etag is not None or self.modified is not None:
-            other = etags.other_version(self.etag, etag, self.modified, modified)
-            if other is not None:
-                return self._changed("its {} was {}, and is {} now".format(*other))
+        versions = self.etag, etag, self.modified, modified, self._modified_at
+        if (other := etags.other_version(*versions)) is not None:
+            return self._changed("its {} was {}, and is {} now".format(*other))
+        if head.status != 416 and self._method == "GET":  # else there are no bytes of another version
+            # Where all is asked for anew, nothing is left of answers before.
+            is_first = self.total is None or self._missing_from == self.start
+            if missing := etags.lacks_proof(*versions, is_first=is_first):
+                return unproven(missing)
         self.total = total if total is not None else self.total
         self.etag = etags.preferred(self.etag, etag)
         self.modified = self.modified or modified
@@ -759,6 +784,18 @@ def _size_of_whole(content_range: str) -> int | None:
         ProtocolError: It is malformed or contradicts itself.
     """
     return 0 if _OF_NOTHING.fullmatch(content_range) else http1.parse_content_range(content_range).total
+
+
+def unproven(missing: str) -> ProtocolError:
+    """Return the error of an answer that does not show of which version it is.
+
+    Args:
+        missing: What ``etags.lacks_proof`` returned.
+    """
+    return ProtocolError(
+        f"Nothing shows that the answer is of the version that was asked for: it {missing}. The server, or a cache or "
+        "proxy before it, leaves out of some answers what tells the version."
+    )
 
 
 def damaged(

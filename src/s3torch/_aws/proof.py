@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from s3torch._aws import etags
-from s3torch._aws.answers import Subject, not_s3_sentence
+from s3torch._aws.answers import Subject, has_marks, not_s3_sentence
 from s3torch._transfer.http1 import Head
 from s3torch.errors import ProtocolError
 
@@ -113,11 +113,8 @@ def _is_html_type(head: Head) -> bool:
 
 
 def _shows_s3(head: Head) -> bool:
-    """Whether a head has what S3 and the servers like it have; CloudFront puts ``x-amz-cf-*`` on pages of its own."""
-    marks = ("x-amz-", "x-goog-")
-    if any(name.startswith(marks) and not name.startswith("x-amz-cf-") for name in head.fields):
-        return True
-    return _MD5_ETAG.fullmatch(head.fields.get("etag", "")) is not None
+    """Whether a head has what S3 and the servers like it have."""
+    return has_marks(head.fields) or _MD5_ETAG.fullmatch(head.fields.get("etag", "")) is not None
 
 
 def root_of(body: bytes) -> str:

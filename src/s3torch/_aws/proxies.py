@@ -9,6 +9,7 @@ be a network (``10.0.0.0/8``), in which an endpoint that is an IP address may li
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -20,9 +21,12 @@ from s3torch.errors import ConfigError
 if TYPE_CHECKING:
     from s3torch._transfer.addresses import Origin
 
-__all__ = ["parse_proxy", "proxy_of"]
+__all__ = ["has_unusable_proxy", "parse_proxy", "proxy_of"]
 
 _DEFAULT_PORT = 80  # botocore's, of a proxy without one
+# Of proxies that others reach. No other scheme is shown: it may be the user of a URL without one.
+_OTHER_SCHEMES = ("https", "socks", "socks4", "socks4a", "socks5", "socks5h")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 
 
 def proxy_of(origin: Origin, given: Mapping[str, str] | None) -> Proxy | None:
@@ -71,26 +75,66 @@ def parse_proxy(url: str, source: str) -> Proxy:
     """Return the proxy of a URL; one without a scheme is an ``http`` one, as for botocore.
 
     Args:
-        url: Such as ``http://user:password@proxy.example.com:3128``; errors show nothing of user and password.
+        url: Such as ``http://user:password@proxy.example.com:3128``. Errors show nothing of it but a known scheme:
+            where it is malformed, nobody knows which part is the password.
         source: Where it stands, for errors.
 
     Raises:
         ConfigError: It cannot be used.
     """
     whole = url if "://" in url else f"http://{url.removeprefix('//')}"
-    try:
-        parts = urlsplit(whole)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if parts.scheme not in ("", "http"):
+    scheme, _, rest = whole.partition("://")
+    if scheme.lower() in _OTHER_SCHEMES:
         raise ConfigError(
-            f"The proxy of {source} cannot be used: s3torch reaches proxies over plain HTTP, not {parts.scheme!r}. TLS "
-            "to the server goes through it unread. Write 'http://host:port', or name the host in NO_PROXY."
+            f"The proxy of {source} cannot be used: s3torch reaches proxies over plain HTTP, not {scheme.lower()!r}. "
+            "TLS to the server goes through it unread. Write 'http://host:port', or name the host in NO_PROXY."
         )
-    if not host or port == 0 or not (host.isascii() and host.isprintable()) or " " in host:
-        raise ConfigError(f"The proxy of {source} cannot be used: write it like 'http://proxy.example.com:3128'.")
-    authorization = None
-    if parts.username is not None and parts.password is not None:
-        authorization = Proxy.basic(unquote(parts.username), unquote(parts.password))
+    proxy = _proxy_of_url(whole) if scheme.lower() == "http" and not {"?", "#"} & set(rest) else None
+    if proxy is None:
+        raise ConfigError(
+            f"The proxy of {source} cannot be used: write it like 'http://proxy.example.com:3128'. Special characters "
+            "of user and password must be percent-encoded, such as '%23' for '#'."
+        )
+    return proxy
+
+
+def has_unusable_proxy(given: Mapping[str, str] | None) -> bool:
+    """Whether one of the proxies that may be used is not to be used, so that messages of others may show any of it.
+
+    Args:
+        given: As for ``proxy_of``.
+    """
+    urls = getproxies() if given is None else given
+    for scheme in ("http", "https"):
+        try:
+            if urls.get(scheme):
+                parse_proxy(urls[scheme], "")
+        except ConfigError:
+            return True
+    return False
+
+
+def _proxy_of_url(url: str) -> Proxy | None:
+    """Return the proxy of a URL with a scheme; None if it cannot be used."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        if not _is_host(host) or port == 0 or parts.path not in ("", "/"):  # it may be a password with a slash in it
+            return None
+        authorization = None
+        if parts.username is not None and parts.password is not None:
+            authorization = Proxy.basic(unquote(parts.username), unquote(parts.password))
+    except ValueError:  # of which UnicodeEncodeError is one
+        return None
     return Proxy(host, port or _DEFAULT_PORT, authorization)
+
+
+def _is_host(host: str) -> bool:
+    """Whether something is a host name or an IP address, and no part of a user or password."""
+    if ":" not in host:
+        return _NAME.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

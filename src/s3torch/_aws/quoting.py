@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterable
 
-__all__ = ["hide", "is_page", "quote"]
+__all__ = ["hide", "hide_users", "is_page", "quote"]
 
 # How much of a body is looked at, in bytes, and how much of it is shown, in characters.
 _LOOKED_AT = 16 * 1024
@@ -35,6 +35,17 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, _OMITTED)
     return text
+
+
+# Up to the last @ of the text: a password that is not percent-encoded may hold anything.
+_USERS = re.compile(r"://(?!\*{3}:\*{3}@[^@]*\Z).*@", re.DOTALL)
+
+
+def hide_users(text: str) -> str:
+    """Return a text with a URL in it, without its user and password, however they are written."""
+    if "://" not in text:
+        return f"{_OMITTED}@{text.rpartition('@')[2]}" if "@" in text else text
+    return _USERS.sub(f"://{_OMITTED}@", text)
 
 
 def is_page(body: bytes) -> bool:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from s3torch._aws import sigv4a
 from s3torch._aws.configuration import BotocoreClient, address, configuration_of
 from s3torch._aws.endpoint import Endpoint, Scheme, check_endpoint_url, endpoint_of_bucket_url
-from s3torch._aws.finding import Inherited, Overload, environment, error_of, error_text
-from s3torch._aws.proxies import proxy_of
+from s3torch._aws.finding import Inherited, Overload, cause_of, environment, error_of, error_text
+from s3torch._aws.proxies import has_unusable_proxy, proxy_of
+from s3torch._aws.quoting import hide_users
 from s3torch._aws.sigv4 import Credentials
 from s3torch._aws.tls import ClientCert, tls_context
 from s3torch._forks import NO_FORK
@@ -46,8 +47,19 @@ _FALLBACK_REGION = "us-east-1"
 _ARN = "arn:"
 _SCHEMES = {scheme.value: scheme for scheme in Scheme}
 
-# What these say at level DEBUG shows signatures, session tokens, and credentials that were just received.
-_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers", "botocore.utils")
+# What these say at level DEBUG shows signatures, session tokens, credentials that were just received, and proxies.
+_TALKATIVE = (
+    "botocore.auth",
+    "botocore.endpoint",
+    "botocore.httpsession",
+    "botocore.parsers",
+    "botocore.retries.standard",
+    "botocore.retryhandler",
+    "botocore.utils",
+    "urllib3.connectionpool",
+)
+# What these say is for everybody, but not the errors beside it, which may show the URL of a proxy.
+_WITH_ERRORS = ("botocore.credentials", "botocore.tokens")
 
 
 class _Discretion(logging.Filter):
@@ -56,7 +68,7 @@ class _Discretion(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.local()
-        for name in _TALKATIVE:
+        for name in (*_TALKATIVE, *_WITH_ERRORS):
             logging.getLogger(name).addFilter(self)
 
     @contextlib.contextmanager
@@ -70,8 +82,11 @@ class _Discretion(logging.Filter):
             self._thread.is_kept = before
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is logged."""
-        return record.levelno > logging.DEBUG or not getattr(self._thread, "is_kept", False)
+        """Whether a record is logged; without the error that it has come of."""
+        if not getattr(self._thread, "is_kept", False):
+            return True
+        record.exc_info = None
+        return record.levelno > logging.DEBUG or record.name in _WITH_ERRORS
 
 
 _discretion = _Discretion()
@@ -127,12 +142,14 @@ class AwsSession:
         try:
             with NO_FORK, _discretion.kept():
                 frozen = (self._source or self._find_credentials()).get_frozen_credentials()
-        except Exception as error:
+        except S3Error as error:
+            self._overload.note(error)
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it was, an S3Error comes of it
+            self._explain_proxy(error)
             failure = error_of(error, self._secrets())
             self._overload.note(failure)
-            if failure is error:
-                raise
-            raise failure from error
+            raise failure from cause_of(error, self._secrets())
         current = self._credentials
         if (frozen.access_key, frozen.secret_key, frozen.token) != (
             current.access_key,
@@ -154,6 +171,25 @@ class AwsSession:
         if self._source is not None and self._credentials.access_key:
             return Inherited(self._credentials, self._source, self._environment)
         return self._inherited
+
+    def _explain_proxy(self, error: Exception) -> None:
+        """Raise, in place of a failed request of botocore's, that a proxy cannot be used: it may show its password.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        from botocore.exceptions import ConnectionError as NoConnection
+        from botocore.exceptions import HTTPClientError
+
+        chain = error, error.__cause__, error.__context__
+        if any(isinstance(each, (HTTPClientError, NoConnection)) for each in chain) and has_unusable_proxy(
+            self._config.proxies
+        ):
+            raise ConfigError(
+                "The credentials could not be loaded or refreshed: a proxy that HTTP_PROXY, HTTPS_PROXY or "
+                "S3ClientConfig(proxies=...) names cannot be used. Write it like 'http://user:password@host:port', "
+                "with special characters percent-encoded."
+            ) from None
 
     def _secrets(self) -> tuple[str | None, ...]:
         """Return what no message may show."""
@@ -266,11 +302,11 @@ class AwsSession:
             yield
         except S3Error:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # as above
             raise ConfigError(
                 f"The AWS configuration cannot be read: {error_text(error, self._secrets())}. Check AWS_CONFIG_FILE, "
                 "AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE and the AWS_* variables."
-            ) from error
+            ) from cause_of(error, self._secrets())
 
     @contextlib.contextmanager
     def _explained(self, region: str) -> Iterator[None]:
@@ -279,13 +315,14 @@ class AwsSession:
             yield
         except S3Error:  # that there is no such profile is explained already
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # as above
             endpoint = self._endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            shown = None if endpoint is None else hide_users(endpoint)
             raise ConfigError(
-                f"No client can be made for region {region!r} and endpoint {endpoint!r}: "
+                f"No client can be made for region {region!r} and endpoint {shown!r}: "
                 f"{error_text(error, self._secrets())}. Check region=, "
                 "endpoint=, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the profile."
-            ) from error
+            ) from cause_of(error, self._secrets())
 
     @property
     def _style(self) -> str | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from s3torch._aws import multipart
+from s3torch._aws import etags, multipart
 from s3torch._aws.copying import CopyObject, CopySource, UploadPartCopy
 from s3torch._aws.multipart import CreateMultipartUpload, UploadedPart
-from s3torch._aws.operations import HeadObject
+from s3torch._aws.operations import HeadObject, unproven
 from s3torch._objects.uploads import abort_multipart_upload
 from s3torch._transfer import plan
 from s3torch.errors import ObjectChangedError, ObjectNotFoundError, RequestError, S3Error
@@ -56,13 +56,19 @@ def _copy(access: Access, source: CopySource, bucket: str, key: str) -> None:
     except RequestError as error:
         if error.status != 400 or error.code not in _TOO_LARGE:
             raise
-        stored = HeadObject(access.bucket(source.bucket), source.key, source.version_id)
-        access.run([stored])
-        if stored.head is None:
-            raise AssertionError("a HEAD that succeeded without an answer") from error
-        if stored.size <= _MOST_OF_ONE_REQUEST:
+        head, size = _ask(access, source)
+        if size <= _MOST_OF_ONE_REQUEST:
             raise
-        _copy_in_parts(access, source, stored.head, stored.size, bucket, key)
+        _copy_in_parts(access, source, head, size, bucket, key)
+
+
+def _ask(access: Access, source: CopySource) -> tuple[Head, int]:
+    """Return the head of what is copied, and its size."""
+    stored = HeadObject(access.bucket(source.bucket), source.key, source.version_id)
+    access.run([stored])
+    if stored.head is None:
+        raise AssertionError("a HEAD that succeeded without an answer")
+    return stored.head, stored.size
 
 
 def _copy_in_parts(access: Access, source: CopySource, head: Head, size: int, bucket: str, key: str) -> None:
@@ -78,17 +84,38 @@ def _copy_in_parts(access: Access, source: CopySource, head: Head, size: int, bu
             for number, (start, stop) in enumerate(ranges, 1)
         ]
         access.run(parts)
+        if source.version_id is None and not (where.endpoint.is_amazons and etags.for_if_match(pinned.etag)):
+            _check_is_same(access, source, head, size)
         uploaded = [UploadedPart(part.etag, part.length) for part in parts]
         multipart.complete(access.engine(), where, key, creation.upload_id, uploaded, creation.began)
     except BaseException as error:
         _abort(access, bucket, key, creation.upload_id)
         if isinstance(error, S3Error) and error.status == 412:
-            raise ObjectChangedError(
-                f"s3://{source.bucket}/{source.key} was replaced while it was copied. Copy it again.",
-                bucket=source.bucket,
-                key=source.key,
-            ) from error
+            raise _replaced(source) from error
         raise
+
+
+def _check_is_same(access: Access, source: CopySource, head: Head, size: int) -> None:
+    """Check, once all parts are copied, that no other version has taken the place of what is copied.
+
+    The answer to the copy of a part does not tell of which version it was. Not every server heeds the condition, and
+    some write ETags that cannot stand in one.
+    """
+    now, size_now = _ask(access, source)
+    etag, modified = head.fields.get("etag"), head.fields.get("last-modified")
+    versions = etag, now.fields.get("etag"), modified, now.fields.get("last-modified")
+    if size_now != size or etags.other_version(*versions) is not None:
+        raise _replaced(source)
+    if missing := etags.lacks_proof(*versions, is_first=False):
+        raise unproven(missing)
+
+
+def _replaced(source: CopySource) -> ObjectChangedError:
+    return ObjectChangedError(
+        f"s3://{source.bucket}/{source.key} was replaced while it was copied. Copy it again.",
+        bucket=source.bucket,
+        key=source.key,
+    )
 
 
 def _kept(fields: Mapping[str, str]) -> Mapping[str, str]:

@@ -144,7 +144,7 @@ class Fetch(LastingScope):
             self._engine.turn(deadline)
         if first.error is not None:
             return None
-        self._version.observe(first.total, first.etag, first.modified)
+        self._version.observe(first.total, first.etag, first.modified, has_bytes=False)
         self._memory = landing.memory
         return None if self._memory is None else self._get_parts(first.stop, spreads=True)
 

@@ -267,6 +267,7 @@ class Verifier:
         bucket = version.access.bucket(version.bucket)
         request = HeadObject(bucket, version.key, version.version_id, etag=version.etag, asks_checksum=True)
         self._run([request], deadline)
+        version.observe_head(request)
         stored = stored_of_object(request.head.fields if request.head is not None else {})
         if stored is None:
             raise self._unverified(

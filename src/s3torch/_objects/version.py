@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from s3torch._aws import etags
-from s3torch._aws.answers import parse_http_date
-from s3torch._aws.operations import GetObject, HeadObject, PlaceRange
+from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, unproven
 from s3torch._transfer import plan
 from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError
 
@@ -22,7 +21,8 @@ class ObjectVersion:
     """One version of an object.
 
     The first answer fixes which version that is: all later requests carry its ETag, and an answer of another version
-    is an ObjectChangedError. Where a server has no ETags, size and Last-Modified are compared.
+    is an ObjectChangedError. Where a server has no ETags, size and Last-Modified are compared. An answer that does not
+    show which version it is of is a ProtocolError, unless no answer does.
 
     Args:
         access: Sends the requests.
@@ -61,6 +61,7 @@ class ObjectVersion:
         self.modified: str | None = None
         self._modified_at = modified_at
         self._told_size = size
+        self._is_answered = False
         self.version_id = version_id
         self.access = access
         self.client_config: S3ClientConfig = access.config
@@ -71,9 +72,7 @@ class ObjectVersion:
         if self.size is None:
             request = HeadObject(self.access.bucket(self.bucket), self.key, self.version_id)
             self.access.run([request])
-            if request.head is None:
-                raise AssertionError("a HEAD that succeeded without an answer")
-            self.observe(request.size, request.head.fields.get("etag"), request.head.fields.get("last-modified"))
+            self.observe_head(request)
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
@@ -96,6 +95,7 @@ class ObjectVersion:
             into,
             etag=self.etag,
             modified=self.modified,
+            modified_at=self._modified_at,
             version_id=self.version_id,
             is_whole=bucket.has_checksums and not start and stop == self.size,
             has_gaps=has_gaps,
@@ -104,7 +104,7 @@ class ObjectVersion:
     def conclude(self, gets: Sequence[GetObject]) -> int:
         """Check that all answers are of one version and complete; returns the bytes read."""
         for get in gets:
-            self.observe(get.total, get.etag, get.modified)
+            self.observe(get.total, get.etag, get.modified, has_bytes=get.filled > 0)
         size, count = self.size, 0
         for get in gets:
             due = max(0, min(get.stop, size) - get.start) if size is not None else 0
@@ -118,24 +118,41 @@ class ObjectVersion:
             count += filled
         return count
 
-    def observe(self, size: int | None, etag: str | None, modified: str | None = None) -> None:
+    def observe_head(self, request: HeadObject) -> None:
+        """Learn what the answer to a HEAD tells."""
+        if request.head is None:
+            raise AssertionError("a HEAD that succeeded without an answer")
+        fields = request.head.fields
+        has_bytes = request.head.status != 416
+        self.observe(request.size, fields.get("etag"), fields.get("last-modified"), has_bytes=has_bytes)
+
+    def observe(
+        self, size: int | None, etag: str | None, modified: str | None = None, *, has_bytes: bool = True
+    ) -> None:
         """Learn what an answer tells.
+
+        Args:
+            size: Of the object, in bytes; None if it is not told.
+            etag: Of the answer, or None.
+            modified: The field Last-Modified of the answer, or None.
+            has_bytes: Whether it is about bytes that have come: then it must show of which version they are.
 
         Raises:
             ObjectChangedError: It is of another version.
+            ProtocolError: It does not show that it is of the same.
         """
         if (
-            size is not None
+            self._is_answered
+            and size is not None
             and size == self.size == self._told_size
             and etag == self.etag
             and modified == self.modified
         ):
             return  # most answers tell nothing new
-        other: tuple[object, ...] | None = etags.other_version(self.etag, etag, self.modified, modified)
+        versions = self.etag, etag, self.modified, modified, self._modified_at
+        other: tuple[object, ...] | None = etags.other_version(*versions)
         if size is not None and self._told_size is not None and size != self._told_size:
             other = "size", self._told_size, size
-        elif other is None and not etag and not self.etag and not self._is_as_listed(modified):
-            other = "Last-Modified", f"{self._modified_at} s after 1970", modified
         if other is not None:
             name, known, found = other
             raise ObjectChangedError(
@@ -144,17 +161,16 @@ class ObjectVersion:
                 bucket=self.bucket,
                 key=self.key,
             )
+        if has_bytes:
+            if missing := etags.lacks_proof(*versions, is_first=not self._is_answered):
+                error = unproven(missing)
+                error.bucket, error.key = self.bucket, self.key
+                raise error
+            self._is_answered = True
         if size is not None:
             self.size = self._told_size = size
         self.etag = etags.preferred(self.etag, etag)
         self.modified = self.modified or modified
-
-    def _is_as_listed(self, modified: str | None) -> bool:
-        """Whether a Last-Modified may be the time of a listing, which may be rounded in another way."""
-        if self._modified_at is None or not modified or self.modified is not None:
-            return True
-        when = parse_http_date(modified)
-        return when is None or abs(when - self._modified_at) <= 1
 
     def check_reaches(self, start: int, stop: int) -> None:
         """Check, after a read, that the object has all bytes of a range that is not empty.

@@ -84,6 +84,7 @@ class Engine:
         self._loop = Loop(network, policy or RetryPolicy(), self._limits, facts or Facts(), jitter, self.stats)
         # What is to be cancelled before the loop turns on; None: everything is to be sent anew.
         self._notes: deque[Sequence[Exchange] | None] = deque()
+        self._deadline: float | None = None  # of the call that turns the loop
 
     def __repr__(self) -> str:
         flights, connections = len(self._loop.flights), len(self._loop.pool)
@@ -120,11 +121,16 @@ class Engine:
             self.cancel(exchanges)  # again: ``wait`` may have been interrupted before it had cancelled
             raise
 
-    def submit(self, exchange: Exchange) -> None:
-        """Queue an exchange; it moves when somebody waits. Whoever submits cancels: see ``scope``."""
+    def submit(self, exchange: Exchange, *, is_first: bool = False) -> None:
+        """Queue an exchange; it moves when somebody waits. Whoever submits cancels: see ``scope``.
+
+        Args:
+            exchange: Not sent yet.
+            is_first: Whether it comes before all that is queued.
+        """
         if self._notes and self.is_free:  # of other threads: what they cancelled is not to wait for a turn
             self._enter(self._read_notes)
-        self._loop.submit(exchange)
+        self._loop.submit(exchange, is_first=is_first)
 
     def deadline(self, within: float | None = None) -> float | None:
         """Return when a call that begins now must have ended, for ``wait``; None if it may take as long as it takes.
@@ -135,11 +141,15 @@ class Engine:
         limit = self._limits.call_timeout
         if within is not None:
             limit = within if limit is None else min(within, limit)
-        return None if limit is None else self._loop.now + limit
+        return None if limit is None else self._loop.now + self._loop.unmoved + limit
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds its turn may go on; None for as long as it takes."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._loop.moment())
 
     def seconds_to(self, deadline: float) -> float:
         """Return how many seconds are left until a deadline; another engine may work for the same call."""
-        return max(0.0, deadline - self._loop.now)
+        return max(0.0, deadline - self._loop.now - self._loop.unmoved)
 
     def wait(self, exchanges: Sequence[Exchange], deadline: float | None = None) -> None:
         """Turn the loop until all of these are done.
@@ -183,10 +193,11 @@ class Engine:
         Raises:
             DeadlineError: It has passed; everything goes on if the loop is turned again.
         """
-        if deadline is not None and self._loop.now >= deadline:
+        if deadline is not None and self._loop.now + self._loop.unmoved >= deadline:
             timeout = self._limits.call_timeout
             limit = "its time" if timeout is None else f"{timeout:g} s, as S3ClientConfig(call_timeout=...) asks"
             raise DeadlineError(f"The call was not done within {limit}.")
+        self._deadline = deadline
         self._enter_turn(block=True)
 
     def nudge(self, interval: float = 0.0) -> None:
@@ -197,6 +208,7 @@ class Engine:
         """
         if interval and self._network.clock() - self._loop.left_at < interval:
             return
+        self._deadline = self.deadline()
         self._enter_turn(block=False)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:

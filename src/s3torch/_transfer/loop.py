@@ -55,6 +55,7 @@ class Loop:
         flights: Those of them that are on a connection.
         pool: The connections.
         now: Seconds, without the time in which nobody turned the loop.
+        unmoved: Seconds for which signing has waited, and nothing could move: they count for calls, and not in ``now``.
         left_at: When it was turned last, by the clock.
         failures: How many exchanges have failed so far.
     """
@@ -73,6 +74,7 @@ class Loop:
         self._connecting: dict[Flight, None] = {}  # those whose connection is not open, in order
         self.pool = ConnectionPool(network, limits.connections, stats)
         self.left_at = self.now = network.clock()
+        self.unmoved = self._signing = 0.0
         self.failures = 0
         self._network = network
         self._policy = policy
@@ -90,12 +92,19 @@ class Loop:
         self._hedging = Hedging()
         self._is_logged = False  # whether each request is
 
-    def submit(self, exchange: Exchange) -> None:
-        """Queue an exchange."""
+    def submit(self, exchange: Exchange, *, is_first: bool = False) -> None:
+        """Queue an exchange, behind all others or before them."""
         if not self.exchanges:
             self._is_logged = LOG.isEnabledFor(DEBUG)
         self.exchanges[exchange] = None
-        self._queue.append(exchange)
+        if is_first:
+            self._queue.appendleft(exchange)
+        else:
+            self._queue.append(exchange)
+
+    def moment(self) -> float:
+        """Return the time that counts for calls, in the middle of a turn, too."""
+        return self._network.clock() - self._time_away + self.unmoved
 
     def begin_anew(self) -> None:
         """Close all connections, and queue what is not done. It may be interrupted, and is called again then."""
@@ -176,8 +185,11 @@ class Loop:
             self._sweep()
         self.left_at = self._network.clock()  # what a turn has to do takes its time, too
         blocked, self.pool.seconds = self.pool.seconds, 0.0  # looking names up is time that the call has waited
-        if self.left_at - self._time_away > self.now + blocked + _STOPPED:
-            self._time_away = self.left_at - self.now - blocked
+        excess = self.left_at - self._time_away - self.now - blocked
+        if excess > _STOPPED:
+            self._time_away += excess
+            self.unmoved += min(excess, self._signing)
+        self._signing = 0.0
 
     def _come_back(self) -> None:
         """Leave the time since the last turn out of account: nobody waited."""
@@ -311,9 +323,15 @@ class Loop:
         exchange = flight.exchange
         if self._connecting:
             self._connecting.pop(flight, None)
+        began = self._network.clock()
         try:
             flight.outgoing = list(exchange.request())
         except S3Error as error:
+            if isinstance(error, DeadlineError) and not error.attempts:
+                # The call that turns the loop has no time left to wait for what signs; this request may be another's.
+                if self._put_back(flight):
+                    self._pauses.add(exchange, self.now, is_cut_off=False)
+                return
             if not error.attempts:
                 raise  # of this request: it is tried again as if it had been sent
             # What signing has asked for was sent as often as a request is: nothing of it is sent again.
@@ -321,6 +339,8 @@ class Loop:
             if exchange.flight is None:
                 self._finish(exchange, exchange.explain(error))
             return
+        finally:
+            self._signing += self._network.clock() - began
         flight.response = exchange.response(flight.connection.inbox)
         flight.want = next(flight.response)
         flight.mark = self.now
@@ -329,12 +349,17 @@ class Loop:
 
     def _redirect(self, flight: Flight) -> None:
         """Queue an exchange anew that goes elsewhere since its connection was begun."""
-        exchange = flight.exchange
+        if self._put_back(flight):
+            self._queue.appendleft(flight.exchange)
+
+    def _put_back(self, flight: Flight) -> bool:
+        """End a flight of which nothing was sent; returns whether its exchange is to be queued anew."""
         flight.connection.watch_writing(wanted=False)  # else it would be reported for ever
         self._land(flight, keep=True)
-        if exchange.flight is None:  # no rival of it goes on
-            exchange.attempts -= 1
-            self._queue.appendleft(exchange)
+        if flight.exchange.flight is not None:
+            return False  # a rival of it goes on
+        flight.exchange.attempts -= 1
+        return True
 
     def _send(self, flight: Flight) -> None:
         connection, outgoing = flight.connection, flight.outgoing

@@ -9,7 +9,8 @@ from s3torch.errors import ProxyError, ProxyRefusedError, S3Error
 
 __all__ = ["Proxy"]
 
-_MOST_OF_A_HEAD = 64 * 1024
+_MOST_OF_A_HEAD = 64 * 1024  # interim ones included
+_MOST_INTERIM_HEADS = 16
 _CHECK = "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY, or S3ClientConfig(proxies=...)."
 
 
@@ -32,8 +33,12 @@ class Proxy:
 
     @staticmethod
     def basic(user: str, password: str) -> str:
-        """Return the Proxy-Authorization field of a user (RFC 7617)."""
-        return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+        """Return the Proxy-Authorization field of a user (RFC 7617).
+
+        Raises:
+            UnicodeEncodeError: They are no text. Bytes of the environment that are not UTF-8 are sent as they are.
+        """
+        return f"Basic {b64encode(f'{user}:{password}'.encode('utf-8', 'surrogateescape')).decode()}"
 
     def tunnel_request(self, host: str, port: int) -> bytes:
         """Return the request to lead to a server."""
@@ -55,21 +60,26 @@ class Proxy:
             ProxyRefusedError: It will not: it wants a password, or has a rule against it.
             ProxyError: It cannot, or does not speak HTTP.
         """
-        line, is_line, _ = answer.partition(b"\r\n")
-        head, is_head, rest = answer.partition(b"\r\n\r\n")
-        if is_line:
-            status = _status(line)
+        if len(answer) > _MOST_OF_A_HEAD:
+            raise self.failure(origin, "it sent more than the head of an answer to CONNECT")
+        for _ in range(_MOST_INTERIM_HEADS):
+            line, is_line, _ = answer.partition(b"\r\n")
+            _, is_head, rest = answer.partition(b"\r\n\r\n")
+            status = _status(line) if is_line else 0
             if status is None:
                 raise self.failure(origin, f"it answers {line[:60].decode('latin-1')!r} to CONNECT, which is no HTTP")
-            if not 200 <= status < 300:
+            if status >= 300:
                 raise self.refusal(origin, status)
-        if is_head and not rest:
-            return True
-        if rest or len(head) > _MOST_OF_A_HEAD:
-            raise self.failure(origin, "it sent more than the head of an answer to CONNECT")
-        if has_ended:
-            raise self.failure(origin, "it closed the connection instead of an answer to CONNECT")
-        return False
+            if not is_head:
+                if has_ended:
+                    raise self.failure(origin, "it closed the connection instead of an answer to CONNECT")
+                return False
+            if status >= 200:
+                if rest:
+                    raise self.failure(origin, "it sent more than the head of an answer to CONNECT")
+                return True
+            answer = rest  # what it has answered is on its way (RFC 9110 15.2)
+        raise self.failure(origin, f"it sent more than {_MOST_INTERIM_HEADS} interim answers to CONNECT")
 
     def refusal(self, origin: str, status: int) -> S3Error:
         """Return the error of an answer of the proxy's own: worth another attempt if the proxy has failed."""
@@ -97,5 +107,5 @@ def _status(line: bytes) -> int | None:
     """Return the status of a status line, or None if it is none (RFC 9112 4)."""
     version, _, rest = line.partition(b" ")
     number = rest[:3]
-    is_status = version in (b"HTTP/1.1", b"HTTP/1.0") and len(number) == 3 and number.isdigit()
+    is_status = version in (b"HTTP/1.1", b"HTTP/1.0") and len(number) == 3 and number.isdigit() and number >= b"100"
     return int(number) if is_status and rest[3:4] in (b"", b" ") else None
