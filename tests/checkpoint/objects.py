@@ -29,6 +29,7 @@ __all__ = [
     "Pair",
     "Shared",
     "WrapperTensor",
+    "bytes_of",
     "change",
     "described",
     "dtypes",
@@ -91,7 +92,7 @@ class Looking:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.total = _bytes_of(self.tensor.untyped_storage())
+        self.total = bytes_of(self.tensor.untyped_storage())
 
 
 # What torch.load may make with ``weights_only=True`` once it was told so.
@@ -385,7 +386,7 @@ class _Describer:
         )
 
     def _raw(self, tensor: torch.Tensor) -> Any:
-        return repr(tensor.dtype), tuple(tensor.shape), _bytes_of(tensor.clone().untyped_storage())
+        return repr(tensor.dtype), tuple(tensor.shape), bytes_of(tensor.clone().untyped_storage())
 
     def _storage(self, storage: torch.UntypedStorage) -> Any:
         if storage.device.type == "meta":
@@ -396,10 +397,11 @@ class _Describer:
             return "shared", self._storages[storage._cdata]
         self._storages[storage._cdata] = len(self._storages)
         self._kept.append(storage)
-        return storage.device.type, _bytes_of(storage)
+        return storage.device.type, bytes_of(storage)
 
 
-def _bytes_of(storage: torch.UntypedStorage) -> bytes:
+def bytes_of(storage: torch.UntypedStorage) -> bytes:
+    """Return the bytes of a storage: ``bytes`` itself would go from one to the next."""
     if not storage.nbytes():
         return b""
     return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()  # type: ignore[call-overload,no-any-return]

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 
 from s3torch._progress import new_byte_bar
-from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
+from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of, shape_in_file
 from s3torch.checkpoint.safetensors.format import build_header, shard_names, split_into_shards
 from s3torch.checkpoint.safetensors.load import client_for
+from s3torch.checkpoint.storages import contiguous
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -72,7 +73,7 @@ def save_file(
             with own.put_object(bucket, shard_key, size=size) as writer:
                 writer.write(head)
                 for name in order:
-                    writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
+                    writer.write_lasting(bytes_of(contiguous(tensors[name].detach().cpu())))
                     bar.update(sizes[name])
         if len(shards) > 1:
             files = [shard_key.rpartition("/")[2] for shard_key in keys]
@@ -83,12 +84,8 @@ def save_file(
 
 
 def _describe(name: str, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], int]:
-    dtype, shape = name_of(tensor.dtype, name), tuple(tensor.shape)
-    if dtype == "F4":  # torch counts two items as one
-        if not shape:
-            raise ArgumentError(f"Tensor {name!r} of {tensor.dtype} has no dimension, and cannot be saved.")
-        shape = (*shape[:-1], shape[-1] * 2)
-    return dtype, shape, tensor.nbytes
+    dtype = name_of(tensor.dtype, name)
+    return dtype, shape_in_file(dtype, tensor.shape, name), tensor.nbytes
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
