@@ -159,6 +159,10 @@ class Archive:
         """Return the records that torch.load may read, in the order of their bytes."""
         return list(self._records)
 
+    def forget(self) -> None:
+        """Drop all that it refers to."""
+        self.__dict__.clear()
+
     @property
     def pickle(self) -> memoryview:
         """The pickle that tells what the storages are."""

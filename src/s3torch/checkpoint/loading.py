@@ -184,12 +184,13 @@ def load_object(
             return _load_other(reader, remote, call)
         except CheckpointFormatError as error:
             raise _named(error, remote) from None
-        if remote.is_strict and not all(record.has_crc32 for record in archive.records()):
-            return _load_whole(remote, call)
-        check_crc32s(archive.read, remote)
-        size = sum(record.size for record in archive.storages.values())
-        with new_byte_bar(f"Loading s3://{bucket}/{key}", size, is_wanted=progress) as bar:
-            return _load_archive(reader, archive, remote, Fetcher(remote, bar.update), call)
+        with _forgotten(archive):
+            if remote.is_strict and not all(record.has_crc32 for record in archive.records()):
+                return _load_whole(remote, call)
+            check_crc32s(archive.read, remote)
+            size = sum(record.size for record in archive.storages.values())
+            with new_byte_bar(f"Loading s3://{bucket}/{key}", size, is_wanted=progress) as bar:
+                return _load_archive(reader, archive, remote, Fetcher(remote, bar.update), call)
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,10 @@ class _TorchLoad:
     map_location: MapLocation
     weights_only: bool | None
 
-    def __call__(self, file: BinaryIO, map_location: MapLocation = None) -> Any:  # noqa: ANN401
-        """Call it.
-
-        Args:
-            file: To load.
-            map_location: Another than the user's; None is the user's.
-        """
-        # Not what torch.utils.serialization.config says: there is no file to map.
-        return torch.load(
-            file, map_location=map_location or self.map_location, weights_only=self.weights_only, mmap=False
-        )
+    def __call__(self, file: BinaryIO) -> Any:  # noqa: ANN401
+        """Call it."""
+        # Whatever torch.utils.serialization.config says of mmap: there is no file to map.
+        return torch.load(file, map_location=self.map_location, weights_only=self.weights_only, mmap=False)
 
 
 class _UsersFunction:
@@ -286,8 +280,8 @@ def _load_file(file: _Later, call: _TorchLoad) -> Any:  # noqa: ANN401
 
 
 @contextlib.contextmanager
-def _forgotten(each: _Later | AtOnce | Ahead) -> Iterator[None]:
-    """Empty what torch keeps for ever if it was interrupted in the middle of a read."""
+def _forgotten(each: Archive | _Later | AtOnce | Ahead) -> Iterator[None]:
+    """Empty what is kept by whoever keeps an error, and by torch if it was interrupted in the middle of a read."""
     try:
         yield
     finally:
