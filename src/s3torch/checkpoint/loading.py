@@ -50,7 +50,7 @@ _TORCH_ASKS_FOR_READ = "object has no attribute 'read'"
 _REFUSES_FUNCTIONS = "Callable map_location not supported"
 
 # What torch's errors about an archive name, where nothing is wrong with what is in it.
-_TORCHS_ARCHIVE = ("PytorchStreamReader", "inline_container.cc", "hasRecord(")
+_TORCHS_ARCHIVE = ("PytorchStreamReader", "inline_container.cc", "hasRecord(", "record size (")
 
 MapLocation = Callable[[Any, str], Any] | Location
 
