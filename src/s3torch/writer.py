@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import re
 import warnings
@@ -157,6 +158,17 @@ class S3Writer(S3File):
     def seekable(self) -> bool:
         """Whether the position can be changed: no."""
         return False
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> NoReturn:  # noqa: ARG002  # io's signature
+        """Refuse: what was written may have been sent.
+
+        Raises:
+            io.UnsupportedOperation: Always. The writer can go on.
+        """
+        raise io.UnsupportedOperation(
+            f"{self!r} cannot seek: what was written may have been sent. What does seek, as torch.export.save, must "
+            "write to an io.BytesIO first; then call writer.write(buffer.getbuffer())."
+        )
 
     def tell(self) -> int:
         """Return how many bytes were written."""

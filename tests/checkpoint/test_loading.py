@@ -9,23 +9,30 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor import DTensor, Shard
+from torch.utils.serialization import config as serialization_config
 
 from s3torch import S3Checkpoint, S3ClientConfig
 from s3torch.checkpoint.archive import reads_no_values
 from s3torch.errors import (
     ArgumentError,
+    ArgumentTypeError,
     CheckpointFormatError,
     IntegrityError,
     InvalidURIError,
     ObjectChangedError,
     ObjectNotFoundError,
+    UnverifiedError,
 )
 from s3torch.testing import FaultyServer, faults
+from tests.checkpoint.objects import WrapperTensor, described, one_rank
 
 MiB = 1024 * 1024
 BIG = 200_000  # bytes of a storage that is not fetched with the directory
@@ -162,6 +169,131 @@ def test_few_requests(checkpoint, uri):
     size = len(_saved(state))
     assert sent <= 8 + size // MiB  # parts of 4 MiB hold tensors of 200 kB, and headers are read side by side
     assert size * 0.98 <= received < size * 1.1
+
+
+def _requests(state: object, load: Callable[[S3Checkpoint], Any], **options: Any) -> int:
+    """Return how many requests it takes to load a state, which is compared with what torch.load returns."""
+    content = _saved(state)
+    with FaultyServer({"key": content}) as server:
+        config = replace(server.config, **{"part_size": 5 * MiB, **options})
+        checkpoint = S3Checkpoint("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        loaded = load(checkpoint)
+        expected = torch.load(io.BytesIO(content), weights_only=False)
+        assert described(loaded) == described(expected)
+        return checkpoint._client.stats.requests
+
+
+def _load(checkpoint: S3Checkpoint, map_location: Any = None, **options: Any) -> Any:
+    return checkpoint.load("s3://bucket/key", map_location, **options)
+
+
+def test_a_large_pickle():
+    """A thousand tensors, whose pickle is above 64 KiB, take few requests."""
+    state = {f"layers.{number}.weight": torch.full((17_000,), float(number)) for number in range(1000)}
+    assert _requests(state, _load) <= 25  # parts of 4 MiB, directory and pickle
+
+
+@pytest.mark.parametrize("count", [10, 200])
+def test_distributed_tensors(count):
+    """DTensors take few requests, however many there are."""
+    with one_rank() as mesh:
+        state = {str(number): DTensor.from_local(torch.rand(BIG), mesh, [Shard(0)]) for number in range(count)}
+        size = count * BIG * 4
+        assert _requests(state, _load) <= 8 + size // MiB // 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about some of its tensors
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: WrapperTensor(torch.full((BIG,), float(number))),
+        lambda number: _Curious(torch.full((BIG,), float(number))),
+        lambda number: torch.full((300, 300), number + 1.0).to_sparse(),
+        lambda number: torch.quantize_per_tensor(torch.rand(BIG), 0.1, number, torch.qint8),
+        lambda number: torch.nested.nested_tensor([torch.rand(BIG), torch.rand(number)]),
+    ],
+    ids=["wrapper", "curious", "sparse", "quantized", "nested"],
+)
+def test_other_tensors_take_few_requests(make):
+    """What looks at its values while it is made is read ahead."""
+    state = [make(number) for number in range(1, 50)]
+    size = len(_saved(state))
+    assert _requests(state, lambda checkpoint: _load(checkpoint, weights_only=False)) <= 8 + size // MiB
+
+
+@pytest.mark.parametrize(
+    "location", [lambda storage, location: storage, lambda storage, location: None], ids=["itself", "none"]
+)
+def test_a_function_takes_few_requests(location):
+    """A function gets storages that were read ahead."""
+    state = [torch.full((BIG,), float(number)) for number in range(50)]
+    assert _requests(state, lambda checkpoint: _load(checkpoint, location)) <= 8 + len(_saved(state)) // MiB
+
+
+def test_what_is_held_is_bounded():
+    """No more is read ahead than may be in flight; a storage larger than that goes alone."""
+    sizes = [BIG, BIG, 20 * MiB // 4, BIG, BIG, BIG]
+    state = [_Curious(torch.full((size,), float(number))) for number, size in enumerate(sizes)]
+    parts = {"part_size": 5 * MiB, "max_bytes_in_flight": 10 * MiB, "max_connections": 2}
+    assert _requests(state, lambda checkpoint: _load(checkpoint, weights_only=False), **parts) < 30
+
+
+@pytest.mark.parametrize("location", ["meta", torch.device("meta")])
+def test_the_meta_device_needs_no_values(location):
+    """To the meta device nothing but the directory and the pickle is read."""
+    state = [torch.rand(BIG) for _ in range(30)]
+    content = _saved(state)
+    with FaultyServer({"key": content}) as server:
+        checkpoint = S3Checkpoint("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+        loaded = _load(checkpoint, location)
+        assert [(each.device.type, each.shape) for each in loaded] == [("meta", (BIG,))] * 30
+        assert checkpoint._client.stats.bytes_received < MiB
+
+
+def test_fake_tensors(checkpoint, uri):
+    """Under FakeTensorMode tensors have no values, as with torch.load."""
+    state = {"a": torch.rand(BIG), "b": nn.Parameter(torch.rand(3))}
+    checkpoint.save(state, uri)
+    with FakeTensorMode():
+        loaded = checkpoint.load(uri)
+    assert isinstance(loaded["a"], FakeTensor)
+    assert (loaded["a"].shape, loaded["a"].device.type, loaded["b"].requires_grad) == ((BIG,), "cpu", True)
+
+
+@pytest.mark.parametrize("number", [0, 1, True])
+def test_a_number_as_map_location(checkpoint, uri, number):
+    """A number names no device to torch.load, and the error says what does."""
+    checkpoint.save({"a": torch.rand(BIG)}, uri)
+    with pytest.raises(ArgumentTypeError, match=rf"map_location must be .*, got {number}\."):
+        checkpoint.load(uri, number)
+
+
+@pytest.mark.parametrize("location", [1.5, ["cpu"], b"cpu", ("cpu",)])
+def test_other_map_locations(checkpoint, uri, location):
+    """What torch.load takes for no location is refused by name."""
+    with pytest.raises(ArgumentTypeError, match="map_location must be"):
+        checkpoint.load(uri, location)
+
+
+@pytest.mark.parametrize("location", ["nonsense", torch.device("cuda:0")])
+def test_a_device_that_is_not_there(checkpoint, uri, location):
+    """A device that torch does not have is torch's error, and no damage of the file."""
+    checkpoint.save({"a": torch.rand(BIG)}, uri)
+    with pytest.raises((RuntimeError, AssertionError)) as caught:
+        checkpoint.load(uri, location)
+    assert "no checkpoint that can be loaded" not in str(caught.value)
+
+
+def test_torch_is_told_to_map_files(checkpoint, uri):
+    """There is no file to map, so torch's setting for files is none for us."""
+    state = _state()
+    checkpoint.save(state, uri)
+    with serialization_config.patch("load.mmap", True):
+        _assert_equal(checkpoint.load(uri), state)
+        with pytest.raises(ValueError, match="f must be a file path in order to use the mmap argument"):
+            torch.load(checkpoint.reader(uri))
+    with pytest.raises(ValueError, match="f must be a file path in order to use the mmap argument"):
+        torch.load(checkpoint.reader(uri), mmap=True)
 
 
 class _Curious:
@@ -353,6 +485,78 @@ def test_strict_checks_what_torch_noted(put, key, uri, s3):
     S3Checkpoint().load(uri)
     with pytest.raises(IntegrityError, match=f"data/0' in {uri} does not have the CRC-32"):
         S3Checkpoint(s3client_config=S3ClientConfig(checksums="strict")).load(uri)
+
+
+def _files() -> dict[str, bytes]:
+    """Return files with records of all kinds: small, large, in an order of bytes that torch swaps."""
+    with one_rank() as mesh:
+        state = {
+            "lr": 0.125,
+            "small": torch.arange(1024.0),
+            "large": torch.rand(BIG),
+            "wrapped": DTensor.from_local(torch.arange(1024.0), mesh, [Shard(0)]),
+        }
+        wrapped = _saved(state)
+        del state["wrapped"]
+        return {"plain": _saved(state), "distributed": wrapped, "many": _saved({**state, "x": ["y" * 99] * 999})}
+
+
+@pytest.mark.parametrize("name", ["plain", "distributed", "many"])
+def test_strict_checks_each_record(name):
+    """With checksums="strict" a bit that flipped in any record is noticed, wherever it is."""
+    content = _files()[name]
+    with one_rank(), FaultyServer() as server:
+        checkpoint = S3Checkpoint(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, checksums="strict")
+        )
+        server.objects["key"] = content
+        expected = described(_load(checkpoint))
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        for info in archive.infolist():
+            name_length, extra_length = struct.unpack_from("<2H", content, info.header_offset + 26)
+            start = info.header_offset + 30 + name_length + extra_length
+            for place in {start, start + info.file_size // 2, start + info.file_size - 1}:
+                damaged = bytearray(content)
+                damaged[place] ^= 4
+                server.objects["key"] = bytes(damaged)
+                server.objects.checksums_of("key").clear()
+                with pytest.raises(IntegrityError, match="does not have the CRC-32"):
+                    _load(checkpoint)
+        server.objects["key"] = content
+        assert described(_load(checkpoint)) == expected
+
+
+def _without_crc32s() -> bytes:
+    torch.serialization.set_crc32_options(False)
+    try:
+        return _saved({"weight": torch.rand(BIG), "bias": torch.rand(10)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_without_crc32s, lambda: _saved({"weight": torch.rand(BIG)}, _use_new_zipfile_serialization=False)],
+    ids=["without", "legacy"],
+)
+def test_strict_without_crc32s(make):
+    """A file that proves nothing by itself is proven by the object's checksum, or not loaded."""
+    content = make()
+    with FaultyServer({"key": content}) as server:
+        checkpoint = S3Checkpoint(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, checksums="strict")
+        )
+        _assert_equal(_load(checkpoint), torch.load(io.BytesIO(content)))
+        noted = dict(server.objects.checksums_of("key"))
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 1
+        server.objects["key"] = bytes(damaged)
+        server.objects.checksums_of("key").update(noted)
+        with pytest.raises(IntegrityError):
+            _load(checkpoint)
+        server.objects.checksums_of("key").clear()
+        with pytest.raises(UnverifiedError, match="s3://bucket/key was read but cannot be verified"):
+            _load(checkpoint)
 
 
 def test_replaced_while_it_is_loaded(monkeypatch):

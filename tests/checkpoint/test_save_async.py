@@ -7,6 +7,9 @@ import io
 import pickle
 import threading
 import warnings
+import zipfile
+import zlib
+from collections import OrderedDict, UserDict
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -15,9 +18,11 @@ import torch
 from torch import nn
 
 from s3torch import S3Checkpoint
-from s3torch.checkpoint.staging import Staging
+from s3torch.checkpoint.staging import Snapshot, Staging
 from s3torch.errors import AccessDeniedError, InvalidURIError
 from s3torch.testing import FaultyServer, faults
+from tests.checkpoint.objects import OwnDict, Pair, Shared, change
+from tests.checkpoint.test_outline import without_id
 
 
 @pytest.fixture
@@ -113,51 +118,88 @@ def test_its_thread_ends(s3, uri):
     assert threading.active_count() == before
 
 
+class _File:
+    """Keeps what is written, and which memory was lent."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.lent: list[int] = []
+
+    def write(self, data: Any, /) -> int:
+        self.content += bytes(data)
+        return len(data)
+
+    def write_lasting(self, data: Any, /) -> int:
+        self.lent.append(torch.frombuffer(data, dtype=torch.uint8).data_ptr())
+        self.write(data)
+        return zlib.crc32(data)
+
+
+def _written(snapshot: Snapshot) -> _File:
+    file = _File()
+    snapshot.write_to(file, lambda count: None)
+    return file
+
+
+def _copied(state: object, staging: Staging | None = None) -> Any:
+    """Return what a snapshot is loaded as."""
+    content = bytes(_written((staging or Staging()).copy(state)).content)
+    assert zipfile.ZipFile(io.BytesIO(content)).testzip() is None
+    return torch.load(io.BytesIO(content), weights_only=False)
+
+
 def test_shared_storages_stay_shared():
-    """Tensors that share memory share it in the copy, and with nobody else."""
+    """Tensors that share memory share it in the copy, and with nobody else; it is copied once."""
     weight = torch.rand(10, 10)
+    expected = weight.clone()
     state = {"a": weight, "b": weight[2:4], "c": [weight.t(), (weight[0, 0],)]}
-    copied = Staging().copy(state)
-    assert torch.equal(copied["b"], weight[2:4])
+    snapshot = Staging().copy(state)
+    weight.zero_()
+    file = _written(snapshot)
+    assert len(file.lent) == 1
+    assert file.lent != [weight.data_ptr()]
+    copied = torch.load(io.BytesIO(file.content))
+    assert torch.equal(copied["b"], expected[2:4])
     assert copied["c"][0].stride() == weight.t().stride()
     pointers = {
         each.untyped_storage().data_ptr() for each in (copied["a"], copied["b"], copied["c"][0], copied["c"][1][0])
     }
     assert len(pointers) == 1
-    assert pointers != {weight.untyped_storage().data_ptr()}
 
 
 def test_memory_is_used_again():
     """The second copy of a state of the same sizes takes no new memory."""
     staging = Staging()
-    first = staging.copy({"a": torch.rand(1000), "b": torch.rand(1000), "c": torch.rand(500)})
-    pointers = {tensor.data_ptr() for tensor in first.values()}
-    second = staging.copy({"c": torch.rand(500), "b": torch.ones(1000), "a": torch.rand(1000)})
-    assert {tensor.data_ptr() for tensor in second.values()} == pointers
-    assert second["b"].unique().tolist() == [1]
+    first = _written(staging.copy({"a": torch.rand(1000), "b": torch.rand(1000), "c": torch.rand(500)}))
+    second = _written(staging.copy({"c": torch.rand(500), "b": torch.ones(1000), "a": torch.rand(1000)}))
+    assert sorted(second.lent) == sorted(first.lent)
+    assert torch.load(io.BytesIO(second.content))["b"].unique().tolist() == [1]
+
+
+class _Config:
+    """Has an attribute."""
+
+    def __init__(self) -> None:
+        self.rates = [0.1]
 
 
 def test_what_is_copied_as_it_is():
     """Parameters stay parameters, containers keep their class, and everything else is copied deeply."""
-
-    class Config:
-        def __init__(self) -> None:
-            self.rates = [0.1]
-
-    config = Config()
+    config = _Config()
     cycle: list[object] = [1]
     cycle.append(cycle)
     parameter = nn.Parameter(torch.rand(3), requires_grad=False)
     state = {"p": parameter, "o": nn.Linear(2, 2).state_dict(), "c": config, "s": torch.eye(3).to_sparse(), "y": cycle}
-    copied = Staging().copy(state)
+    snapshot = Staging().copy(state)
     config.rates.append(0.2)
+    copied = torch.load(io.BytesIO(_written(snapshot).content), weights_only=False)
     assert type(copied["p"]) is nn.Parameter
     assert not copied["p"].requires_grad
     assert type(copied["o"]) is type(state["o"])
     assert copied["c"].rates == [0.1]
     assert torch.equal(copied["s"].to_dense(), torch.eye(3))
     assert copied["y"][1] is copied["y"]
-    assert torch.equal(Staging().copy(torch.tensor([1 + 2j]).conj()), torch.tensor([1 - 2j]))
+    assert torch.equal(_copied(torch.tensor([1 + 2j]).conj()), torch.tensor([1 - 2j]))
 
 
 class _OwnParameter(nn.Parameter):
@@ -191,14 +233,12 @@ def _kinds() -> dict[str, torch.Tensor]:
 def test_tensors_of_all_kinds(name):
     """A copy is saved as the original is: with its class, its attributes, and whether it has gradients."""
     original = _kinds()[name]
-    copied = Staging().copy(original)
-    assert (type(copied), copied.requires_grad) == (type(original), original.requires_grad)
-    saved, plain = io.BytesIO(), io.BytesIO()
-    torch.save(copied, saved)
+    snapshot = Staging().copy(original)
+    plain = io.BytesIO()
     torch.save(original, plain)
-    assert saved.getvalue() == plain.getvalue()
-    for mine, theirs in zip(vars(copied).get("note", []), vars(original).get("note", []), strict=True):
-        assert mine.data_ptr() != theirs.data_ptr()
+    for note in vars(original).get("note", []):
+        note.zero_()
+    assert without_id(bytes(_written(snapshot).content)) == without_id(plain.getvalue())
 
 
 class _Wrapper(MutableMapping[str, Any]):
@@ -227,13 +267,79 @@ def test_the_original_is_not_written_to():
     """A mapping of any class keeps its own tensors, and the copy has others."""
     weight = torch.ones(3)
     state = _Wrapper({"a": weight})
-    copied = Staging().copy(state)
+    snapshot = Staging().copy(state)
     assert state["a"] is weight
     weight.zero_()
-    assert copied["a"].tolist() == [1, 1, 1]
+    assert torch.load(io.BytesIO(_written(snapshot).content), weights_only=False)["a"].tolist() == [1, 1, 1]
 
 
 def test_meta_tensors():
     """Tensors without values are saved as torch.save saves them."""
-    copied = Staging().copy({"a": torch.empty(3, device="meta")})
+    copied = _copied({"a": torch.empty(3, device="meta")})
     assert (copied["a"].device.type, copied["a"].shape) == ("meta", (3,))
+
+
+def test_without_an_outline(monkeypatch):
+    """Where torch has no outlines, a snapshot is the whole file."""
+    monkeypatch.delattr(torch.serialization, "skip_data", raising=False)
+    weight = torch.ones(3)
+    snapshot = Staging().copy({"a": weight})
+    weight.zero_()
+    assert torch.load(io.BytesIO(_written(snapshot).content))["a"].tolist() == [1, 1, 1]
+
+
+def test_another_default_device():
+    """The copies are in the memory of the CPU, whatever torch's default device is."""
+    with torch.device("meta"):
+        snapshot = Staging().copy({"a": torch.ones(3, device="cpu")})
+    assert torch.load(io.BytesIO(_written(snapshot).content))["a"].tolist() == [1, 1, 1]
+
+
+def test_what_cannot_be_saved(s3, uri, caplog):
+    """What save refuses is raised by the future, and the next call does not wait for it."""
+    checkpoint = S3Checkpoint()
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        checkpoint.save_async({"a": lambda: 1}, uri).result(10)
+    assert f"{uri} was not saved" in caplog.text
+    checkpoint.save_async({"a": 2}, uri).result(10)
+    assert checkpoint.load(uri) == {"a": 2}
+
+
+def _weight_normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nn.utils.weight_norm(nn.Linear(3, 2))
+
+
+def _with_attribute(kind: type) -> Any:
+    made = kind({"a": torch.ones(3)})
+    made.note = [torch.ones(3), {"epoch": 1}]
+    return made
+
+
+def _sharing() -> list[Any]:
+    shared = torch.ones(30)
+    return [Shared(shared, [shared]), shared[1:]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _with_attribute(OwnDict),
+        lambda: _with_attribute(OrderedDict),
+        lambda: _with_attribute(UserDict),
+        lambda: Pair(torch.ones(3, requires_grad=True) * 2, 1),
+        _weight_normed,
+        _sharing,
+    ],
+    ids=["dict", "OrderedDict", "UserDict", "namedtuple", "weight_norm", "dataclass"],
+)
+def test_what_save_stores(make):
+    """All that changes later is stored as it was, and what is shared stays shared."""
+    state = make()
+    plain = io.BytesIO()
+    torch.save(state, plain)
+    snapshot = Staging().copy(state)
+    with torch.no_grad():
+        change(state)
+    assert without_id(bytes(_written(snapshot).content)) == without_id(plain.getvalue())

@@ -28,9 +28,9 @@ MAX_PART_SIZE = 5 * 1024**3
 MAX_PARTS = 10_000
 MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 
-# Doubling the size every 300 parts reaches 39 TB by part 10,000, from the smallest part size (5 MiB), and keeps the parts
-# of a stream of 140 GB at 256 MiB, of which several are sent at the same time. To reach 50 TB, sizes would have to double
-# every 76 parts: those of such a stream would have 1 GiB, and go out one after the other.
+# Doubling the size every 300 parts reaches 39 TB by part 10,000, from the smallest part size (5 MiB), and keeps the
+# parts of a stream of 140 GB at 256 MiB, of which several are sent at the same time. To reach 50 TB, sizes would have
+# to double every 76 parts: those of such a stream would have 1 GiB, and go out one after the other.
 _PARTS_PER_DOUBLING = 300
 # Parts that have grown and are in memory, that which is filled among them, and times ``max_bytes_in_flight`` that they
 # may take: with fewer, large parts would go out one after the other, by a connection each. Not tuned.

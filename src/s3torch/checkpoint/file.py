@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.checkpoint.outline import Outline, torch_save
-from s3torch.checkpoint.staging import Staging
+from s3torch.checkpoint.staging import Snapshot, Staging
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
@@ -89,20 +89,21 @@ class S3Checkpoint:
             self.writer(s3_uri) as writer,
             new_byte_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
         ):
-            outline = Outline.of(obj)
-            if outline is not None:
-                writer.expect(outline.size)
-                outline.write_to(writer, bar.update)
+            whole = obj if isinstance(obj, Snapshot) else Outline.of(obj)
+            if whole is not None:
+                writer.expect(whole.size)
+                whole.write_to(writer, bar.update)
             else:
                 file: Any = _Counted(writer, bar.update)
                 torch_save(obj, file)
 
     def save_async(self, obj: object, s3_uri: str) -> Future[None]:
-        """Copy what torch.save can save, and save the copy while the caller goes on.
+        """Save what torch.save can save as it is now, while the caller goes on.
 
-        Tensors are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call;
-        so it takes as much memory again as the state. If the call before is still saving, it waits for that. The
-        interpreter waits for it at its end. Not to be called by two threads at the same time.
+        What ``save`` would store now is stored: all but the bytes of the tensors is pickled before this returns. Those
+        are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call; so it takes
+        as much memory again as the state. If the call before is still saving, it waits for that. The interpreter waits
+        for it at its end. Not to be called by two threads at the same time.
 
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
@@ -119,10 +120,16 @@ class S3Checkpoint:
         parse_checkpoint_uri(s3_uri)
         if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
             wait([self._saving[1]])
-        copied = self._staging.copy(obj)
         future: Future[None] = Future()
         self._saving = os.getpid(), future
         future.set_running_or_notify_cancel()
+        try:
+            copied = self._staging.copy(obj)
+        except BaseException as error:
+            _fail(future, error, s3_uri)  # the next call would wait for it
+            if isinstance(error, Exception):
+                return future
+            raise
         returning = threading.Event()
         # Not a daemon, even if the caller is one: the interpreter waits for it.
         thread = threading.Thread(
@@ -137,13 +144,12 @@ class S3Checkpoint:
             returning.set()
         return future
 
-    def _save_into(self, future: Future[None], obj: object, s3_uri: str, returning: threading.Event) -> None:
+    def _save_into(self, future: Future[None], copied: Snapshot, s3_uri: str, returning: threading.Event) -> None:
         returning.wait()  # a new thread runs for 5 ms before the interpreter goes on with the one that waits for it
         try:
-            self.save(obj, s3_uri, progress=False)
+            self.save(copied, s3_uri, progress=False)
         except BaseException as error:  # noqa: BLE001  # it is the future's
-            _log.exception("%s was not saved", s3_uri)
-            future.set_exception(error)
+            _fail(future, error, s3_uri)
         else:
             future.set_result(None)
         finally:
@@ -205,6 +211,11 @@ class S3Checkpoint:
         """
         bucket, key = parse_checkpoint_uri(s3_uri)
         return self._client.put_object(bucket, key)
+
+
+def _fail(future: Future[None], error: BaseException, s3_uri: str) -> None:
+    _log.error("%s was not saved", s3_uri, exc_info=error)
+    future.set_exception(error)
 
 
 class _Counted:

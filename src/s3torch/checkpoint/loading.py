@@ -1,31 +1,39 @@
-"""What torch.load does, with all storages read at once and straight into the memory of their tensors.
+"""What torch.load does, with few requests and, where that can be, straight into the memory of the tensors.
 
-torch.load gets a file that serves the zip directory, the pickle and small storages from memory, and only notes where
-each large storage is to go. When all tensors are made, one vectored read fills them. A storage is read on the spot
-where that would be too late: if it goes to another device, or if the pickle names something that might look at values.
-Tensors that torch does not make where ``map_location`` is a function, as it is here, are left to torch.load alone.
+torch.load gets a file that serves the zip directory, the pickle and small storages from memory. Large storages come in
+one of two ways:
+
+1. *All at once*, when all tensors are made. The file only notes where each storage is to go, and one vectored read
+   fills them. That needs a pickle that looks at no values while it is loaded, and storages that stay on the CPU: those
+   that go elsewhere would be copied before their values are there.
+2. *Ahead*, in the order of the file, for all others: tensors around tensors, such as DTensors, sparse ones, objects of
+   any class, other devices, a function as ``map_location``, the other byte order. torch.load does what it always does.
+   The storage that it asks for is received straight into its memory; those that follow are requested at the same time,
+   held in memory of ours, and copied when their turn comes.
+
+With ``checksums="strict"`` each record is compared with its CRC-32, and what lies in none is not handed out. A file
+without them, as those of torch before 1.6, is read as a whole and compared with the object's own checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from s3torch import _buffer
-from s3torch._aws.checksums import crc32
-from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._objects.remote import RemoteObject
 from s3torch._progress import new_byte_bar
-from s3torch.checkpoint.archive import Archive, Record, reads_no_values
-from s3torch.checkpoint.storages import memory
+from s3torch.checkpoint.archive import Archive, reads_no_values
+from s3torch.checkpoint.filling import Ahead, AtOnce, ElsewhereError, Fetcher, Location, check_crc32s
 from s3torch.config import S3ReaderConfig
-from s3torch.errors import CheckpointFormatError, IntegrityError, InvalidURIError, S3Error
+from s3torch.errors import ArgumentTypeError, CheckpointFormatError, InvalidURIError, S3Error
 from s3torch.readers import S3Reader, open_reader
 
 if TYPE_CHECKING:
@@ -35,13 +43,16 @@ if TYPE_CHECKING:
 
 __all__ = ["load_object"]
 
-# What refuses a function: torch._utils._get_restore_location says so. The first makes DTensors, among others.
-_REFUSES_FUNCTIONS = (b"_rebuild_wrapper_subclass", b"_rebuild_device_tensor_from_numpy")
-
 # What torch says of a file whose ``readinto`` has raised something.
 _TORCH_ASKS_FOR_READ = "object has no attribute 'read'"
 
-MapLocation = Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None
+# What torch says where it makes tensors without storages, as under a FakeTensorMode.
+_REFUSES_FUNCTIONS = "Callable map_location not supported"
+
+# What torch's errors about an archive name, where nothing is wrong with what is in it.
+_TORCHS_ARCHIVE = ("PytorchStreamReader", "inline_container.cc", "hasRecord(", "record size (")
+
+MapLocation = Callable[[Any, str], Any] | Location
 
 
 if TYPE_CHECKING:
@@ -56,15 +67,22 @@ else:
 class _Later(_File):
     """The file that torch.load reads.
 
-    Attributes:
-        due: The storage that was asked for last and is not read yet, and the address where it is to go.
+    Args:
+        reader: Reads what was not read with the directory, and is no storage.
+        archive: The records.
+        size: Bytes of the file.
+        storages: Fills the memory of large storages, or notes it.
+        is_strict: Whether to hand out only what is proven, and the directory, which proves it.
     """
 
-    def __init__(self, reader: S3Reader, archive: Archive, size: int) -> None:
+    def __init__(
+        self, reader: S3Reader, archive: Archive, size: int, storages: AtOnce | Ahead, *, is_strict: bool
+    ) -> None:
         super().__init__()
-        self.due: tuple[Record, int] | None = None
         self._reader = reader
         self._archive = archive
+        self._storages = storages
+        self._is_strict = is_strict
         self._error: BaseException | None = None
         self._size = size
         self._position = 0
@@ -112,12 +130,12 @@ class _Later(_File):
         start, stop = self._position, min(self._position + len(view), self._size)
         record = self._archive.storages.get(start)
         if record is not None and record.stop == start + len(view):
-            if self.due is not None:
-                raise AssertionError(f"{self.due[0].name} was read and never used")
-            self.due = record, ctypes.addressof(ctypes.c_char.from_buffer(view))
+            self._storages.read(record, view)
             self._position = stop
             return len(view)
         known = self._archive.fetched(start, stop) if stop > start else None
+        if self._is_strict and not self._is_proven(start, stop, is_known=known is not None):
+            raise CheckpointFormatError(f"its bytes [{start}, {stop}) are read as if they were a record, and are none.")
         if known is None:
             self._reader.seek(start)
             count = self._reader.readinto(view)
@@ -127,98 +145,10 @@ class _Later(_File):
         self._position = start + count
         return count
 
-
-class _Filler:
-    """The storages to fill: gets each from torch.load as its ``map_location``.
-
-    Args:
-        file: That torch.load reads.
-        remote: The object.
-        map_location: The user's.
-        fills_later: Whether storages that stay on the CPU may be filled when all are there.
-        checks: Whether to compare what arrives with the CRC-32 of the zip directory.
-
-    Attributes:
-        file: That torch.load reads.
-        users_error: What the user's function has raised.
-    """
-
-    def __init__(
-        self, file: _Later, remote: RemoteObject, map_location: MapLocation, *, fills_later: bool, checks: bool
-    ) -> None:
-        self.file = file
-        self._remote = remote
-        self._map_location = map_location
-        self._fills_later = fills_later
-        self._checks = checks
-        self.users_error: BaseException | None = None
-        self._waiting: list[tuple[Record, torch.UntypedStorage]] = []
-
-    def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
-        """Fill a storage, or put it on the list, and map it as the user wants."""
-        due, self.file.due = self.file.due, None
-        if due is not None:
-            record, address = due
-            if (storage.data_ptr(), storage.nbytes()) != (address, record.stop - record.start):
-                raise AssertionError(f"{record.name} was read into other memory than its storage's")
-            self._waiting.append((record, storage))
-            if not self._fills_later or self._destination(location) != "cpu":
-                self.fill(None)
-        return self._mapped(storage, location)
-
-    def forget(self) -> None:
-        """Drop all that it refers to."""
-        self.__dict__.clear()
-
-    def fill(self, progress: Callable[[int], object] | None) -> None:
-        """Read all storages on the list.
-
-        Args:
-            progress: Is told of bytes as they have arrived.
-        """
-        waiting, self._waiting = self._waiting, []
-        guessed = [record for record, _ in waiting if record.is_guess]
-        headers = [memoryview(bytearray(record.start - record.header)) for record in guessed]
-        views = [memory(storage) for _, storage in waiting]
-        ranges = [(record.header, record.start) for record in guessed]
-        ranges += [(record.start, record.stop) for record, _ in waiting]
-        self._remote.read_ranges(ranges, [*headers, *views], DEFAULT_MAX_GAP, progress)
-        for record, header in zip(guessed, headers, strict=True):
-            record.check_header(header)
-        for (record, _), view in zip(waiting, views, strict=True):
-            if self._checks and crc32(view) != record.crc32:
-                raise IntegrityError(
-                    f"{record.name!r} in s3://{self._remote.bucket}/{self._remote.key} does not have the CRC-32 that "
-                    "torch.save noted: it was damaged where it is stored, or saved without.",
-                    bucket=self._remote.bucket,
-                    key=self._remote.key,
-                )
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that ``fill`` will read."""
-        return sum(record.stop - record.start for record, _ in self._waiting)
-
-    def _destination(self, location: str) -> str | None:
-        """Return the device that a storage goes to; None if only the user's function knows."""
-        wanted = self._map_location
-        if isinstance(wanted, dict):
-            wanted = wanted.get(location, location)
-        if wanted is None:
-            return location
-        return str(wanted) if isinstance(wanted, (str, torch.device)) else None
-
-    def _mapped(self, storage: torch.UntypedStorage, location: str) -> Any:  # noqa: ANN401
-        if callable(self._map_location):
-            try:
-                return self._map_location(storage, location)
-            except BaseException as error:
-                self.users_error = error
-                raise
-        destination = self._destination(location)
-        if destination == "cpu":
-            return storage
-        return torch.serialization.default_restore_location(storage, destination)  # type: ignore[no-untyped-call]
+    def _is_proven(self, start: int, stop: int, *, is_known: bool) -> bool:
+        if start >= self._archive.directory or stop == self._size:  # the directory's end is searched from the file's
+            return True
+        return is_known and self._archive.is_whole(start, stop)
 
 
 def load_object(
@@ -244,41 +174,130 @@ def load_object(
     """
     if not key:
         raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
+    _check_map_location(map_location)
+    call = _TorchLoad(map_location, weights_only)
     remote = RemoteObject(client._access, bucket, key, version_id=version_id)
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
         try:
             archive = Archive(reader, reader.read_ranges)
         except zipfile.BadZipFile:
-            return _load_other(reader, map_location, weights_only)
+            return _load_other(reader, remote, call)
         except CheckpointFormatError as error:
             raise _named(error, remote) from None
-        if any(name in (archive.pickle or b"") for name in _REFUSES_FUNCTIONS):
-            reader.seek(0)
-            return torch.load(reader, map_location=map_location, weights_only=weights_only)
-        file = _Later(reader, archive, remote.learn_size())
-        is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
-        del archive  # whoever keeps an error keeps this frame
-        filler = _Filler(
-            file,
-            remote,
-            map_location,
-            fills_later=is_blind,
-            checks=client.s3client_config.checksums == "strict",
-        )
+        with _forgotten(archive):
+            if remote.is_strict and not all(record.has_crc32 for record in archive.records()):
+                return _load_whole(remote, call)
+            check_crc32s(archive.read, remote)
+            size = sum(record.size for record in archive.storages.values())
+            with new_byte_bar(f"Loading s3://{bucket}/{key}", size, is_wanted=progress) as bar:
+                return _load_archive(reader, archive, remote, Fetcher(remote, bar.update), call)
+
+
+@dataclass(frozen=True)
+class _TorchLoad:
+    """A call of torch.load, but for its file.
+
+    Attributes:
+        map_location: See ``S3Checkpoint.load``.
+        weights_only: See ``S3Checkpoint.load``; None is what torch makes of it.
+    """
+
+    map_location: MapLocation
+    weights_only: bool | None
+
+    def __call__(self, file: BinaryIO) -> Any:  # noqa: ANN401
+        """Call it."""
+        # Whatever torch.utils.serialization.config says of mmap: there is no file to map.
+        return torch.load(file, map_location=self.map_location, weights_only=self.weights_only, mmap=False)
+
+
+class _UsersFunction:
+    """A user's ``map_location``.
+
+    Attributes:
+        error: What it has raised.
+    """
+
+    def __init__(self, function: Callable[[Any, str], Any]) -> None:
+        self._function = function
+        self.error: BaseException | None = None
+
+    def __call__(self, storage: Any, location: str) -> Any:  # noqa: ANN401  # torch's types name another class
+        """Call it."""
         try:
-            with _damage_named(remote, filler, weights_only=weights_only):
-                loaded = torch.load(file, map_location=filler, weights_only=weights_only)
-                if file.due is not None:
-                    raise AssertionError(f"{file.due[0].name} was read and never used")
-                with new_byte_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
-                    filler.fill(bar.update)
-        finally:
-            for each in (file, filler):  # torch keeps them for ever if it was interrupted in the middle of a read
-                each.forget()
-        return loaded
+            return self._function(storage, location)
+        except BaseException as error:
+            self.error = error
+            raise
 
 
-def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool | None) -> Any:  # noqa: ANN401, FBT001
+def _load_archive(reader: S3Reader, archive: Archive, remote: RemoteObject, fetcher: Fetcher, call: _TorchLoad) -> Any:  # noqa: ANN401
+    """Load a file whose directory was read: all storages at once if that can be, or ahead."""
+
+    def new_file(storages: AtOnce | Ahead) -> _Later:
+        return _Later(reader, archive, remote.learn_size(), storages, is_strict=remote.is_strict)
+
+    if not callable(call.map_location) and archive.is_native and reads_no_values(archive.pickle):
+        at_once = AtOnce(call.map_location)
+        try:
+            with _forgotten(at_once), _damage_named(remote):
+                loaded = _load_file(new_file(at_once), replace(call, map_location=at_once))
+                at_once.fill(fetcher)
+                return loaded
+        except ElsewhereError:
+            pass  # only plain tensors were made, and nothing was read for them
+    ahead = Ahead(fetcher, archive.storages.values(), remote.client_config.max_bytes_in_flight)
+    with _forgotten(ahead), _damage_named(remote):
+        return _load_file(new_file(ahead), call)
+
+
+def _load_file(file: _Later, call: _TorchLoad) -> Any:  # noqa: ANN401
+    """Run torch.load, and have what it raises for damaged bytes be a CheckpointFormatError.
+
+    With ``weights_only=False`` what a class of the user's raises is raised as it is. If torch decides (None), no such
+    class is called since torch 2.6, unless torch's variables in the environment allow it.
+    """
+    users = _UsersFunction(call.map_location) if callable(call.map_location) else None
+    with _forgotten(file):
+        try:
+            return (replace(call, map_location=users) if users else call)(file)
+        except RuntimeError as error:
+            if file.has_failed_before(error):
+                raise file.taken_error() from None
+            if _REFUSES_FUNCTIONS in str(error) and isinstance(call.map_location, AtOnce):
+                raise ElsewhereError from error
+            if not any(name in str(error) for name in _TORCHS_ARCHIVE):
+                raise
+            raise CheckpointFormatError(str(error)) from error
+        except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+            if isinstance(error, S3Error):
+                raise
+            if file.has_failed_before(error):
+                raise file.taken_error() from None
+            if call.weights_only is False or (users is not None and error is users.error):
+                raise
+            raise CheckpointFormatError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _forgotten(each: Archive | _Later | AtOnce | Ahead) -> Iterator[None]:
+    """Empty what is kept by whoever keeps an error, and by torch if it was interrupted in the middle of a read."""
+    try:
+        yield
+    finally:
+        each.forget()
+
+
+@contextlib.contextmanager
+def _damage_named(remote: RemoteObject) -> Iterator[None]:
+    """Name the object in errors of its format."""
+    try:
+        yield
+    except CheckpointFormatError as error:
+        raise _named(error, remote) from error
+
+
+def _load_other(reader: S3Reader, remote: RemoteObject, call: _TorchLoad) -> Any:  # noqa: ANN401
     """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
     reader.seek(0)
     head = reader.read(2)
@@ -294,34 +313,29 @@ def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool 
             bucket=reader.bucket,
             key=reader.key,
         )
+    if remote.is_strict:
+        return _load_whole(remote, call)
     reader.seek(0)
-    return torch.load(reader, map_location=map_location, weights_only=weights_only)
+    return call(reader)
 
 
-@contextlib.contextmanager
-def _damage_named(remote: RemoteObject, filler: _Filler, *, weights_only: bool | None) -> Iterator[None]:
-    """Name the object in what torch raises for a damaged file; whatever else its pickle might call raises as it is.
+def _load_whole(remote: RemoteObject, call: _TorchLoad) -> Any:  # noqa: ANN401
+    """Load a file that nothing in it proves.
 
-    If torch decides (None), nothing else is called since torch 2.6, unless its variables in the environment allow it.
+    Raises:
+        IntegrityError: It does not have the checksum of the object.
+        UnverifiedError: The object has none.
     """
-    try:
-        yield
-    except CheckpointFormatError as error:
-        raise _named(error, remote) from error
-    except S3Error:
-        raise
-    except RuntimeError as error:
-        if filler.file.has_failed_before(error):
-            raise filler.file.taken_error() from None
-        if "PytorchStreamReader" not in str(error):
-            raise
-        raise _named(error, remote) from error
-    except (EOFError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
-        if filler.file.has_failed_before(error):
-            raise filler.file.taken_error() from None
-        if weights_only is False or error is filler.users_error:
-            raise
-        raise _named(error, remote) from error
+    return call(io.BytesIO(remote.read(0)))
+
+
+def _check_map_location(map_location: object) -> None:
+    if map_location is None or callable(map_location) or isinstance(map_location, (str, torch.device, dict)):
+        return
+    hint = f" Write torch.device({map_location}) for the device of that number." if type(map_location) is int else ""
+    raise ArgumentTypeError(
+        f"map_location must be a torch.device, a str, a dict of them or a function, got {map_location!r}.{hint}"
+    )
 
 
 def _named(error: Exception, remote: RemoteObject) -> CheckpointFormatError:

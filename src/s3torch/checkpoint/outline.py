@@ -81,6 +81,16 @@ class Outline:
         """Of the file, in bytes."""
         return sum(piece.nbytes() if isinstance(piece, torch.UntypedStorage) else len(piece) for piece in self._pieces)
 
+    @property
+    def storages(self) -> list[torch.UntypedStorage]:
+        """The storages, in order."""
+        return [piece for piece in self._pieces if isinstance(piece, torch.UntypedStorage)]
+
+    def with_storages(self, storages: Iterable[torch.UntypedStorage]) -> Outline:
+        """Return the outline of the same file with other storages of the same sizes."""
+        others = iter(storages)
+        return Outline([piece if isinstance(piece, bytes) else next(others) for piece in self._pieces], self._keys)
+
     def write_to(self, file: File, count: Callable[[int], object]) -> None:
         """Write the whole file.
 

@@ -25,36 +25,13 @@ from typing import Any
 
 import torch
 
-from s3torch.errors import S3Error
+from s3torch.errors import CheckpointFormatError, S3Error
 
 __all__ = ["ENDS", "Layout", "archive_layout", "safetensors_header_size", "safetensors_layout"]
 
 # Bytes of an archive's head and tail that are read: its records beside data/0 take 1.6 KB together.
 ENDS = 2048
 _HAS_DESCRIPTOR = 1 << 3  # APPNOTE.TXT 4.4.4
-
-_SAFETENSORS_DTYPES = {
-    name: getattr(torch, attribute)
-    for name, attribute in {
-        "F64": "float64",
-        "F32": "float32",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E5M2": "float8_e5m2",
-        "C64": "complex64",
-        "I64": "int64",
-        "I32": "int32",
-        "I16": "int16",
-        "I8": "int8",
-        "U64": "uint64",
-        "U32": "uint32",
-        "U16": "uint16",
-        "U8": "uint8",
-        "BOOL": "bool",
-    }.items()
-    if hasattr(torch, attribute)
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +160,20 @@ def safetensors_layout(header: bytes, name: str, start: int, place: str) -> Layo
         place: Names the file in errors.
 
     Raises:
-        S3Error: The header is damaged, or has no such tensor.
+        S3Error: The header is damaged, has no such tensor, or one of a dtype that this torch lacks.
     """
+    from s3torch.checkpoint.safetensors.dtypes import shape_in_items, torch_dtype  # not for big-endian machines
+    from s3torch.checkpoint.safetensors.format import BITS
+
     try:
         entry = json.loads(header)[name]
         begin, end = entry["data_offsets"]
-        layout = Layout(start + begin, _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
-        if not _are_counts((begin, end, *layout.shape)):
+        if entry["dtype"] not in BITS or not _are_counts((begin, end, *entry["shape"])):
             raise ValueError(f"{entry!r} does not describe a tensor")
+        shape = shape_in_items(entry["dtype"], entry["shape"], name)
+        layout = Layout(start + begin, torch_dtype(entry["dtype"], name), shape)
+    except CheckpointFormatError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise S3Error(
             f"The safetensors header of {place} says nothing of {name}: the checkpoint is damaged."

@@ -35,6 +35,7 @@ from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.in_place import InPlace, aliases_state
 from s3torch.checkpoint.dcp.layout import Layout
+from s3torch.checkpoint.storages import copy_into
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import CheckpointFormatError, S3Error
 from s3torch.uri import parse_s3_uri
@@ -316,7 +317,7 @@ class S3StorageReader(FileSystemReader):
                 f"{item.storage_index.fqn} of {self.path} has the size {tuple(stored.size())} where the plan has a "
                 f"tensor of {tuple(target.size())}."
             )
-        target.copy_(stored)
+        copy_into(target, stored)
         planner.commit_tensor(item, target)
 
     def _tensor(self, read: Read, content: memoryview) -> torch.Tensor:
@@ -328,7 +329,9 @@ class S3StorageReader(FileSystemReader):
             found = layout.archive_layout(head, tail, len(content))
             if found is not None:
                 return found.tensor(content[found.start : found.stop])
-        tensor: torch.Tensor = torch.load(self._untransformed(read, content), map_location="cpu", weights_only=True)
+        tensor: torch.Tensor = torch.load(
+            self._untransformed(read, content), map_location="cpu", weights_only=True, mmap=False
+        )
         return tensor
 
     @contextlib.contextmanager

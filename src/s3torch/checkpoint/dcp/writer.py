@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import os
 import pickle
 from collections import Counter
@@ -10,16 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from s3torch._file import S3File
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
+from s3torch.checkpoint.storages import contiguous
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
 from s3torch.uri import parse_s3_uri
@@ -103,12 +107,15 @@ class S3StorageWriter(FileSystemWriter):
 
         Raises:
             S3Error: A file could not be written, or tensors are missing from what was.
-            ArgumentError: A safetensors file would have two tensors of the same name.
+            ArgumentError: A safetensors file would have two tensors of the same name, or one that it cannot hold.
         """
+        resolving: Any = planner
         if self._is_safetensors:
             _check_names(plan)
+            _check_dtypes(plan)
+            resolving = _AsBytes(planner)
         self.fs.failures.clear()
-        future: Future[list[WriteResult]] = super().write_data(plan, planner)
+        future: Future[list[WriteResult]] = super().write_data(plan, resolving)
         written = {result.index for result in future.value()}
         missing = sorted({item.index.fqn for item in plan.items if item.index not in written})
         if self.fs.failures:
@@ -173,6 +180,36 @@ class WatchedFileSystem(S3FileSystem):
             raise
 
 
+class _AsBytes:
+    """A planner whose tensors are what their bytes in a safetensors file say.
+
+    Such a file holds no strides, and does not say that numbers are still to be conjugated or negated.
+
+    Args:
+        planner: Does the planning.
+    """
+
+    def __init__(self, planner: SavePlanner) -> None:
+        self._planner = planner
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a planner has
+        return getattr(self._planner, name)
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """Return what is to be written.
+
+        Raises:
+            ArgumentError: It is no dense tensor.
+        """
+        data = self._planner.resolve_data(write_item)
+        if not isinstance(data, torch.Tensor):
+            return data
+        if data.layout is not torch.strided or data.is_nested or data.is_meta:
+            kind = "on the meta device" if data.is_meta else "sparse or nested"
+            raise ArgumentError(f"Tensor {write_item.index.fqn!r} is {kind}, which a safetensors file cannot hold.")
+        return contiguous(data.detach())
+
+
 def _check_names(plan: SavePlan) -> None:
     """Refuse a plan of which torch would keep only the last chunk of a tensor in a safetensors file."""
     names = Counter(item.index.fqn for item in plan.items)
@@ -182,3 +219,33 @@ def _check_names(plan: SavePlan) -> None:
             f"{', '.join(sorted(twice))} would be saved in several chunks by one rank, which the safetensors format "
             "cannot hold. Use the default serialization_format."
         )
+
+
+def _check_dtypes(plan: SavePlan) -> None:
+    """Refuse tensors that a safetensors file, or the package as it is installed, cannot hold.
+
+    Raises:
+        ArgumentError: There is one.
+    """
+    from s3torch.checkpoint.safetensors.dtypes import name_of, shape_in_file  # not for big-endian machines
+
+    of_tensors = {item.index.fqn: item.tensor_data for item in plan.items if item.tensor_data is not None}
+    for name, facts in of_tensors.items():
+        dtype = facts.properties.dtype
+        shape_in_file(name_of(dtype, name), facts.chunk.sizes, name)
+        if not _has_dtype(dtype):
+            raise ArgumentError(
+                f"Tensor {name!r} has the dtype {dtype}, which the installed safetensors package cannot write. "
+                "pip install -U safetensors"
+            )
+
+
+@functools.cache
+def _has_dtype(dtype: torch.dtype) -> bool:
+    from safetensors.torch import save  # as torch does, and as late
+
+    try:
+        save({"tensor": torch.empty(2, dtype=dtype, device="cpu")})
+    except Exception:  # noqa: BLE001  # versions of the package differ in how they refuse one
+        return False
+    return True

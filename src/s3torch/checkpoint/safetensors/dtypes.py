@@ -10,7 +10,7 @@ import torch
 from s3torch.checkpoint.storages import memory
 from s3torch.errors import ArgumentError, CheckpointFormatError
 
-__all__ = ["bytes_of", "empty", "name_of", "shape_in_items", "torch_dtype"]
+__all__ = ["bytes_of", "empty", "name_of", "shape_in_file", "shape_in_items", "torch_dtype"]
 
 # Names in torch; older versions lack the last ones.
 _NAMES = {
@@ -76,6 +76,19 @@ def shape_in_items(dtype: str, shape: Sequence[int], name: str) -> tuple[int, ..
     if not shape or shape[-1] % 2:
         raise CheckpointFormatError(f"Tensor {name!r} of F4 has the shape {list(shape)}: torch packs two to a byte.")
     return (*shape[:-1], shape[-1] // 2)
+
+
+def shape_in_file(dtype: str, shape: Sequence[int], name: str) -> tuple[int, ...]:
+    """Return the shape that a file gives a tensor: it counts the two items of a byte of F4.
+
+    Raises:
+        ArgumentError: F4 without a dimension.
+    """
+    if dtype != "F4":
+        return tuple(shape)
+    if not shape:
+        raise ArgumentError(f"Tensor {name!r} of F4 has no dimension, and cannot be saved.")
+    return (*shape[:-1], shape[-1] * 2)
 
 
 def empty(dtype: torch.dtype, shape: Sequence[int], *, pinned: bool = False) -> torch.Tensor:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from s3torch._progress import new_byte_bar
-from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
+from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of, shape_in_file
 from s3torch.checkpoint.safetensors.format import build_header, split_into_shards
 from s3torch.checkpoint.safetensors.load import client_for
 from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
+from s3torch.checkpoint.storages import contiguous
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -80,7 +81,7 @@ def save_file(
             with own.put_object(bucket, shard_key, size=size) as writer:
                 writer.write(header[0])
                 for name in header[1]:
-                    writer.write_lasting(bytes_of(tensors[name].detach().cpu().resolve_conj().resolve_neg()))
+                    writer.write_lasting(bytes_of(contiguous(tensors[name].detach().cpu())))
                     bar.update(sizes[name])
 
         if len(shards) == 1:
@@ -107,12 +108,8 @@ def _build_index(keys: Sequence[str], shards: Sequence[Sequence[str]], size: int
 
 
 def _describe(name: str, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], int]:
-    dtype, shape = name_of(tensor.dtype, name), tuple(tensor.shape)
-    if dtype == "F4":  # torch counts two items as one
-        if not shape:
-            raise ArgumentError(f"Tensor {name!r} of {tensor.dtype} has no dimension, and cannot be saved.")
-        shape = (*shape[:-1], shape[-1] * 2)
-    return dtype, shape, tensor.nbytes
+    dtype = name_of(tensor.dtype, name)
+    return dtype, shape_in_file(dtype, tensor.shape, name), tensor.nbytes
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
