@@ -7,10 +7,7 @@ once (``names.py``), and the rename is one conditional PUT: of the marker that n
 from __future__ import annotations
 
 import io
-import logging
 import os
-import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage
@@ -18,32 +15,23 @@ from torch_checkpointing.storage.base_storage import ReadArgs, Storage
 from s3torch._objects.remote import RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.torch_checkpointing.commit import commit, own_files, remove_folder
+from s3torch.checkpoint.torch_checkpointing.files import Files
 from s3torch.checkpoint.torch_checkpointing.fill import KeptMemory
 from s3torch.checkpoint.torch_checkpointing.identity import Identity
-from s3torch.checkpoint.torch_checkpointing.marker import read_marker
-from s3torch.checkpoint.torch_checkpointing.names import MARKER, Manifest, Place, Saved, StoredFile, place_of
+from s3torch.checkpoint.torch_checkpointing.names import MARKER, Place, StoredFile, place_of
 from s3torch.client import S3Client
 from s3torch.config import S3ReaderConfig
-from s3torch.errors import ArgumentError, NotFoundError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError
+from s3torch.errors import ArgumentError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError
 from s3torch.readers import open_reader
 
 if TYPE_CHECKING:
     from torch_checkpointing.storage.torch_serialization import MmapFill, MmapLike
     from typing_extensions import Buffer
 
-    from s3torch._aws.listing import ObjectInfo
 
 __all__ = ["S3Storage", "native_fill"]
 
-_log = logging.getLogger(__name__)
-
 _PathLike = str | os.PathLike[str]
-
-# Seconds for which the answer to a HEAD stands: the library asks whether a file exists, for its size and for its bytes,
-# one right after the other. It is pinned by its ETag, so an object that was replaced meanwhile is an error.
-_HEAD_STANDS = 10.0
-# Checkpoints whose files are known at a time: a load reads from one.
-_KNOWN = 16
 
 
 class S3Storage(Storage):
@@ -82,8 +70,7 @@ class S3Storage(Storage):
         self._temp_dir_prefix = temp_dir_prefix
         self._memory = KeptMemory(kept_memory)
         self._progress = progress
-        self._known: tuple[Manifest, ...] = ()  # the newest first; replaced whole, as threads share it
-        self._heads: dict[Place, tuple[float, StoredFile]] = {}
+        self._files = Files(client, identity, temp_dir_prefix)
 
     def __repr__(self) -> str:
         return f"S3Storage({self.client!r}, save={self._identity.name})"
@@ -147,12 +134,12 @@ class S3Storage(Storage):
             InvalidURIError: The path names no file in a bucket.
         """
         place = place_of(path)
-        return self.client.put_object(place.bucket, self._key_to_write(place))
+        return self.client.put_object(place.bucket, self._files.key_to_write(place))
 
     def write(self, path: _PathLike, data: Buffer) -> None:
         """Write a file; see ``stream_write``."""
         place = place_of(path)
-        with self.client.put_object(place.bucket, self._key_to_write(place)) as writer:
+        with self.client.put_object(place.bucket, self._files.key_to_write(place)) as writer:
             writer.write(data)
 
     def mkdir(self, path: _PathLike, recursive: bool = True) -> None:  # noqa: FBT001, FBT002  # the library's
@@ -168,9 +155,9 @@ class S3Storage(Storage):
             ObjectExistsError: It is a file of a complete checkpoint, which only ``rmdir`` deletes.
         """
         place = place_of(path)
-        self._refuse_part_of_checkpoint(place)
-        stored = self._find(place)
-        self._heads.pop(place, None)
+        self._files.refuse_part_of_checkpoint(place)
+        stored = self._files.find(place)
+        self._files.forget(place)
         self.client.delete_object(stored.bucket, stored.key)
 
     def rmdir(self, path: _PathLike) -> None:
@@ -183,12 +170,12 @@ class S3Storage(Storage):
             S3Error: Something could not be deleted; to call it again goes on.
         """
         place = place_of(path)
-        self._forget(place)
+        self._files.forget(place)
         staged = place.renamed(self._temp_dir_prefix)
         if staged is not None and remove_folder(self.client, staged, is_staged=True):
             return
         if not remove_folder(self.client, place, is_staged=False):
-            raise self._not_found(place)
+            raise self._files.not_found(place)
 
     def rename(
         self,
@@ -217,17 +204,17 @@ class S3Storage(Storage):
         """
         del is_directory, background_cleanup
         source, destination = place_of(src_path), place_of(dst_path)
-        self._forget(destination)
+        self._files.forget(destination)
         folder = source.renamed(self._temp_dir_prefix)
         if folder is not None and own_files(self.client, folder, self._identity):
             if folder != destination:
                 raise ArgumentError(
                     f"{source.uri} can become {folder.uri} only, not {destination.uri}: its files are there already."
                 )
-            self._known = (commit(self.client, source, folder, self._identity), *self._known[: _KNOWN - 1])
+            self._files.remember(commit(self.client, source, folder, self._identity))
             return
         try:
-            stored = self._find(source)
+            stored = self._files.find(source)
         except ObjectNotFoundError:
             if self.isdir(source.uri):
                 raise ArgumentError(
@@ -240,11 +227,11 @@ class S3Storage(Storage):
     def _rename_file(self, stored: StoredFile, source: Place, destination: Place) -> None:
         if source == destination:
             return  # to delete it would lose it
-        self._refuse_part_of_checkpoint(source)
+        self._files.refuse_part_of_checkpoint(source)
         if self.isdir(destination.uri):
             raise ObjectExistsError(f"{destination.uri} is a folder, and {source.uri} a file: it was not renamed.")
-        self.client.copy_object(stored.bucket, stored.key, destination.bucket, self._key_to_write(destination))
-        self._heads.pop(source, None)
+        self.client.copy_object(stored.bucket, stored.key, destination.bucket, self._files.key_to_write(destination))
+        self._files.forget(source)
         self.client.delete_object(stored.bucket, stored.key)
 
     def ls(self, path: _PathLike) -> list[str]:
@@ -254,14 +241,14 @@ class S3Storage(Storage):
             ObjectNotFoundError: There is no such folder.
         """
         place = place_of(path)
-        names = set(self._staged(place)) - {""}
+        names = set(self._files.staged(place)) - {""}
         if not names:
-            manifest = self._look_up(place)
+            manifest = self._files.look_up(place)
             # That of the marker counts: there may be no other file.
-            names = self._inner_names(place) - {""} if manifest is None else {*manifest.files, MARKER}
-            names.update(info.key[len(place.prefix) :] for info in self._visible(place))
+            names = self._files.inner_names(place) - {""} if manifest is None else {*manifest.files, MARKER}
+            names.update(info.key[len(place.prefix) :] for info in self._files.visible(place))
         if not names:
-            raise self._not_found(place)
+            raise self._files.not_found(place)
         return sorted({name.partition("/")[0] for name in names} - {MARKER})
 
     def exists(self, path: _PathLike) -> bool:
@@ -272,12 +259,12 @@ class S3Storage(Storage):
         """
         place = place_of(path)
         return (
-            any(manifest.find(place) for manifest in self._known)
-            or bool(self._staged(place))
-            or self._look_up(place) is not None
-            or self._head(place, is_fresh=True) is not None
-            or bool(self._inner_names(place))
-            or self._is_visible(place)
+            self._files.known(place) is not None
+            or bool(self._files.staged(place))
+            or self._files.look_up(place) is not None
+            or self._files.head(place, is_fresh=True) is not None
+            or bool(self._files.inner_names(place))
+            or self._files.is_visible(place)
         )
 
     def getsize(self, path: _PathLike) -> int:
@@ -286,42 +273,25 @@ class S3Storage(Storage):
         Raises:
             ObjectNotFoundError: There is no such file.
         """
-        return self._find(place_of(path)).size
+        return self._files.find(place_of(path)).size
 
     def isdir(self, path: _PathLike) -> bool:
         """Whether it is a folder; see ``exists``."""
         place = place_of(path)
         return (
-            bool(self._staged(place).keys() - {""})
-            or self._look_up(place) is not None
-            or bool(self._inner_names(place) - {""})
-            or self._is_visible(place)
+            bool(self._files.staged(place).keys() - {""})
+            or self._files.look_up(place) is not None
+            or bool(self._files.inner_names(place) - {""})
+            or self._files.is_visible(place)
         )
 
     def remap_path(self, path: _PathLike) -> str:
         """Return a path as a URI, ``s3://bucket/key``. A file of a checkpoint is not an object of that key."""
         return place_of(path).uri
 
-    def _key_to_write(self, place: Place) -> str:
-        staged = place.staged(self._temp_dir_prefix)
-        if staged is not None:
-            return staged.new_key(self._identity.name)
-        if not place.key:
-            raise ArgumentError(f"{place.uri} is a bucket, and no file. Write 's3://bucket/folder/file'.")
-        self._refuse_part_of_checkpoint(place)
-        self._heads.pop(place, None)
-        return place.key
-
-    def _refuse_part_of_checkpoint(self, place: Place) -> None:
-        if self._named(place) is not None:
-            raise ObjectExistsError(
-                f"{place.uri} is a file of a complete checkpoint, and can neither be replaced nor deleted alone. "
-                "Delete the checkpoint by rmdir."
-            )
-
     def _remote(self, path: _PathLike, known_size: int | None) -> RemoteObject:
         place = place_of(path)
-        stored = self._find(place)
+        stored = self._files.find(place)
         if known_size is not None and known_size != stored.size:
             raise ObjectChangedError(
                 f"{place.uri} has {stored.size} bytes, and was said to have {known_size}: it was replaced."
@@ -332,112 +302,6 @@ class S3Storage(Storage):
             stored.key,
             size=stored.size,
             etag=stored.etag,
-        )
-
-    def _find(self, place: Place) -> StoredFile:
-        """Return the file that a path leads to, by one HEAD at most.
-
-        Raises:
-            ObjectNotFoundError: There is none.
-        """
-        for manifest in self._known:
-            known = manifest.find(place)
-            if known is not None:
-                return known
-        found = self._staged(place).get("") or self._head(place, is_fresh=False) or self._named(place)
-        if found is None:
-            raise self._not_found(place)
-        return found
-
-    def _head(self, place: Place, *, is_fresh: bool) -> StoredFile | None:
-        """Return the object of this very key; None if there is none.
-
-        Args:
-            place: Where.
-            is_fresh: Whether an earlier HEAD does not count.
-        """
-        if not place.key:
-            return None
-        at, known = self._heads.get(place, (0.0, None))
-        if known is not None and not is_fresh and time.monotonic() - at < _HEAD_STANDS:
-            return known
-        self._heads.pop(place, None)
-        try:
-            head = self.client.head_object(place.bucket, place.key)
-        except NotFoundError:
-            return None
-        found = StoredFile(place.bucket, place.key, head.size, head.etag or None)
-        if len(self._heads) > _KNOWN:
-            self._heads.clear()
-        self._heads[place] = time.monotonic(), found
-        return found
-
-    def _named(self, place: Place) -> StoredFile | None:
-        """Return the file of a complete checkpoint that a path leads to."""
-        manifest = self._around(place)
-        return None if manifest is None else manifest.find(place)
-
-    def _inner_names(self, place: Place) -> set[str]:
-        """Return the names of files below a folder within a complete checkpoint; empty for a path that is a file."""
-        around = self._around(place)
-        if around is None:
-            return set()
-        inner = place.below(around.folder) or ""
-        return {name[len(inner) + 1 :] for name in around.files if name == inner or name.startswith(f"{inner}/")}
-
-    def _around(self, place: Place) -> Manifest | None:
-        """Return the complete checkpoint that a path leads into; looks for markers in all folders above."""
-        for parent in place.parents:
-            manifest = next((each for each in self._known if each.folder == parent), None) or self._look_up(parent)
-            if manifest is not None:
-                return manifest
-        return None
-
-    def _is_visible(self, place: Place) -> bool:
-        return next(self._visible(place), None) is not None
-
-    def _staged(self, place: Place) -> dict[str, StoredFile]:
-        """Return the files of this save below a temporary folder, or a folder within it, by their names in there.
-
-        The name is empty of the file that the path itself leads to.
-        """
-        for temporary in (place, *place.parents):
-            folder = temporary.renamed(self._temp_dir_prefix)
-            if folder is None:
-                continue
-            inner = place.below(temporary)
-            found = {
-                name[len(inner or "") :].lstrip("/"): file
-                for name, file in own_files(self.client, folder, self._identity).items()
-                if inner is None or name == inner or name.startswith(f"{inner}/")
-            }
-            if found:
-                return found
-        return {}
-
-    def _look_up(self, folder: Place) -> Manifest | None:
-        """Read the marker of a folder anew, and remember it; None if there is none."""
-        if not folder.key:
-            return None
-        others = tuple(each for each in self._known if each.folder != folder)
-        manifest = read_marker(self.client, folder)
-        self._known = others if manifest is None else (manifest, *others[: _KNOWN - 1])
-        return manifest
-
-    def _forget(self, folder: Place) -> None:
-        self._known = tuple(each for each in self._known if each.folder != folder and each.folder.below(folder) is None)
-        self._heads.clear()
-
-    def _visible(self, place: Place) -> Iterator[ObjectInfo]:
-        """Yield the objects below a folder that anybody sees: not the files of saves, which only markers name."""
-        for page in self.client.list_objects(place.bucket, place.prefix):
-            for info in page.object_info:
-                if Saved.parse(info.key) is None and info.key != place.prefix:
-                    yield info
-
-    def _not_found(self, place: Place) -> ObjectNotFoundError:
-        return ObjectNotFoundError(
-            f"{place.uri} does not exist, or its save was not completed.", bucket=place.bucket, key=place.key
         )
 
 
