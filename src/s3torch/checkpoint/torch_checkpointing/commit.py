@@ -45,8 +45,12 @@ class _Survey(NamedTuple):
 
 
 def own_files(client: S3Client, folder: Place, identity: Identity) -> Mapping[str, StoredFile]:
-    """Return the files of a checkpoint that the ranks of this save have written, by their names. One listing."""
-    return _survey(client, folder, identity, f"{saves_prefix(folder)}{identity.name}/").files
+    """Return the files that the ranks of this save have written, and that are no checkpoint yet, by their names."""
+    found = _survey(client, folder, identity, f"{saves_prefix(folder)}{identity.name}/").files
+    if not found:
+        return found
+    named = _named(client, folder)
+    return {name: file for name, file in found.items() if file.key not in named}
 
 
 def _survey(client: S3Client, folder: Place, identity: Identity, prefix: str) -> _Survey:

@@ -122,8 +122,12 @@ class S3Storage(Storage):
         del workers, chunk_bytes
         remote = self._remote(path, expected)
         mapped, view = self._memory.take(expected)
-        with view, new_byte_bar(f"Loading {place_of(path).uri}", expected, is_wanted=self._progress) as bar:
-            remote.read_ranges([(0, expected)], [view], 0, bar.update)
+        try:
+            with view, new_byte_bar(f"Loading {place_of(path).uri}", expected, is_wanted=self._progress) as bar:
+                remote.read_ranges([(0, expected)], [view], 0, bar.update)
+        except BaseException:
+            del mapped  # whoever keeps the error keeps this frame
+            raise
         return mapped
 
     def stream_write(self, path: _PathLike) -> io.IOBase:
