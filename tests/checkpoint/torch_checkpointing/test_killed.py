@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-import uuid
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from s3torch import S3Client
 from s3torch.checkpoint import latest
 from s3torch.torch_checkpointing import S3StorageConfig, clean
-from tests.checkpoint.torch_checkpointing.ranks import rank_path, save_until_killed, state_of, sync_manager
+from tests.checkpoint.torch_checkpointing.ranks import rank_path, save_steps, state_of, sync_manager
 from tests.conftest import MiB
 
 RANKS = 2
@@ -33,18 +34,17 @@ def _is_loaded(uri: str, number: int, size: int) -> bool:
     )
 
 
-def _wait_for(path, processes) -> str:
-    """Return what a rank has written into a file, as soon as it has."""
+def _wait_for(path: Path, processes: list[BaseProcess]) -> None:
+    """Wait until a rank has made a file."""
     end = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < end
         assert all(process.is_alive() for process in processes)
         time.sleep(0.01)
-    return path.read_text()
 
 
 @pytest.mark.parametrize(("kills", "size"), [(3, 24 * MiB), pytest.param(20, 1024 * MiB, marks=pytest.mark.soak)])
-def test_killed_while_saving(s3, forkserver, bucket, prefix, tmp_path, kills, size):
+def test_killed_while_saving(s3, forkserver, bucket, prefix, tmp_path, record_property, kills, size):
     """Two ranks are killed at random moments: what was there before loads, and what was not committed is not there.
 
     The same name saved again becomes a checkpoint, and nothing of the killed save is left.
@@ -52,51 +52,54 @@ def test_killed_while_saving(s3, forkserver, bucket, prefix, tmp_path, kills, si
     run = f"s3://{bucket}/{prefix}run"
     chance = random.Random(7)
     storage = S3StorageConfig().create_storage()
-    uncommitted, orphans, seconds = 0, 0, None
-    for kill in range(kills):
-        folder = tmp_path / str(kill)
+
+    def start(folder: Path, steps: range) -> list[BaseProcess]:
         folder.mkdir()
-        meeting = str(folder / uuid.uuid4().hex)
-        first = 1000 * (kill + 1)
-        processes = [
-            forkserver.Process(
-                target=save_until_killed, args=(rank, RANKS, meeting, str(folder), run, first, size // RANKS)
-            )
-            for rank in range(RANKS)
-        ]
+        arguments = (RANKS, str(folder), run, steps, size // RANKS)
+        processes = [forkserver.Process(target=save_steps, args=(rank, *arguments)) for rank in range(RANKS)]
         for process in processes:
             process.start()
-        try:
-            previous = _wait_for(rank_path(str(folder), first + 1), processes)  # the first is complete
-            if seconds is None:
-                seconds = float(previous)
-            time.sleep(chance.uniform(0, 1.5 * seconds))
-        finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.join(PATIENCE)
-        begun = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        last, name = f"{run}/step-{begun - 1}", f"{run}/step-{begun}"
-        assert _is_loaded(last, begun - 1, size // RANKS)
-        marker = f"{prefix}run/step-{begun}/_COMPLETE"
-        if marker in _keys(bucket, marker):
-            assert _is_loaded(name, begun, size // RANKS)
+        _wait_for(rank_path(str(folder), steps[0]), processes)
+        return processes
+
+    def end(processes: list[BaseProcess]) -> list[int | None]:
+        for process in processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in processes]
+
+    processes = start(tmp_path / "first", range(1, 2))
+    began = time.monotonic()
+    assert end(processes) == [0] * RANKS
+    seconds = time.monotonic() - began
+    assert _is_loaded(f"{run}/step-1", 1, size // RANKS)
+    uncommitted = orphans = 0
+    for kill in range(kills):
+        steps = range(10 * (kill + 1), 10 * (kill + 2))
+        processes = start(tmp_path / str(kill), steps)
+        time.sleep(chance.uniform(0, 1.1 * seconds))
+        for process in processes:
+            process.kill()
+        end(processes)
+        step = max(step for step in steps if rank_path(str(tmp_path / str(kill)), step).exists())
+        folder, name = f"{prefix}run/step-{step}/", f"{run}/step-{step}"
+        assert _is_loaded(f"{run}/step-1", 1, size // RANKS)
+        if f"{folder}_COMPLETE" in _keys(bucket, folder):
+            assert _is_loaded(name, step, size // RANKS)
             assert latest(run) == name
         else:
             uncommitted += 1
-            orphans += len(_keys(bucket, f"{prefix}run/step-{begun}/"))
-            orphans += len(S3Client().list_multipart_uploads(bucket, f"{prefix}run/step-{begun}/"))
+            orphans += len(_keys(bucket, folder)) + len(S3Client().list_multipart_uploads(bucket, folder))
             assert not storage.exists(name)
-            assert storage.ls(run) == sorted(f"step-{number}" for number in range(first, begun))
-            assert latest(run) == last
+            assert storage.ls(run) == sorted(f"step-{each}" for each in (1, *range(steps[0], step)))
             with pytest.raises(FileNotFoundError):
                 sync_manager().load(name, into={"weight": None})
-            sync_manager().save(name, state_of(1, 0, MiB))
-            assert sync_manager().load(name, into={"number": None}) == {"number": 1}
+            sync_manager().save(name, state_of(7, 0, MiB))
+            assert sync_manager().load(name, into={"number": None}) == {"number": 7}
             assert clean(name, older_than=0) == []
-        clean(run, older_than=0)
-        storage.rmdir(run)
-        assert _keys(bucket, f"{prefix}run/") == []
+        for each in range(steps[0], step + 1):
+            storage.rmdir(f"{run}/step-{each}")
+        assert clean(run, older_than=0) == []
+        assert len(_keys(bucket, f"{prefix}run/")) == 1 + 2 * RANKS
+    record_property("killed, uncommitted, left", (kills, uncommitted, orphans))
     assert uncommitted
     assert orphans or kills < 20
