@@ -17,6 +17,8 @@ from s3torch.torch_checkpointing import S3StorageConfig, clean
 from tests.checkpoint.torch_checkpointing.ranks import rank_path, save_steps, state_of, sync_manager
 from tests.conftest import MiB
 
+_log = logging.getLogger(__name__)
+
 RANKS = 2
 PATIENCE = 120.0  # seconds for what must happen
 
@@ -97,7 +99,7 @@ def test_killed_while_saving(s3, forkserver, bucket, prefix, tmp_path, kills, si
             sync_manager().save(name, state_of(7, 0, MiB))
             assert sync_manager().load(name, into={"number": None}) == {"number": 7}
             assert clean(name, older_than=0) == []
-        logging.info("kill %d: %d not committed, %d files and uploads left by these", kill, uncommitted, orphans)
+        _log.info("kill %d: %d not committed, %d files and uploads left by these", kill, uncommitted, orphans)
         for each in range(steps[0], step + 1):
             storage.rmdir(f"{run}/step-{each}")
         assert clean(run, older_than=0) == []
