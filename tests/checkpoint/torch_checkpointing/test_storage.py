@@ -173,13 +173,30 @@ def test_streams(both):
 
 
 def test_an_exception_while_writing(storage, there):
-    """A file whose writing failed is no part of what is committed."""
-    with contextlib.suppress(KeyError), storage.stream_write(there / "tmp_step" / "bad") as file:
-        file.write(b"half")
-        raise KeyError
+    """What could not be written is not left out in silence: the commit fails until it is written, or deleted."""
+    for name in ("bad", "worse"):
+        with contextlib.suppress(KeyError), storage.stream_write(there / "tmp_step" / name) as file:
+            file.write(b"half")
+            raise KeyError
     storage.write(there / "tmp_step" / "good", b"whole")
+    with pytest.raises(S3Error, match="bad, worse could not be written"):
+        storage.rename(there / "tmp_step", there / "step", is_directory=True)
+    assert not storage.exists(there / "step")
+    storage.write(there / "tmp_step" / "bad", b"whole")
+    with pytest.raises(FileNotFoundError):
+        storage.delete(there / "tmp_step" / "worse")
     storage.rename(there / "tmp_step", there / "step", is_directory=True)
-    assert storage.ls(there / "step") == ["good"]
+    assert storage.ls(there / "step") == ["bad", "good"]
+
+
+def test_files_that_were_deleted_meanwhile(storage, there):
+    """A temporary folder whose files are gone is still there: the library would take the save for done."""
+    storage.write(there / "tmp_step" / "file", b"content")
+    assert len(clean(str(there), older_than=0)) == 1
+    assert storage.exists(there / "tmp_step")
+    with pytest.raises(S3Error, match="file could not be written, or was deleted"):
+        storage.rename(there / "tmp_step", there / "step", is_directory=True)
+    assert not storage.exists(there / "step")
 
 
 def test_a_file_that_was_written_twice(storage, there):
@@ -259,7 +276,8 @@ def test_two_jobs_that_save_one_name(there):
         for name in ("model_0.pt", f"only-{number}"):
             storage.write(there / "tmp_step" / name, b"%d" % number)
     storages[1].rename(there / "tmp_step", there / "step", is_directory=True)
-    with pytest.raises(FileNotFoundError):  # what it has written was left over, and is deleted
+    assert storages[0].exists(there / "tmp_step")
+    with pytest.raises(ObjectExistsError):  # what it has written is deleted; its library asks whether that is there
         storages[0].rename(there / "tmp_step", there / "step", is_directory=True)
     assert storages[0].ls(there / "step") == ["model_0.pt", "only-1"]
     assert storages[0].read(there / "step" / "model_0.pt") == b"1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from s3torch._aws.operations import DeleteObject
@@ -73,7 +74,7 @@ def _survey(client: S3Client, folder: Place, identity: Identity, prefix: str) ->
     return _Survey(files, [(key, saved) for key, saved in others if key not in used], foreign)
 
 
-def commit(client: S3Client, source: Place, folder: Place, identity: Identity) -> Manifest:
+def commit(client: S3Client, source: Place, folder: Place, identity: Identity, written: AbstractSet[str]) -> Manifest:
     """Make the files of this save a checkpoint, and delete what earlier saves of its name have left.
 
     Args:
@@ -81,6 +82,7 @@ def commit(client: S3Client, source: Place, folder: Place, identity: Identity) -
         source: The temporary folder.
         folder: The checkpoint.
         identity: Of the save.
+        written: The names of files that must be there, as this process has written them.
 
     Returns:
         What the marker says.
@@ -91,7 +93,7 @@ def commit(client: S3Client, source: Place, folder: Place, identity: Identity) -
     """
     survey = _survey(client, folder, identity, folder.prefix)
     _check_free(client, folder, survey)
-    _check_whole(client, source, identity, survey)
+    _check_whole(client, source, identity, survey, written)
     manifest = Manifest(folder, survey.files)
     store_marker(client, manifest)
     size = sum(file.size for file in survey.files.values())
@@ -127,7 +129,9 @@ def _check_free(client: S3Client, folder: Place, survey: _Survey) -> None:
     raise ObjectExistsError(f"{folder.uri} is a file. Save under another name.", bucket=folder.bucket, key=folder.key)
 
 
-def _check_whole(client: S3Client, source: Place, identity: Identity, survey: _Survey) -> None:
+def _check_whole(
+    client: S3Client, source: Place, identity: Identity, survey: _Survey, written: AbstractSet[str]
+) -> None:
     """Refuse to complete a checkpoint without files that may be a part of it."""
     for page in client.list_objects(source.bucket, source.prefix):
         for info in page.object_info:
@@ -135,6 +139,12 @@ def _check_whole(client: S3Client, source: Place, identity: Identity, survey: _S
                 f"s3://{source.bucket}/{info.key} would be missing from the checkpoint: no folder within {source.uri} "
                 "may have a name that begins like that of a temporary folder (temp_dir_prefix)."
             )
+    missing = sorted(written - survey.files.keys())
+    if missing:
+        raise S3Error(
+            f"{source.uri} was not made a checkpoint: {', '.join(missing)} could not be written, or was deleted "
+            "meanwhile. Save it again; what may be missing, delete."
+        )
     if identity.is_shared:
         return
     unknown = sorted({saved.name for _, saved in survey.others} - survey.files.keys())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch_checkpointing.storage.base_storage import StorageConfig
 
 from s3torch import _buffer
-from s3torch.checkpoint.torch_checkpointing.identity import Identity, agree
+from s3torch.checkpoint.torch_checkpointing.identity import Identity, agree, new_identity
 from s3torch.checkpoint.torch_checkpointing.storage import S3Storage
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
@@ -65,18 +65,18 @@ class S3StorageConfig(StorageConfig):
         if self.progress is not None and not isinstance(self.progress, bool):
             raise ArgumentTypeError(f"progress must be a bool or None, got {self.progress!r}.")
         self.reader_config = check_reader_config(self.reader_config or S3ReaderConfig.adaptive())
-        self._identity: Identity | None = None
+        self._identity = new_identity()
         self._client()
 
     def __getstate__(self) -> dict[str, object]:
         # The process that gets it is no part of the group that agrees.
-        return {**self.__dict__, "_identity": self._agreed()}
+        return {**self.__dict__, "_identity": self._identify()}
 
     def create_storage(self) -> S3Storage:
         """Return a storage for this process."""
         return S3Storage(
             self._client(),
-            self._agreed(),
+            self._identify,
             reader_config=check_reader_config(self.reader_config),
             temp_dir_prefix=self.temp_dir_prefix,
             kept_memory=self.kept_memory,
@@ -91,6 +91,5 @@ class S3StorageConfig(StorageConfig):
             s3client_config=self.s3client_config,
         )
 
-    def _agreed(self) -> Identity:
-        self._identity = agree(self.save_id, self._identity)
-        return self._identity
+    def _identify(self) -> Identity:
+        return agree(self.save_id, self._identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from s3torch.checkpoint.torch_checkpointing.commit import own_files
@@ -30,16 +30,30 @@ class Files:
 
     Args:
         client: Sends the requests.
-        identity: Of the saves of this process.
+        identify: Returns the identity of the saves of this process; asked when something is written, so that who only
+            reads needs no other rank.
         temp_dir_prefix: What the names of temporary folders begin with.
     """
 
-    def __init__(self, client: S3Client, identity: Identity, temp_dir_prefix: str) -> None:
+    def __init__(self, client: S3Client, identify: Callable[[], Identity], temp_dir_prefix: str) -> None:
         self._client = client
-        self._identity = identity
+        self._identify = identify
+        self._identity: Identity | None = None
+        self._written: dict[Place, set[str]] = {}
         self._temp_dir_prefix = temp_dir_prefix
         self._known: tuple[Manifest, ...] = ()  # the newest first; replaced whole, as threads share it
         self._heads: dict[Place, tuple[float, StoredFile]] = {}
+
+    @property
+    def identity(self) -> Identity:
+        """Of the saves of this process."""
+        if self._identity is None:
+            self._identity = self._identify()
+        return self._identity
+
+    def written(self, folder: Place) -> set[str]:
+        """Return the names of the files of a checkpoint that this process has begun to write, and not deleted."""
+        return self._written.get(folder, set())
 
     def key_to_write(self, place: Place) -> str:
         """Return the key of the object that a file will be, if it is written now.
@@ -50,7 +64,8 @@ class Files:
         """
         staged = place.staged(self._temp_dir_prefix)
         if staged is not None:
-            return staged.new_key(self._identity.name)
+            self._written.setdefault(staged.folder, set()).add(staged.name)
+            return staged.new_key(self.identity.name)
         if not place.key:
             raise ArgumentError(f"{place.uri} is a bucket, and no file. Write 's3://bucket/folder/file'.")
         self.refuse_part_of_checkpoint(place)
@@ -131,6 +146,14 @@ class Files:
         """Whether anybody sees an object below a folder."""
         return next(self.visible(place), None) is not None
 
+    def is_staged(self, place: Place) -> bool:
+        """Whether a path is that of a temporary folder.
+
+        It is, even if all files are gone that this process has written there: the library would take a save for done.
+        """
+        folder = place.renamed(self._temp_dir_prefix)
+        return folder is not None and bool(self.written(folder) or own_files(self._client, folder, self.identity))
+
     def staged(self, place: Place) -> dict[str, StoredFile]:
         """Return the files of this save below a temporary folder, or a folder within it, by their names in there.
 
@@ -143,7 +166,7 @@ class Files:
             inner = place.below(temporary)
             found = {
                 name[len(inner or "") :].lstrip("/"): file
-                for name, file in own_files(self._client, folder, self._identity).items()
+                for name, file in own_files(self._client, folder, self.identity).items()
                 if inner is None or name == inner or name.startswith(f"{inner}/")
             }
             if found:
@@ -165,6 +188,14 @@ class Files:
         """Know what a marker says."""
         others = tuple(each for each in self._known if each.folder != manifest.folder)
         self._known = (manifest, *others[: _KNOWN - 1])
+
+    def forget_written(self, place: Place) -> None:
+        """Expect no more what this process has written into a temporary folder, or to a file within it."""
+        folder, staged = place.renamed(self._temp_dir_prefix), place.staged(self._temp_dir_prefix)
+        if folder is not None:
+            self._written.pop(folder, None)
+        if staged is not None:
+            self.written(staged.folder).discard(staged.name)
 
     def forget(self, folder: Place) -> None:
         """Know nothing any more of what lies in a folder."""

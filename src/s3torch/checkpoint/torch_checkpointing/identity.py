@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from typing import NamedTuple
 
-__all__ = ["Identity", "agree"]
+__all__ = ["Identity", "agree", "new_identity"]
 
 _STORE_KEY = "s3torch.torch_checkpointing/save"
 _DIGITS = 16
@@ -28,22 +28,26 @@ class Identity(NamedTuple):
     is_shared: bool
 
 
-def agree(given: str | None, known: Identity | None) -> Identity:
-    """Return the identity of this process' saves.
+def new_identity() -> Identity:
+    """Return an identity that no other process has, unless it is given to it."""
+    return Identity(secrets.token_hex(_DIGITS // 2), is_shared=False)
+
+
+def agree(given: str | None, own: Identity) -> Identity:
+    """Return the identity of this process' saves. Threads that ask get the same.
 
     Args:
         given: What the user has named the job; None asks the store of ``torch.distributed``, if that is initialized:
             the first rank that asks decides, and none waits for another.
-        known: What this process has had, or has been given, before; None if there was nothing.
+        own: What counts where there is no store; of a background process what it was given.
     """
     if given is not None:
         return Identity(hashlib.sha256(given.encode()).hexdigest()[:_DIGITS], is_shared=True)
-    proposal = secrets.token_hex(_DIGITS // 2)
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         from torch.distributed.distributed_c10d import _get_default_store
 
-        said = _get_default_store().compare_set(_STORE_KEY, "", proposal)
+        said = _get_default_store().compare_set(_STORE_KEY, "", new_identity().name)
         return Identity(said.decode(), is_shared=True)
-    return known or Identity(proposal, is_shared=False)
+    return own

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from torch_checkpointing.storage.base_storage import ReadArgs, Storage
 
 from s3torch._objects.remote import RemoteObject
 from s3torch._progress import new_byte_bar
-from s3torch.checkpoint.torch_checkpointing.commit import commit, own_files, remove_folder
+from s3torch.checkpoint.torch_checkpointing.commit import commit, remove_folder
 from s3torch.checkpoint.torch_checkpointing.files import Files
 from s3torch.checkpoint.torch_checkpointing.fill import KeptMemory
 from s3torch.checkpoint.torch_checkpointing.identity import Identity
@@ -47,7 +48,7 @@ class S3Storage(Storage):
 
     Args:
         client: Sends the requests.
-        identity: Of the saves of this process.
+        identify: Returns the identity of the saves of this process; asked when something is written.
         reader_config: Which reader ``stream_read`` returns.
         temp_dir_prefix: What the names of temporary folders begin with.
         kept_memory: Bytes that ``mmap_fill`` may keep.
@@ -57,7 +58,7 @@ class S3Storage(Storage):
     def __init__(
         self,
         client: S3Client,
-        identity: Identity,
+        identify: Callable[[], Identity],
         *,
         reader_config: S3ReaderConfig,
         temp_dir_prefix: str,
@@ -65,15 +66,14 @@ class S3Storage(Storage):
         progress: bool | None,
     ) -> None:
         self.client = client
-        self._identity = identity
         self._reader_config = reader_config
         self._temp_dir_prefix = temp_dir_prefix
         self._memory = KeptMemory(kept_memory)
         self._progress = progress
-        self._files = Files(client, identity, temp_dir_prefix)
+        self._files = Files(client, identify, temp_dir_prefix)
 
     def __repr__(self) -> str:
-        return f"S3Storage({self.client!r}, save={self._identity.name})"
+        return f"S3Storage({self.client!r})"
 
     @property
     def mmap_fill_workers(self) -> int:
@@ -160,6 +160,7 @@ class S3Storage(Storage):
         """
         place = place_of(path)
         self._files.refuse_part_of_checkpoint(place)
+        self._files.forget_written(place)
         stored = self._files.find(place)
         self._files.forget(place)
         self.client.delete_object(stored.bucket, stored.key)
@@ -175,6 +176,7 @@ class S3Storage(Storage):
         """
         place = place_of(path)
         self._files.forget(place)
+        self._files.forget_written(place)
         staged = place.renamed(self._temp_dir_prefix)
         if staged is not None and remove_folder(self.client, staged, is_staged=True):
             return
@@ -210,12 +212,14 @@ class S3Storage(Storage):
         source, destination = place_of(src_path), place_of(dst_path)
         self._files.forget(destination)
         folder = source.renamed(self._temp_dir_prefix)
-        if folder is not None and own_files(self.client, folder, self._identity):
+        if folder is not None and self._files.is_staged(source):
             if folder != destination:
                 raise ArgumentError(
                     f"{source.uri} can become {folder.uri} only, not {destination.uri}: its files are there already."
                 )
-            self._files.remember(commit(self.client, source, folder, self._identity))
+            written = self._files.written(folder)
+            self._files.remember(commit(self.client, source, folder, self._files.identity, written))
+            self._files.forget_written(source)
             return
         try:
             stored = self._files.find(source)
@@ -236,6 +240,7 @@ class S3Storage(Storage):
             raise ObjectExistsError(f"{destination.uri} is a folder, and {source.uri} a file: it was not renamed.")
         self.client.copy_object(stored.bucket, stored.key, destination.bucket, self._files.key_to_write(destination))
         self._files.forget(source)
+        self._files.forget_written(source)
         self.client.delete_object(stored.bucket, stored.key)
 
     def ls(self, path: _PathLike) -> list[str]:
@@ -264,6 +269,7 @@ class S3Storage(Storage):
         place = place_of(path)
         return (
             self._files.known(place) is not None
+            or self._files.is_staged(place)
             or bool(self._files.staged(place))
             or self._files.look_up(place) is not None
             or self._files.head(place, is_fresh=True) is not None
@@ -283,7 +289,8 @@ class S3Storage(Storage):
         """Whether it is a folder; see ``exists``."""
         place = place_of(path)
         return (
-            bool(self._files.staged(place).keys() - {""})
+            self._files.is_staged(place)
+            or bool(self._files.staged(place).keys() - {""})
             or self._files.look_up(place) is not None
             or bool(self._files.inner_names(place) - {""})
             or self._files.is_visible(place)
