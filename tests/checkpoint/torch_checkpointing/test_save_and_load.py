@@ -20,6 +20,7 @@ from torch_checkpointing.checkpoint_layout import (
 from torch_checkpointing.checkpoint_loader import CheckpointLoader
 from torch_checkpointing.checkpoint_manager import _DictCheckpoint
 from torch_checkpointing.checkpoint_reader import CheckpointReader
+from torch_checkpointing.checkpoint_writer import CallbackArgs, CheckpointWriterConfig
 from torch_checkpointing.default_resharder import DefaultResharder
 from torch_checkpointing.schema import _CheckpointSchema
 from torch_checkpointing.storage.base_storage import ReadArgs
@@ -27,7 +28,7 @@ from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 from torch_checkpointing.types import RankInfo
 
 from s3torch.checkpoint import clean as clean_uploads
-from s3torch.checkpoint import keep_last, latest
+from s3torch.checkpoint import keep_last, latest, mark_complete
 from s3torch.errors import ObjectChangedError, ObjectExistsError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.objects import operation_of
@@ -213,7 +214,7 @@ def test_what_is_left_is_cleaned(manage, run, bucket, prefix, client):
     assert len(keys()) == 4
     manager.save(f"{run}/step-2", {"x": 2})
     assert len(keys()) == 5
-    assert len(clean(run, older_than=0)) == 1
+    assert len(clean(Path(run), older_than=0)) == 1
     assert clean(run, older_than=0) == []
     assert manager.load(f"{run}/step-1", into={"x": 0}) == {"x": 1}
     assert manager.load(f"{run}/step-2", into={"x": 0}) == {"x": 2}
@@ -276,6 +277,27 @@ def test_resharding_by_one_rank(manage, run, tmp_path):
         loaded = manager.load(path, into=blank(state))
         assert same(loaded, state)
         assert "metadata.pkl" in manager._reader._storage.ls(path)
+
+
+def test_without_a_temporary_folder(manage, run):
+    """Where the library renames nothing, the files are plain objects, and ``latest`` knows them when that is said."""
+    marked = []
+
+    def mark(arguments: CallbackArgs) -> None:
+        mark_complete(arguments.storage.remap_path(arguments.path))
+        marked.append(arguments.path)
+
+    save = SyncCheckpointSaverConfig(writer_config=CheckpointWriterConfig(write_to_temp_dir=False))
+    manager = manage(S3StorageConfig(), save=save)
+    manager.save(f"{run}/step-1", {"x": torch.ones(3)})
+    assert torch.equal(manager.load(f"{run}/step-1", into={"x": None})["x"], torch.ones(3))
+    assert latest(run) is None
+    manager = manage(S3StorageConfig(), save=save, finalize_callback=mark)
+    manager.save(f"{run}/step-2", {"x": torch.ones(3)})
+    manager.save(f"{run}/step-2", {"x": torch.zeros(3)})
+    assert len(marked) == 2
+    assert torch.equal(manager.load(f"{run}/step-2", into={"x": None})["x"], torch.zeros(3))
+    assert latest(run) == f"{run}/step-2"
 
 
 def test_configuration_pickles(run):

@@ -201,7 +201,7 @@ def clean(prefix: str, *, older_than: float = _DAY, dry_run: bool = False, clien
 
     Raises:
         ArgumentError: ``older_than`` is negative.
-        InvalidURIError: ``prefix`` is not of the form ``s3://bucket/folder``.
+        InvalidURIError: ``prefix`` leads elsewhere than to S3.
         CheckpointFormatError: The marker of a folder cannot be read, so nobody knows what it names.
         S3Error: Something could not be listed or deleted.
     """
