@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import pickle
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -263,6 +265,26 @@ def test_in_the_background(manage, run):
     with pytest.raises(ObjectExistsError, match="complete checkpoint already"):
         manager.save(f"{run}/step-1", state).result(120)
     manager._write_future = None  # its failure was looked at
+
+
+def test_a_background_process_that_is_killed(manage, run):
+    """Its save fails, and is not there; what was saved before is, and a new process saves under the same name."""
+    manager = manage(S3StorageConfig(), save=AsyncCheckpointSaverConfig())
+    state = {"weight": torch.ones(4 * MiB)}
+    manager.save(f"{run}/step-1", state).result(120)
+    process = manager._saver._checkpoint_process.process.processes[0]
+    os.kill(process.pid, signal.SIGSTOP)  # so that it does not get through before
+    future = manager.save(f"{run}/step-2", state)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises((EOFError, OSError, RuntimeError)):
+        future.result(120)
+    manager._write_future = None
+    manager = manage(S3StorageConfig())
+    assert not manager._reader._storage.exists(f"{run}/step-2")
+    assert torch.equal(manager.load(f"{run}/step-1", into={"weight": None})["weight"], state["weight"])
+    manager.save(f"{run}/step-2", state)
+    assert torch.equal(manager.load(f"{run}/step-2", into={"weight": None})["weight"], state["weight"])
+    assert clean(run, older_than=0) == []
 
 
 def test_resharding_by_one_rank(manage, run, tmp_path):
