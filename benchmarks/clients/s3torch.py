@@ -531,7 +531,13 @@ def fill_reused(site: Site, _: Effort) -> Work:
 
 @enter("s3torch native_fill", "torch-checkpointing", needs="torch_checkpointing")
 def load_filled(site: Site, _: Effort) -> Work:
-    """``load_torch_serialized_from_storage`` with ``native_fill``, into the memory of the load before."""
+    """``load_torch_serialized_from_storage`` with ``native_fill``, into memory of the load before that was held."""
+    return _loading_for_torch_checkpointing(site, fills=True, reclaimable=False)
+
+
+@enter("s3torch native_fill, reclaimable", "torch-checkpointing", needs="torch_checkpointing")
+def load_filled_reclaimable(site: Site, _: Effort) -> Work:
+    """The same with memory that the system may take in between, which is the default."""
     return _loading_for_torch_checkpointing(site, fills=True)
 
 

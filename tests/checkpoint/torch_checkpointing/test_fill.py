@@ -64,6 +64,16 @@ def test_what_is_kept_is_bounded():
     assert nothing.kept == 0
 
 
+def test_memory_that_is_held():
+    """Memory that the system may not take is as it was left."""
+    memory = KeptMemory(MiB, is_reclaimable=False)
+    window, view = memory.take(1000)
+    view[:] = bytes([7]) * 1000
+    view.release()
+    del window
+    assert bytes(memory.take(1000)[1]) == bytes([7]) * 1000
+
+
 def test_the_memory_reads_like_a_file():
     """What the reader of archives asks of a file is answered as by io.BytesIO."""
     content = os.urandom(1000)

@@ -396,6 +396,7 @@ def test_a_commit_that_fails():
         ({"temp_dir_prefix": "a/b"}, ArgumentError),
         ({"kept_memory": -1}, ArgumentError),
         ({"kept_memory": 1.5}, ArgumentTypeError),
+        ({"reclaimable": 1}, ArgumentTypeError),
         ({"progress": 1}, ArgumentTypeError),
     ],
 )

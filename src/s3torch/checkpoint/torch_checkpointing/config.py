@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch_checkpointing.storage.base_storage import StorageConfig
 
 from s3torch import _buffer
+from s3torch.checkpoint.torch_checkpointing.fill import KeptMemory
 from s3torch.checkpoint.torch_checkpointing.identity import Identity, agree, new_identity
 from s3torch.checkpoint.torch_checkpointing.storage import S3Storage
 from s3torch.client import S3Client
@@ -36,6 +37,7 @@ class S3StorageConfig(StorageConfig):
         temp_dir_prefix: The one of CheckpointWriterConfig.
         kept_memory: Bytes of memory to keep for the next file, when what ``native_fill`` has loaded is dropped. The
             system may take its pages back at any time. 0 keeps none.
+        reclaimable: Whether it may. False holds the memory, and saves a third of the CPU time of a transfer.
         progress: Whether a bar shows how far ``native_fill`` is; None shows one on a terminal.
 
     Raises:
@@ -51,6 +53,7 @@ class S3StorageConfig(StorageConfig):
     save_id: str | None = None
     temp_dir_prefix: str = "tmp_"
     kept_memory: int = 4 * _GIB
+    reclaimable: bool = True
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class S3StorageConfig(StorageConfig):
             raise ArgumentError(f"temp_dir_prefix={self.temp_dir_prefix!r} must be the beginning of a folder's name.")
         if _buffer.as_index("kept_memory", self.kept_memory) < 0:
             raise ArgumentError(f"kept_memory={self.kept_memory} must be 0 or more bytes.")
+        if not isinstance(self.reclaimable, bool):
+            raise ArgumentTypeError(f"reclaimable must be a bool, got {self.reclaimable!r}.")
         if self.progress is not None and not isinstance(self.progress, bool):
             raise ArgumentTypeError(f"progress must be a bool or None, got {self.progress!r}.")
         self.reader_config = check_reader_config(self.reader_config or S3ReaderConfig.adaptive())
@@ -79,7 +84,7 @@ class S3StorageConfig(StorageConfig):
             self._identify,
             reader_config=check_reader_config(self.reader_config),
             temp_dir_prefix=self.temp_dir_prefix,
-            kept_memory=self.kept_memory,
+            memory=KeptMemory(self.kept_memory, is_reclaimable=self.reclaimable),
             progress=self.progress,
         )
 

@@ -1,8 +1,9 @@
 """Memory that whole files are received into, and that serves the next file when nobody needs it any more.
 
 The tensors that the library loads from a file are slices of one memory. Its pages cost more than the transfer when they
-are new, so what was let go is kept. The operating system is told that it may take the pages of kept memory whenever it
-needs them (``MADV_FREE``), so it is never missing elsewhere; where that cannot be told, nothing is kept.
+are new, so what was let go is kept. The operating system is told that it may take the pages of kept memory whenever
+it needs them (``MADV_FREE``), so it is never missing elsewhere; where that cannot be told, nothing is kept unless the
+user says so.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ class KeptMemory:
 
     Args:
         limit: Bytes to keep at most.
+        is_reclaimable: Whether the system may take the pages of what is kept. To tell it takes a third of the CPU time
+            of a transfer.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit if hasattr(mmap, "MADV_FREE") else 0
+    def __init__(self, limit: int, *, is_reclaimable: bool = True) -> None:
+        self.limit = limit if hasattr(mmap, "MADV_FREE") or not is_reclaimable else 0
+        self._is_reclaimable = is_reclaimable
         self._kept: list[mmap.mmap] = []
 
     @property
@@ -69,7 +73,8 @@ class KeptMemory:
     def _give_back(self, memory: mmap.mmap) -> None:
         """Keep memory; called by whoever drops the last tensor, so it may be in the middle of anything."""
         if len(memory) + self.kept <= self.limit:
-            memory.madvise(mmap.MADV_FREE)  # type: ignore[attr-defined, unused-ignore]  # the limit is 0 elsewhere
+            if self._is_reclaimable:
+                memory.madvise(mmap.MADV_FREE)  # type: ignore[attr-defined, unused-ignore]  # the limit is 0 elsewhere
             self._kept.append(memory)
 
 

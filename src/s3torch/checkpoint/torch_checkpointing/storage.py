@@ -51,7 +51,7 @@ class S3Storage(Storage):
         identify: Returns the identity of the saves of this process; asked when something is written.
         reader_config: Which reader ``stream_read`` returns.
         temp_dir_prefix: What the names of temporary folders begin with.
-        kept_memory: Bytes that ``mmap_fill`` may keep.
+        memory: Of ``mmap_fill``.
         progress: Whether ``mmap_fill`` shows a bar; None shows one on a terminal.
     """
 
@@ -62,13 +62,13 @@ class S3Storage(Storage):
         *,
         reader_config: S3ReaderConfig,
         temp_dir_prefix: str,
-        kept_memory: int,
+        memory: KeptMemory,
         progress: bool | None,
     ) -> None:
         self.client = client
         self._reader_config = reader_config
         self._temp_dir_prefix = temp_dir_prefix
-        self._memory = KeptMemory(kept_memory)
+        self._memory = memory
         self._progress = progress
         self._files = Files(client, identify, temp_dir_prefix)
 
