@@ -114,10 +114,10 @@ def state_of(number: int, rank: int, size: int) -> dict[str, object]:
     return {"weight": weight, "number": number}
 
 
-def sync_manager(rank: int = 0) -> CheckpointManager:
+def sync_manager(rank: int = 0, **options: str) -> CheckpointManager:
     """Return a manager of a rank, in a group or alone, which saves at once."""
     manager = CheckpointManager(
-        CheckpointManager.Config(save=SyncCheckpointSaverConfig(), storage_config=S3StorageConfig())
+        CheckpointManager.Config(save=SyncCheckpointSaverConfig(), storage_config=S3StorageConfig(**options))
     )
     if not dist.is_initialized():  # reads what the rank of a group has saved
         manager._rank = manager._reader._rank_info.global_rank = rank
