@@ -489,6 +489,24 @@ CASES = (
         ),
     ),
     Case(
+        name="torch-checkpointing",
+        title="torch_checkpointing loads a file of 200 tensors, 1 GiB in all, HTTP",
+        task="torch-checkpointing",
+        server="checkpoints",
+        effort=Effort(),
+        quick=_QUICK,
+        columns=_LOAD_COLUMNS,
+        charts=(GB_PER_S, CPU_S_PER_GIB),
+        promises=(
+            Promise(
+                "s3torch native_fill: GB/s over read_ranges into reused memory",
+                over(of("s3torch native_fill", GB_PER_S), of("s3torch read_ranges, reused memory", GB_PER_S)),
+                0.9,
+                is_minimum=True,
+            ),
+        ),
+    ),
+    Case(
         name="integrity",
         title="What checksums cost: objects of 100 kB, 256 MiB and parts of 8 MiB, a real local S3 server, HTTP",
         task="integrity",
@@ -547,6 +565,7 @@ GROUPS = {
         "dcp-load",
         "dcp-load-layer",
         "safetensors",
+        "torch-checkpointing",
     ),
 }
 """Names that stand for several cases."""

@@ -28,7 +28,7 @@ from benchmarks.clients.work import (
 )
 from benchmarks.registry import Done, Work, enter
 from benchmarks.site import KIB, MIB, Effort, Site, Stored
-from benchmarks.state import SAFETENSORS, make_state
+from benchmarks.state import CHECKPOINT, SAFETENSORS, make_state
 from s3torch import S3Client, S3ClientConfig, S3Reader
 
 if TYPE_CHECKING:
@@ -513,6 +513,61 @@ def load_safetensors(site: Site, _: Effort) -> Work:
 
     s3 = _client(site)
     return loading(site, lambda key: load_file(f"s3://{site.bucket}/{key}", client=s3), SAFETENSORS)
+
+
+@enter("s3torch read_ranges, reused memory", "torch-checkpointing")
+def fill_reused(site: Site, _: Effort) -> Work:
+    """``read_ranges`` of the file into memory that is used again, and nothing made of it."""
+    s3 = _client(site)
+    size = s3.head_object(site.bucket, CHECKPOINT).size
+    buffer = touched(size)
+
+    def work() -> Done:
+        s3.read_ranges(site.bucket, CHECKPOINT, [(0, size)], [buffer])
+        return Done(items=1, bytes=site.state_bytes)
+
+    return work
+
+
+@enter("s3torch native_fill", "torch-checkpointing", needs="torch_checkpointing")
+def load_filled(site: Site, _: Effort) -> Work:
+    """``load_torch_serialized_from_storage`` with ``native_fill``, into memory of the load before that was held."""
+    return _loading_for_torch_checkpointing(site, fills=True, reclaimable=False)
+
+
+@enter("s3torch native_fill, reclaimable", "torch-checkpointing", needs="torch_checkpointing")
+def load_filled_reclaimable(site: Site, _: Effort) -> Work:
+    """The same with memory that the system may take in between, which is the default."""
+    return _loading_for_torch_checkpointing(site, fills=True)
+
+
+@enter("s3torch native_fill, new memory", "torch-checkpointing", needs="torch_checkpointing")
+def load_filled_anew(site: Site, _: Effort) -> Work:
+    """The same with ``kept_memory=0``."""
+    return _loading_for_torch_checkpointing(site, fills=True, kept_memory=0)
+
+
+@enter("s3torch stream_read", "torch-checkpointing", needs="torch_checkpointing")
+def load_unfilled(site: Site, _: Effort) -> Work:
+    """The same without ``native_fill``, as ``CheckpointManager`` loads: one ``readinto`` into new memory."""
+    return _loading_for_torch_checkpointing(site, fills=False)
+
+
+def _loading_for_torch_checkpointing(site: Site, *, fills: bool, **options: Any) -> Work:  # noqa: ANN401
+    from pathlib import Path
+
+    from torch_checkpointing.storage.torch_serialization import load_torch_serialized_from_storage
+
+    from s3torch.torch_checkpointing import S3StorageConfig, native_fill
+
+    config = S3StorageConfig(**_options(site), progress=False, **options)
+    storage = config.create_storage()
+    fill = native_fill(storage) if fills else None
+
+    def load(key: str) -> Any:  # noqa: ANN401 - what was saved
+        return load_torch_serialized_from_storage(Path(f"s3://{site.bucket}/{key}"), storage, mmap_fill=fill)
+
+    return loading(site, load)
 
 
 @enter("s3torch", "dcp-load")

@@ -167,7 +167,7 @@ def save(site: Site, _: Effort) -> Work:
     return saving(site, save_to)
 
 
-@enter("s3torchconnector", "load", needs=_NEEDS)
+@enter("s3torchconnector", "load", "torch-checkpointing", needs=_NEEDS)
 def load_checkpoint(site: Site, _: Effort) -> Work:
     """``torch.load`` from ``S3Checkpoint.reader``."""
     import torch

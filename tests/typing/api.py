@@ -6,6 +6,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_checkpointing.storage.torch_serialization import MmapFill
 from typing_extensions import assert_type
 
 from s3torch import (
@@ -24,6 +25,7 @@ from s3torch.datasets import ObjectTable
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
 from s3torch.testing import ExpressServer, FaultyServer, LocalS3, conformance, faults
+from s3torch.torch_checkpointing import S3StorageConfig, clean, native_fill
 
 
 def decode(reader: S3Reader) -> Tensor:
@@ -95,6 +97,11 @@ def checkpoints(model: torch.nn.Module) -> None:
     plugin.save_checkpoint({"state_dict": model.state_dict()}, "s3://bucket/model.ckpt")
     saved: dict[str, object] = plugin.load_checkpoint("s3://bucket/model.ckpt", weights_only=True)
     plugin.remove_checkpoint("s3://bucket/model.ckpt")
+    storage = S3StorageConfig("eu-west-1", endpoint="http://host:9", save_id="job 7").create_storage()
+    names: list[str] = storage.ls("s3://bucket/run")
+    filled: MmapFill | None = native_fill(storage)
+    cleaned: list[str] = clean("s3://bucket/run", older_than=86400, dry_run=True)
+    print(names, filled, cleaned)
     print(saved)
 
 
