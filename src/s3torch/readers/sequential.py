@@ -6,9 +6,9 @@ before, in parallel parts: reading on to the end is fast, and reading a little s
 the buffer becomes a ``bytes`` object without a copy, and ``read()`` of all of it returns that very object.
 
 Who reads large pieces into memory of his own, as torch.load does, has a place for them, and wants no copy. From the
-first of these on the object is not kept any more: a piece is received where it belongs, and together with it what
-follows, into a window that is used again and again. That window is as large as the server's distance asks for. A look at
-the end of a large object, where a zip archive has its directory, does not fetch all that lies before it either.
+first of these on no more of a large object is kept: a piece is received where it belongs, and together with it what
+follows, into a window that is used again and again. That window is as large as the server's distance asks for. A look
+at the end of a large object, where a zip archive has its directory, does not fetch all that lies before it either.
 
 With ``checksums="strict"`` no byte is handed out before all of them are there and verified.
 """
@@ -30,9 +30,10 @@ __all__ = ["SequentialS3Reader"]
 _LARGE = 1024 * 1024
 # Bytes at the end of an object that are fetched alone. The directory of an archive of 10,000 members is as long.
 _TAIL = 1024 * 1024
-# The window behind large pieces: its least size in bytes, which a first byte of a millisecond asks for, and what one of
-# 20 ms asks for. What is in it is copied once, which costs more than waiting where the server is near: with 200 pieces of
-# 5 MiB a quarter of the rate. Where it is far, most of the time would pass with waiting.
+_LEAST_TAIL = 64 * 1024
+# The window behind large pieces, in bytes: its least size, and what a first byte that takes 20 ms asks for. Between the
+# two it goes with the square of that time. What is in it is copied once; where the server is near that takes longer
+# than waiting, where it is far most of the time would pass with waiting. Not tuned between the two.
 _NEAR = 512 * 1024
 _FAR = 256 * 1024 * 1024
 _FAR_SECONDS = 0.02
@@ -90,6 +91,15 @@ class _Window:
     def holds(self, position: int) -> bool:
         """Whether the byte at ``position`` is there."""
         return self.start <= position < self.stop
+
+    def follows(self, start: int) -> bool:
+        """Whether a read at ``start`` goes on where the window ends, or within it."""
+        return self.start <= start <= self.stop + _PADDING
+
+    def note_read(self, start: int) -> None:
+        """Note what is read that is not there: a jump begins another row of reads."""
+        if not self.follows(start):
+            self.began = start
 
     def view(self, start: int, stop: int) -> memoryview:
         """Return the bytes ``[start, stop)``, as far as they are there."""
@@ -230,6 +240,8 @@ class SequentialS3Reader(S3Reader):
         """Keep no more than what is there, of a large object, as its reader has memory for large pieces."""
         if self._pending is not None:
             self._take(self._pending)
+        if self._remote.size is None:
+            self._fetch_until(1)
         size = self._remote.size
         is_large = size is not None and size > self._remote.client_config.part_size
         if is_large and self._complete is None and not self._remote.is_strict:
@@ -245,17 +257,17 @@ class SequentialS3Reader(S3Reader):
         while position < stop:
             missing = view[position - start : stop - start]
             held = self._behind
-            if (held is None or not held.holds(position)) and len(missing) >= _LARGE:
-                self._receive(position, missing)
+            if held is not None and not held.holds(position) and len(missing) >= _LARGE:
+                self._receive(held, position, missing)
                 break
             found = self._piece_apart(position, stop)
             missing[: len(found)] = found
             position += len(found)
         return max(0, stop - start)
 
-    def _receive(self, start: int, view: memoryview) -> None:
+    def _receive(self, window: _Window, start: int, view: memoryview) -> None:
         """Receive a large piece into ``view``, and what follows it into the window."""
-        window = self._window_at(start)
+        window.note_read(start)
         stop = start + len(view)
         end = min(self._remote.learn_size(), stop + self._reach(window, start))
         ahead = window.room(end - stop)
@@ -269,29 +281,20 @@ class SequentialS3Reader(S3Reader):
             return memoryview(b"")
         if self._tail is not None and start >= self._tail[0]:
             return memoryview(self._tail[1])[start - self._tail[0] : stop - self._tail[0]]
-        if self._is_tail(start):
-            begin = min(start, size - _TAIL // 16)
+        window = self._behind
+        if window is None or (not window.follows(start) and self._is_tail(start)):
+            begin = min(start, size - _LEAST_TAIL)
             self._tail = begin, self._remote.read(begin, size)
             return self._piece_apart(start, stop)
-        if self._behind is None or not self._behind.holds(start):
-            window = self._window_at(start)
+        if not window.holds(start):
+            window.note_read(start)
             end = min(size, start + max(stop - start, self._reach(window, start)))
             self._remote.read_ranges([(start, end)], [window.room(end - start)], 0)
             window.start, window.stop = start, end
-            return window.view(start, stop)
-        return self._behind.view(start, stop)
-
-    def _window_at(self, start: int) -> _Window:
-        """Return the window for what is read at ``start``, where it is not there; a jump begins a row of reads."""
-        window = self._behind
-        if window is None:
-            raise AssertionError("bytes that are not kept, of an object that is")
-        if not 0 <= start - window.stop <= _PADDING:
-            window.began = start
-        return window
+        return window.view(start, stop)
 
     def _reach(self, window: _Window, start: int) -> int:
-        """Return how many bytes are fetched ahead by a read at ``start``: see ``_NEAR``; at most twice those of the row."""
+        """Return how many bytes a read at ``start`` fetches ahead: see ``_NEAR``; at most twice those of its row."""
         waited = self._remote.usual_first_byte()
         far = 1.0 if waited is None else min(1.0, (waited / _FAR_SECONDS) ** 2)
         most = min(int(_FAR * far), 2 * (start - window.began), self._remote.client_config.max_bytes_in_flight)
