@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from s3torch._aws import etags
 from s3torch._aws.operations import GetObject, HeadObject, PlaceRange, unproven
 from s3torch._transfer import plan
+from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch.errors import ArgumentError, ObjectChangedError, ProtocolError
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class ObjectVersion:
         if self.size is None:
             raise AssertionError("a HEAD that tells no size")
         return self.size
+
+    def usual_first_byte(self) -> float | None:
+        """Return how many seconds the first byte of an answer takes, if nothing is in its way; None if unknown."""
+        return PROCESS_FACTS.of(self.access.bucket(self.bucket).endpoint.origin).first_bytes.least()
 
     def part_size(self, length: int, others: int) -> int:
         """Return how large the parts of a read are to be, while so many other requests are under way."""

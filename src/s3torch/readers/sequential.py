@@ -5,6 +5,11 @@ so the first bytes of a large object cost one part. Each time the buffer runs ou
 before, in parallel parts: reading on to the end is fast, and reading a little stays cheap. Once the object is complete
 the buffer becomes a ``bytes`` object without a copy, and ``read()`` of all of it returns that very object.
 
+Who reads large pieces into memory of his own, as torch.load does, has a place for them, and wants no copy. From the
+first of these on no more of a large object is kept: a piece is received where it belongs, and together with it what
+follows, into a window that is used again and again. That window is as large as the server's distance asks for. A look
+at the end of a large object, where a zip archive has its directory, does not fetch all that lies before it either.
+
 With ``checksums="strict"`` no byte is handed out before all of them are there and verified.
 """
 
@@ -21,6 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["SequentialS3Reader"]
 
+# A read into the caller's memory of at least so many bytes that are not there is received where it belongs. Not tuned.
+_LARGE = 1024 * 1024
+# Bytes at the end of an object that are fetched alone. The directory of an archive of 10,000 members is as long.
+_TAIL = 1024 * 1024
+_LEAST_TAIL = 64 * 1024
+# The window behind large pieces, in bytes: its least size, and what a first byte that takes 20 ms asks for. Between the
+# two it goes with the square of that time. What is in it is copied once; where the server is near that takes longer
+# than waiting, where it is far most of the time would pass with waiting. Not tuned between the two.
+_NEAR = 512 * 1024
+_FAR = 256 * 1024 * 1024
+_FAR_SECONDS = 0.02
+# Bytes that may be skipped within a row: what archives put between two members.
+_PADDING = 4096
 # A step of reading lines from a buffer that is not complete yet, in bytes: each is a copy. Not tuned.
 _CHUNK = 64 * 1024
 
@@ -48,6 +66,48 @@ class _Store:
         return self.buffer.view[self.filled :]
 
 
+class _Window:
+    """Bytes of the object behind what is kept, in memory that is used again.
+
+    Attributes:
+        start: The first of them.
+        stop: The byte after the last.
+        began: Where the row of reads has begun that led here.
+    """
+
+    __slots__ = ("_buffer", "began", "start", "stop")
+
+    def __init__(self, start: int) -> None:
+        self.start = self.stop = self.began = start
+        self._buffer: BytesBuffer | None = None
+
+    def room(self, size: int) -> memoryview:
+        """Return memory for other bytes, and forget those that are there."""
+        self.stop = self.start
+        if self._buffer is None or len(self._buffer.view) < size:
+            self._buffer = BytesBuffer(size)
+        return self._buffer.view[:size]
+
+    def holds(self, position: int) -> bool:
+        """Whether the byte at ``position`` is there."""
+        return self.start <= position < self.stop
+
+    def follows(self, start: int) -> bool:
+        """Whether a read at ``start`` goes on where the window ends, or within it."""
+        return self.start <= start <= self.stop + _PADDING
+
+    def note_read(self, start: int) -> None:
+        """Note what is read that is not there: a jump begins another row of reads."""
+        if not self.follows(start):
+            self.began = start
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return the bytes ``[start, stop)``, as far as they are there."""
+        if self._buffer is None:
+            return memoryview(b"")
+        return self._buffer.view[start - self.start : min(stop, self.stop) - self.start]
+
+
 # What a reader has that has fetched nothing; nobody writes to it.
 _NOTHING = _Store()
 
@@ -61,6 +121,8 @@ class SequentialS3Reader(S3Reader):
     _complete: bytes | None = None
     _store = _NOTHING
     _window = 0
+    _tail: tuple[int, bytes] | None = None
+    _behind: _Window | None = None
 
     def __del__(self) -> None:
         # The one of io calls ``close``, which takes time for nothing where nothing is under way.
@@ -119,6 +181,7 @@ class SequentialS3Reader(S3Reader):
         self._pending = self._complete = None
         self._store = _NOTHING
         self._window = 0
+        self._tail = self._behind = None
 
     def _learn_size(self) -> int:
         if self._remote.size is None:
@@ -126,6 +189,16 @@ class SequentialS3Reader(S3Reader):
         return super()._learn_size()
 
     def _read_at(self, start: int, stop: int | None) -> bytes:
+        if self._is_apart(start):
+            size = self._remote.learn_size()
+            stop = size if stop is None else min(stop, size)
+            buffer = BytesBuffer(max(0, stop - start))
+            try:
+                self._readinto_apart(start, buffer.view)
+            except BaseException:
+                buffer.release()  # whoever keeps the error keeps this frame
+                raise
+            return buffer.to_bytes()
         self._fetch_until(stop)
         if self._complete is not None:
             return self._complete[start:stop]  # all of it is no copy
@@ -133,16 +206,99 @@ class SequentialS3Reader(S3Reader):
 
     def _readinto_at(self, start: int, view: memoryview) -> int:
         stop = start + len(view)
+        if len(view) >= _LARGE and self._behind is None:
+            self._end_keeping()
+        if self._is_apart(start) or (self._behind is not None and stop > self._store.filled):
+            return self._readinto_apart(start, view)
         self._fetch_until(stop)
         found = self._filled(start, stop)
         view[: len(found)] = found
         return len(found)
 
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
+        if self._is_apart(start):
+            return bytes(self._piece_apart(start, start + _CHUNK)), 0
         self._fetch_until(start + 1)
         if self._complete is not None:
             return self._complete, min(start, len(self._complete))
         return bytes(self._filled(start, start + _CHUNK)), 0
+
+    def _is_apart(self, start: int) -> bool:
+        """Whether what lies at ``start`` is not to be kept: behind what was when that ended, or far away at the end."""
+        if self._complete is not None or self._remote.size is None or start < self._store.filled:
+            return False
+        return self._behind is not None or self._is_tail(start)
+
+    def _is_tail(self, start: int) -> bool:
+        """Whether ``start`` is so near to the end, and so far from what is there, that what is between can wait."""
+        size = self._remote.size or 0
+        gap = start - self._store.filled
+        is_late = size - _TAIL <= start and gap > max(_TAIL, self._remote.client_config.part_size)
+        return is_late and not self._remote.is_strict and self._pending is None
+
+    def _end_keeping(self) -> None:
+        """Keep no more than what is there, of a large object, as its reader has memory for large pieces."""
+        if self._pending is not None:
+            self._take(self._pending)
+        if self._remote.size is None:
+            self._fetch_until(1)
+        size = self._remote.size
+        is_large = size is not None and size > self._remote.client_config.part_size
+        if is_large and self._complete is None and not self._remote.is_strict:
+            self._behind = _Window(self._store.filled)
+
+    def _readinto_apart(self, start: int, view: memoryview) -> int:
+        """Fill memory with bytes that are not kept, but for those that are there already; see ``_readinto_at``."""
+        position, stop = start, min(start + len(view), self._remote.learn_size())
+        if position < self._store.filled:
+            found = self._filled(position, stop)
+            view[: len(found)] = found
+            position += len(found)
+        while position < stop:
+            missing = view[position - start : stop - start]
+            held = self._behind
+            if held is not None and not held.holds(position) and len(missing) >= _LARGE:
+                self._receive(held, position, missing)
+                break
+            found = self._piece_apart(position, stop)
+            missing[: len(found)] = found
+            position += len(found)
+        return max(0, stop - start)
+
+    def _receive(self, window: _Window, start: int, view: memoryview) -> None:
+        """Receive a large piece into ``view``, and what follows it into the window."""
+        window.note_read(start)
+        stop = start + len(view)
+        end = min(self._remote.learn_size(), stop + self._reach(window, start))
+        ahead = window.room(end - stop)
+        self._remote.read_ranges([(start, stop), (stop, end)], [view, ahead], 0)
+        window.start, window.stop = stop, end
+
+    def _piece_apart(self, start: int, stop: int) -> memoryview:
+        """Return some of the bytes ``[start, stop)`` that are not kept, from ``start`` on; none at the object's end."""
+        size = self._remote.learn_size()
+        if start >= size:
+            return memoryview(b"")
+        if self._tail is not None and start >= self._tail[0]:
+            return memoryview(self._tail[1])[start - self._tail[0] : stop - self._tail[0]]
+        window = self._behind
+        if window is None or (not window.follows(start) and self._is_tail(start)):
+            begin = min(start, size - _LEAST_TAIL)
+            self._tail = begin, self._remote.read(begin, size)
+            return self._piece_apart(start, stop)
+        if not window.holds(start):
+            window.note_read(start)
+            end = min(size, start + max(stop - start, self._reach(window, start)))
+            self._remote.read_ranges([(start, end)], [window.room(end - start)], 0)
+            window.start, window.stop = start, end
+        return window.view(start, stop)
+
+    def _reach(self, window: _Window, start: int) -> int:
+        """Return how many bytes a read at ``start`` fetches ahead: see ``_NEAR``; at most twice those of its row."""
+        waited = self._remote.usual_first_byte()
+        far = 1.0 if waited is None else min(1.0, (waited / _FAR_SECONDS) ** 2)
+        most = min(int(_FAR * far), 2 * (start - window.began), self._remote.client_config.max_bytes_in_flight)
+        return max(_NEAR, most)
 
     def _filled(self, start: int, stop: int | None) -> memoryview:
         if self._complete is not None:
