@@ -13,7 +13,7 @@ import ctypes
 import io
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -31,9 +31,10 @@ from s3torch.readers import S3Reader, open_reader
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from s3torch.checkpoint.shared_file import SharedFile
     from s3torch.client import S3Client
 
-__all__ = ["load_object"]
+__all__ = ["MapLocation", "load_object", "load_opened"]
 
 # What refuses a function: torch._utils._get_restore_location says so. The first makes DTensors, among others.
 _REFUSES_FUNCTIONS = (b"_rebuild_wrapper_subclass", b"_rebuild_device_tensor_from_numpy")
@@ -42,6 +43,8 @@ _REFUSES_FUNCTIONS = (b"_rebuild_wrapper_subclass", b"_rebuild_device_tensor_fro
 _TORCH_ASKS_FOR_READ = "object has no attribute 'read'"
 
 MapLocation = Callable[[Any, str], Any] | torch.device | str | dict[str, str] | None
+# Fills memory with ranges of the object, and tells how many bytes more have arrived.
+Receive = Callable[[Sequence[tuple[int, int]], Sequence[memoryview], Callable[[int], object] | None], None]
 
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ class _Later(_File):
         due: The storage that was asked for last and is not read yet, and the address where it is to go.
     """
 
-    def __init__(self, reader: S3Reader, archive: Archive, size: int) -> None:
+    def __init__(self, reader: S3Reader | SharedFile, archive: Archive, size: int) -> None:
         super().__init__()
         self.due: tuple[Record, int] | None = None
         self._reader = reader
@@ -134,6 +137,7 @@ class _Filler:
     Args:
         file: That torch.load reads.
         remote: The object.
+        receive: Receives its storages.
         map_location: The user's.
         fills_later: Whether storages that stay on the CPU may be filled when all are there.
         checks: Whether to compare what arrives with the CRC-32 of the zip directory.
@@ -144,10 +148,18 @@ class _Filler:
     """
 
     def __init__(
-        self, file: _Later, remote: RemoteObject, map_location: MapLocation, *, fills_later: bool, checks: bool
+        self,
+        file: _Later,
+        remote: RemoteObject,
+        receive: Receive,
+        map_location: MapLocation,
+        *,
+        fills_later: bool,
+        checks: bool,
     ) -> None:
         self.file = file
         self._remote = remote
+        self._receive = receive
         self._map_location = map_location
         self._fills_later = fills_later
         self._checks = checks
@@ -182,7 +194,7 @@ class _Filler:
         views = [memory(storage) for _, storage in waiting]
         ranges = [(record.header, record.start) for record in guessed]
         ranges += [(record.start, record.stop) for record, _ in waiting]
-        self._remote.read_ranges(ranges, [*headers, *views], DEFAULT_MAX_GAP, progress)
+        self._receive(ranges, [*headers, *views], progress)
         for record, header in zip(guessed, headers, strict=True):
             record.check_header(header)
         for (record, _), view in zip(waiting, views, strict=True):
@@ -245,40 +257,69 @@ def load_object(
     if not key:
         raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
     remote = RemoteObject(client._access, bucket, key, version_id=version_id)
+
+    def receive(
+        ranges: Sequence[tuple[int, int]],
+        views: Sequence[memoryview],
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        remote.read_ranges(ranges, views, DEFAULT_MAX_GAP, progress)
+
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
-        try:
-            archive = Archive(reader, reader.read_ranges)
-        except zipfile.BadZipFile:
-            return _load_other(reader, map_location, weights_only)
-        except CheckpointFormatError as error:
-            raise _named(error, remote) from None
-        if any(name in (archive.pickle or b"") for name in _REFUSES_FUNCTIONS):
-            reader.seek(0)
-            return torch.load(reader, map_location=map_location, weights_only=weights_only)
-        file = _Later(reader, archive, remote.learn_size())
-        is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
-        del archive  # whoever keeps an error keeps this frame
-        filler = _Filler(
-            file,
-            remote,
-            map_location,
-            fills_later=is_blind,
-            checks=client.s3client_config.checksums == "strict",
+        return load_opened(
+            reader, remote, receive, map_location=map_location, weights_only=weights_only, progress=progress
         )
-        try:
-            with _damage_named(remote, filler, weights_only=weights_only):
-                loaded = torch.load(file, map_location=filler, weights_only=weights_only)
-                if file.due is not None:
-                    raise AssertionError(f"{file.due[0].name} was read and never used")
-                with new_byte_bar(f"Loading s3://{bucket}/{key}", filler.waiting_bytes, is_wanted=progress) as bar:
-                    filler.fill(bar.update)
-        finally:
-            for each in (file, filler):  # torch keeps them for ever if it was interrupted in the middle of a read
-                each.forget()
-        return loaded
 
 
-def _load_other(reader: S3Reader, map_location: MapLocation, weights_only: bool | None) -> Any:  # noqa: ANN401, FBT001
+def load_opened(
+    reader: S3Reader | SharedFile,
+    remote: RemoteObject,
+    receive: Receive,
+    *,
+    map_location: MapLocation,
+    weights_only: bool | None,
+    progress: bool | None,
+) -> Any:  # noqa: ANN401  # whatever was saved
+    """Load what torch.save wrote from an object that is open.
+
+    Args:
+        reader: Of the object, for all that is little.
+        remote: The object.
+        receive: Receives its storages.
+        map_location: See ``S3Checkpoint.load``.
+        weights_only: See ``S3Checkpoint.load``; None is what torch makes of it.
+        progress: See ``S3Checkpoint.load``.
+    """
+    try:
+        archive = Archive(reader, reader.read_ranges)
+    except zipfile.BadZipFile:
+        return _load_other(reader, map_location, weights_only)
+    except CheckpointFormatError as error:
+        raise _named(error, remote) from None
+    if any(name in (archive.pickle or b"") for name in _REFUSES_FUNCTIONS):
+        reader.seek(0)
+        return torch.load(reader, map_location=map_location, weights_only=weights_only)
+    file = _Later(reader, archive, remote.learn_size())
+    is_blind = archive.pickle is not None and reads_no_values(archive.pickle)
+    del archive  # whoever keeps an error keeps this frame
+    filler = _Filler(
+        file, remote, receive, map_location, fills_later=is_blind, checks=remote.client_config.checksums == "strict"
+    )
+    try:
+        with _damage_named(remote, filler, weights_only=weights_only):
+            loaded = torch.load(file, map_location=filler, weights_only=weights_only)
+            if file.due is not None:
+                raise AssertionError(f"{file.due[0].name} was read and never used")
+            uri = f"s3://{remote.bucket}/{remote.key}"
+            with new_byte_bar(f"Loading {uri}", filler.waiting_bytes, is_wanted=progress) as bar:
+                filler.fill(bar.update)
+    finally:
+        for each in (file, filler):  # torch keeps them for ever if it was interrupted in the middle of a read
+            each.forget()
+    return loaded
+
+
+def _load_other(reader: S3Reader | SharedFile, map_location: MapLocation, weights_only: bool | None) -> Any:  # noqa: ANN401, FBT001
     """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
     reader.seek(0)
     head = reader.read(2)
