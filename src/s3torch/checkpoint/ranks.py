@@ -51,7 +51,7 @@ class Ranks:
     """This rank and the others of its group, for one call; a context manager.
 
     Args:
-        group: Of torch.distributed.
+        group: Of torch.distributed; None for this process alone, which waits for nobody.
         timeout: Seconds to wait for others at each step.
         task: What the call does, for messages, such as ``load of s3://bucket/key``.
 
@@ -67,25 +67,28 @@ class Ranks:
         ArgumentError: This process is not in the group.
     """
 
-    def __init__(self, group: dist.ProcessGroup, timeout: float, task: str) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, task: str) -> None:
         given: object = group
         if given is dist.GroupMember.NON_GROUP_MEMBER:
             raise ArgumentError(f"This process is not in the group that was given for the {task}.")
-        if not isinstance(given, dist.ProcessGroup):
+        if given is not None and not isinstance(given, dist.ProcessGroup):
             raise ArgumentTypeError(f"group must be a process group of torch.distributed, got {given!r}.")
         self.timeout = timeout
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.device = _device_of(group)
+        self.rank, self.size, self.device = 0, 1, torch.device("cpu")
         self.idle: Callable[[], object] | None = None
         self._group = group
         self._task = task
+        self.is_usable = True
+        self._is_settled = False  # whether the others know of the error that is about to leave
+        self._looked_at = 0.0
+        if group is None:
+            return
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.device = _device_of(group)
         self._store = distributed_c10d._get_process_group_store(group)
         number = _meetings[group.group_name] = _meetings.get(group.group_name, 0) + 1
         self._keys = f"{_PREFIX}/{number}"
         self._last = f"{_PREFIX}/{number - 1}"
-        self.is_usable = True
-        self._is_settled = False  # whether the others know of the error that is about to leave
-        self._looked_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +96,7 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._is_settled:
+        if error is not None and not self._is_settled and self._group is not None:
             self._leave_note(error)
 
     def meet(self, prepare: Callable[[], tuple[Mapping[str, str], T]]) -> T:
@@ -108,6 +111,8 @@ class Ranks:
             ArgumentError: The arguments differ.
             S3Error: A rank has failed; of the class of its error.
         """
+        if self._group is None:
+            return prepare()[1]
         value: Any = None
         try:
             arguments, value = prepare()
@@ -141,6 +146,10 @@ class Ranks:
         Raises:
             S3Error: A rank has failed: the error of the first one, with its number in front.
         """
+        if self._group is None:
+            if error is not None:
+                raise error
+            return
         payload = b"" if error is None else _packed(error)
         mine = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
         sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
@@ -167,6 +176,8 @@ class Ranks:
 
     def from_first(self, act: Callable[[], T]) -> T:
         """Do something on the first rank, and return what it returned on all; it must be picklable."""
+        if self._group is None:
+            return act()
         value: Any = self.attempt(act) if self.rank == 0 else self.attempt(lambda: None)
         payload = pickle.dumps(value) if self.rank == 0 else b""
         size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
@@ -176,6 +187,8 @@ class Ranks:
 
     def all_of(self, value: T) -> list[T]:
         """Return what each rank has given, by rank; it must be picklable."""
+        if self._group is None:
+            return [value]
         payload = pickle.dumps(value)
         sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
         self.wait(self.gather(sizes, torch.tensor([len(payload)], dtype=torch.int64, device=self.device)))
@@ -194,13 +207,22 @@ class Ranks:
         act: Callable[..., dist.Work] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
         return act(whole, mine, group=self._group, async_op=True)
 
-    def send(self, content: torch.Tensor, rank: int) -> dist.Work:
-        """Begin to send a tensor to a rank, which receives one of this size."""
-        return dist.isend(content, group=self._group, group_dst=rank)  # type: ignore[return-value]  # None: no member
+    def exchange(
+        self, theirs: torch.Tensor, ours: torch.Tensor, taken: Sequence[int], sent: Sequence[int]
+    ) -> dist.Work:
+        """Begin to exchange bytes between all ranks.
 
-    def receive(self, content: torch.Tensor, rank: int) -> dist.Work:
-        """Begin to receive a tensor from a rank."""
-        return dist.irecv(content, group=self._group, group_src=rank)  # type: ignore[return-value]
+        Args:
+            theirs: Gets what others send to this rank, by rank.
+            ours: What this rank sends, by rank.
+            taken: How many bytes come from each rank.
+            sent: How many go to each rank.
+        """
+        # Not isend and irecv: whether theirs are done gloo tells only who waits for them.
+        work: dist.Work = dist.all_to_all_single(
+            theirs, ours, list(taken), list(sent), group=self._group, async_op=True
+        )
+        return work
 
     def wait(self, work: dist.Work) -> None:
         """Wait for a collective, and look at the others meanwhile.
@@ -281,9 +303,14 @@ class Ranks:
 
     def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
         """Begin to send a tensor from one rank into that of all others."""
-        root = dist.get_global_rank(self._group, source)
+        root = self._global(source)
         work: dist.Work = dist.broadcast(content, root, group=self._group, async_op=True)
         return work
+
+    def _global(self, rank: int) -> int:
+        if self._group is None:
+            raise AssertionError("a process alone has no other ranks")
+        return dist.get_global_rank(self._group, rank)
 
     def _raise(self, rank: int, payload: bytes) -> None:
         self._is_settled = True

@@ -2,5 +2,6 @@
 
 from s3torch.checkpoint.safetensors.load import SafeOpen, SafeSlice, load_file, safe_open
 from s3torch.checkpoint.safetensors.save import save_file
+from s3torch.checkpoint.safetensors.save_sharded import save_sharded
 
-__all__ = ["SafeOpen", "SafeSlice", "load_file", "safe_open", "save_file"]
+__all__ = ["SafeOpen", "SafeSlice", "load_file", "safe_open", "save_file", "save_sharded"]
