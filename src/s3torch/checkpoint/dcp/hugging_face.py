@@ -29,6 +29,7 @@ from torch.futures import Future
 
 from s3torch._objects.fetch import run
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
+from s3torch.checkpoint.dcp.in_place import aliases_state
 from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT, check_group_timeout
 from s3torch.checkpoint.ranks import Ranks
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty
@@ -120,7 +121,9 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         self._metadata = {"format": "pt"} if metadata is None else dict(metadata)
         self._group = process_group
         self._timeout = check_group_timeout(group_timeout)
-        self._forget()
+        self._plan: ModelPlan | None = None
+        self._parts: Parts = {}
+        self._uploads: list[SharedUpload] = []
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another checkpoint; at another path, if one is given."""
@@ -191,7 +194,7 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         done.set_result(results)
         return done
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002  # all is in the parts
         """Make the files appear, and then the index; on the coordinator.
 
         Raises:
@@ -225,9 +228,7 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         self._forget()
 
     def _forget(self) -> None:
-        self._plan: ModelPlan | None = None
-        self._parts: Parts = {}
-        self._uploads: list[SharedUpload] = []
+        self._plan, self._parts, self._uploads = None, {}, []
 
 
 class _Read(NamedTuple):
@@ -330,14 +331,16 @@ class S3HuggingFaceStorageReader(StorageReader):
             S3Error: It could not be read, or does not fit the plan.
         """
         engine = self.client._access.engine()
-        ahead = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD
+        ahead = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
         waiting = deque(plan.items)
         while waiting:  # a window after the other: what is beside the tensors stays small
             reads: list[_Read] = []
             size = 0
+            taken: set[int] = set()  # memory of several items gets that of the last, as if they came in order
             while waiting and (not reads or size < ahead):
-                reads.append(self._begin(waiting.popleft(), planner))
-                size += reads[-1].memory.nbytes
+                read = self._begin(waiting.popleft(), planner, taken)
+                reads.append(read)
+                size += read.memory.nbytes if read.memory is not read.target else 0
             run(engine, [get for read in reads for get in read.gets], None)
             for read in reads:
                 read.file.remote.conclude_vector(read.gets, read.ranges)
@@ -353,7 +356,7 @@ class S3HuggingFaceStorageReader(StorageReader):
         """Whether it can name a checkpoint."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
 
-    def _begin(self, item: ReadItem, planner: LoadPlanner) -> _Read:
+    def _begin(self, item: ReadItem, planner: LoadPlanner, taken: set[int]) -> _Read:
         name = item.storage_index.fqn
         if item.type is LoadItemType.BYTE_IO:
             raise S3Error(f"{name!r} is no tensor, and {self.path} has nothing else.")
@@ -376,7 +379,9 @@ class S3HuggingFaceStorageReader(StorageReader):
             and target.is_contiguous()
             and fetched_shape == list(target.shape)
             and not (target.is_conj() or target.is_neg())
+            and target.data_ptr() not in taken
         )
+        taken.add(target.data_ptr())
         memory = target if is_there else empty(dtype, fetched_shape)
         part = memory
         for dimension, ((start, stop), (begin, _)) in enumerate(zip(bounds, fetched, strict=True)):
