@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256, help="MiB of the model (default: 256)")
     parser.add_argument("--tensor", type=int, default=32, help="MiB of a tensor (default: 32)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of all sides (default: 3)")
+    parser.add_argument("--without-torch", action="store_true", help="leave torch's own way out, which takes long")
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rank_of is not None:
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             command: list[str | Path] = [sys.executable, "-m", "benchmarks.save_together"]
             for name in ("size", "tensor", "rounds"):
                 command += [f"--{name}", str(getattr(options, name))]
+            command += ["--without-torch"] if options.without_torch else []
             command += ["--rank-of", f"http://127.0.0.1:{ports.sink}"]
             with started_ranks(command, options.ranks, scratch, env=os.environ) as ranks:
                 said = [rank.communicate(timeout=_SECONDS) for rank in ranks]
@@ -110,6 +112,8 @@ def _be_rank(options: argparse.Namespace) -> None:
         "consolidated": consolidate,
         "save_file": alone,
     }
+    if options.without_torch:
+        del sides["consolidated"]
     found: dict[str, list[Row]] = {name: [] for name in sides}
     for turn in range(options.rounds + 1):  # the first one warms up
         for name, side in sides.items():
@@ -143,7 +147,7 @@ def _report(ranks: list[dict[str, list[Row]]], options: argparse.Namespace) -> N
         print(
             f"  {name}: {_spread(walls[name])} s, CPU {cpus[name]:.2f} s, sent {sent / options.size / _MIB:.4f} of it"
         )
-    for other in ("consolidated", "save_file"):
+    for other in [name for name in walls if name != "together"]:
         ratios = [mine / theirs for mine, theirs in zip(walls["together"], walls[other], strict=True)]
         cpu = cpus["together"] / cpus[other]
         print(f"  together takes {_spread(ratios)} times as long as {other}, and {cpu:.2f} times the CPU time")

@@ -61,6 +61,11 @@ class SharedUpload(MultipartUpload):
             self._id = ticket.upload_id
             self._checksums.note_created(ticket.algorithm, ticket.kind)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether parts are under way."""
+        return bool(self._flying)
+
     def ticket(self) -> UploadTicket:
         """Begin the upload with the service, and return what the others must know of it."""
         self.begin(resumes=False)

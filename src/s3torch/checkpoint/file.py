@@ -182,7 +182,7 @@ class S3Checkpoint:
             S3Error: Any other failure.
         """
         if group is not None:
-            from s3torch.checkpoint.shared_file import load_object_together  # imports torch.distributed
+            from s3torch.checkpoint.load_together import load_object_together  # imports torch.distributed
 
             return load_object_together(
                 group,

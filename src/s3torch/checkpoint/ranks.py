@@ -37,9 +37,11 @@ __all__ = ["Ranks"]
 
 _GRACE = 5.0  # seconds in which a rank that lives is sure to look into the store
 _LOOK = 0.25  # seconds between two looks into the store
-# Seconds between two looks at a collective: more and more. What the kernel receives in the longest fits its buffers.
+# Seconds between two looks at a collective: more and more. While transfers are under way the longest is one in which
+# what arrives fits the kernel's buffers.
 _SHORTEST_PAUSE = 0.0001
-_LONGEST_PAUSE = 0.005
+_BUSY_PAUSE = 0.005
+_LONGEST_PAUSE = 0.02
 _PREFIX = "s3torch.ranks"
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class Ranks:
         rank: This one's number in the group.
         size: How many there are.
         device: Where the group's collectives find their tensors.
-        idle: Is called while this rank waits for others; None for nothing.
+        idle: Moves transfers while this rank waits for others, and returns whether there are any; None for none.
         is_usable: Whether all that was begun on the group will end by itself.
 
     Raises:
@@ -75,7 +77,7 @@ class Ranks:
             raise ArgumentTypeError(f"group must be a process group of torch.distributed, got {given!r}.")
         self.timeout = timeout
         self.rank, self.size, self.device = 0, 1, torch.device("cpu")
-        self.idle: Callable[[], object] | None = None
+        self.idle: Callable[[], bool] | None = None
         self._group = group
         self._task = task
         self.is_usable = True
@@ -234,13 +236,12 @@ class Ranks:
         deadline = time.monotonic() + self.timeout
         pause = _SHORTEST_PAUSE
         while not work.is_completed():
-            if self.idle is not None:
-                self.idle()
+            is_busy = self.idle is not None and self.idle()
             self.look()
             if time.monotonic() > deadline:
                 raise self._lost(None)
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _BUSY_PAUSE if is_busy else _LONGEST_PAUSE)
         try:
             work.wait(timedelta(seconds=self.timeout))
         except RuntimeError as error:  # torch has no class of its own for a peer that is gone

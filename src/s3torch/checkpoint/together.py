@@ -281,9 +281,11 @@ class _Reading:
             return torch.empty(size, dtype=torch.uint8, pin_memory=self._ranks.device.type == "cuda")
         return torch.empty(size, dtype=torch.uint8, device=self._ranks.device)
 
-    def _idle(self) -> None:
-        if self._engine is not None and self._engine.pending:
-            self._engine.nudge()
+    def _idle(self) -> bool:
+        if self._engine is None or not self._engine.pending:
+            return False
+        self._engine.nudge()
+        return True
 
     def _await(self, piece: _Piece) -> None:
         if self._engine is None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from s3torch._aws import checksums
-from s3torch._aws.operations import damaged
 from s3torch._objects.remote import RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.group_timeout import check_group_timeout
@@ -82,7 +80,7 @@ def load_file_together(
             with new_byte_bar(f"Loading {uri}", size, is_wanted=progress) as bar:
                 read_together(ranks, targets, bar.update)
             if own.s3client_config.checksums == "strict" and wanted is None:
-                ranks.attempt(lambda: _verify(files[ranks.rank :: ranks.size], loaded))
+                ranks.attempt(lambda: _verify(files, loaded))
             ranks.settle()
             return loaded
 
@@ -142,15 +140,18 @@ def _places(chosen: Sequence[tuple[File, str]], device: torch.device) -> tuple[d
 
 
 def _verify(files: Sequence[File], loaded: dict[str, torch.Tensor]) -> None:
-    """Compare whole files with the checksums that they are stored with."""
+    """Compare whole files with the checksums that they are stored with.
+
+    Each rank does so for itself: what is damaged is fetched again, into the memory of the rank that has found it.
+    """
     for file in files:
         tensors = file.header.tensors
         begin = min((info.start for info in tensors.values()), default=len(file.head))
-        pieces = [memoryview(file.head)[:begin]]
-        pieces += [bytes_of(loaded[name].cpu()) for name in tensors]
+        copies = {name: loaded[name].cpu() for name in tensors}  # none where they are on the CPU
+        pieces = [memoryview(bytearray(file.head[:begin])), *(bytes_of(copy) for copy in copies.values())]
         if sum(map(len, pieces)) != file.remote.size:
-            continue  # an index wants only some of its tensors: a part cannot be verified
-        stored = file.remote.stored_checksum()
-        arrived = checksums.compute(stored.algorithm, pieces)
-        if arrived != stored:
-            raise damaged(stored, arrived, file.remote.bucket, file.remote.key)
+            continue  # an index wants only some of its tensors: a part is no whole file
+        file.remote.verifier.prove(0, [piece for piece in pieces if len(piece)])
+        for name, copy in copies.items():
+            if copy.device != loaded[name].device:
+                loaded[name].copy_(copy)

@@ -284,9 +284,11 @@ class _Writing:
             except Exception as error:  # noqa: BLE001  # it is raised by all ranks, in the end
                 self._failure = error
 
-    def _idle(self) -> None:
-        for upload in self._uploads:
+    def _idle(self) -> bool:
+        busy = [upload for upload in self._uploads if upload.is_busy]
+        for upload in busy:
             upload.nudge()
+        return bool(busy)
 
     def _exchange(self, parts: Sequence[_Mine], whole: deque[_Mine]) -> None:
         """Exchange what the owners of parts need, and send those that are this rank's.
