@@ -41,7 +41,7 @@ _LOOK = 0.25  # seconds between two looks into the store
 # what arrives fits the kernel's buffers.
 _SHORTEST_PAUSE = 0.0001
 _BUSY_PAUSE = 0.005
-_LONGEST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.01
 _PREFIX = "s3torch.ranks"
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ class Ranks:
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)
-            pause = min(2 * pause, _LOOK / 4)
+            pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
     def _spread(self, payload: bytes, size: int, source: int) -> bytes:

@@ -20,6 +20,7 @@ from s3torch.checkpoint.together import Target, read_together
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from s3torch.checkpoint.ranks import Ranks
     from s3torch.client import S3Client
 
     class _File(io.RawIOBase, BinaryIO):

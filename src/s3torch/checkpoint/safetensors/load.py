@@ -16,9 +16,7 @@ import torch
 
 from s3torch._objects.remote import RemoteObject
 from s3torch._objects.spread import run
-from s3torch._progress import new_byte_bar
 from s3torch._transfer.buffers import BytesBuffer
-from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
 from s3torch.checkpoint.safetensors.format import (
     LENGTH_SIZE,
@@ -43,7 +41,6 @@ from s3torch.errors import (
 from s3torch.uri import parse_version_uri
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
     from s3torch._objects.fetch import Fetch
@@ -57,7 +54,7 @@ __all__ = [
     "client_for",
     "device_of",
     "kind_of",
-    "load_file",
+    "load_tensors",
     "names_of",
     "open_model",
     "safe_open",
@@ -69,65 +66,6 @@ _INDEX_SUFFIX = ".json"
 _NAME = "model.safetensors"  # in a folder, as Hugging Face names it
 # Pinned memory that is filled before it is copied to another device, in bytes: two of these are held at most.
 _STAGE_SIZE = 512 * 1024**2
-
-
-def load_file(
-    uri: str,
-    device: torch.device | str | int = "cpu",
-    keys: Iterable[str] | None = None,
-    *,
-    client: S3Client | None = None,
-    region: str | None = None,
-    endpoint: str | None = None,
-    s3client_config: S3ClientConfig | None = None,
-    progress: bool | None = None,
-    group: ProcessGroup | None = None,
-    group_timeout: float = GROUP_TIMEOUT,
-) -> dict[str, torch.Tensor]:
-    """Load the tensors of a safetensors file, or of a model in many, as ``safetensors.torch.load_file`` does of a file.
-
-    Args:
-        uri: Of a file (``s3://bucket/model.safetensors``), or of the index of a sharded model
-            (``s3://bucket/model.safetensors.index.json``), whose files lie beside it; or of the folder that they lie in
-            by these names (``s3://bucket/model/``).
-        device: Where the tensors are to be. Other devices than the CPU get them by way of host memory, which is pinned
-            for CUDA.
-        keys: Names of the tensors to load, no others are read; None loads all.
-        client: Sends the requests; None makes one of the following.
-        region: Of the bucket; None finds it.
-        endpoint: URL of the server; None finds it.
-        s3client_config: See S3ClientConfig.
-        progress: Whether to show a bar; None shows one on a terminal.
-        group: Of torch.distributed: all its ranks call this with the same ``uri`` and ``keys``, each reads a share of
-            the bytes, and gets the others' by way of the group. If a rank fails, all raise its error, with the rank's
-            number in front. None reads all by itself.
-        group_timeout: Seconds that a rank waits for the others, at each step of a load by a group.
-
-    Returns:
-        The tensors by name, each contiguous in memory of its own.
-
-    Raises:
-        CheckpointFormatError: A file is damaged or of an unknown format; nothing was allocated.
-        DeadlineError: A rank of the group did not come, or does not answer any more; it is named.
-        ArgumentError: There is no tensor of one of the ``keys``, or a device cannot hold tensors.
-        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``.
-        ObjectNotFoundError: There is no such object.
-        ObjectChangedError: A file was replaced while it was read.
-        S3Error: Any other failure.
-    """
-    if group is not None:
-        from s3torch.checkpoint.safetensors.load_together import load_file_together  # it stands on this module
-
-        context = (client, region, endpoint, s3client_config)
-        return load_file_together(group, group_timeout, uri, device, keys, context, progress)
-    target = device_of(device)
-    wanted = None if keys is None else names_of(keys)
-    with client_for(client, region, endpoint, s3client_config) as own:
-        files = open_model(own, uri, wanted)
-        chosen = choose(files, wanted, uri)
-        size = sum(_size(file.header.tensors[name]) for file, name in chosen)
-        with new_byte_bar(f"Loading {uri}", size, is_wanted=progress) as bar:
-            return _load(chosen, target, bar.update)
 
 
 def open_model(client: S3Client, uri: str, wanted: Sequence[str] | None) -> list[File]:
@@ -325,9 +263,16 @@ def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: 
         raise
 
 
-def _load(
+def load_tensors(
     wanted: Sequence[tuple[File, str]], device: torch.device, progress: Callable[[int], object] | None = None
 ) -> dict[str, torch.Tensor]:
+    """Read tensors of files whose headers were read.
+
+    Args:
+        wanted: File and name of each.
+        device: Where they are to be.
+        progress: Is told how many bytes more have arrived.
+    """
     kinds = [kind_of(file.header.tensors[name], name) for file, name in wanted]
     if device.type == "cpu":
         tensors = [empty(*kind) for kind in kinds]
@@ -440,7 +385,7 @@ class SafeOpen:
             S3Error: See ``load_file``.
         """
         self._info(name)
-        return _load([(self._file, name)], self._device)[name]
+        return load_tensors([(self._file, name)], self._device)[name]
 
     def get_slice(self, name: str) -> SafeSlice:
         """Return what reads slices of a tensor; nothing is read yet.
