@@ -211,3 +211,8 @@ def test_a_timeout_that_cannot_be(model, wrong):
         load_file(model[0], group=object(), group_timeout=wrong)
     with pytest.raises(ArgumentError, match="process group"):
         load_file(model[0], group=object())
+
+
+def test_a_strict_model(run, model, client, bucket, prefix, server):
+    """With checksums="strict" a model that is loaded whole is compared with the checksum that it is stored with."""
+    assert [is_same for is_same, _ in run(2, group.load_model, model[0], checksums="strict")] == [True, True]

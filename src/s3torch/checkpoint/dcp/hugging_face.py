@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from s3torch._objects.fetch import run
+from s3torch._objects.spread import run
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.in_place import aliases_state
 from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT, check_group_timeout
@@ -330,7 +330,6 @@ class S3HuggingFaceStorageReader(StorageReader):
         Raises:
             S3Error: It could not be read, or does not fit the plan.
         """
-        engine = self.client._access.engine()
         ahead = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
         waiting = deque(plan.items)
         while waiting:  # a window after the other: what is beside the tensors stays small
@@ -341,7 +340,7 @@ class S3HuggingFaceStorageReader(StorageReader):
                 read = self._begin(waiting.popleft(), planner, taken)
                 reads.append(read)
                 size += read.memory.nbytes if read.memory is not read.target else 0
-            run(engine, [get for read in reads for get in read.gets], None)
+            run(self.client._access, [get for read in reads for get in read.gets])
             for read in reads:
                 read.file.remote.conclude_vector(read.gets, read.ranges)
                 if read.memory is not read.target:
