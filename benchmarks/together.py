@@ -87,7 +87,10 @@ def _be_rank(endpoint: str, connections: int, rounds: int) -> None:
 
     torch.set_num_threads(1)
     join()
-    config = S3ClientConfig(unsigned=True, force_path_style=True, max_connections=connections, hedging=False)
+    # One thread: each would have connections of its own.
+    config = S3ClientConfig(
+        unsigned=True, force_path_style=True, max_connections=connections, hedging=False, max_threads=1
+    )
     client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
     uri = "s3://bucket/model.safetensors"
     sides: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
