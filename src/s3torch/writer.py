@@ -100,10 +100,10 @@ class S3Writer(S3File):
         size: int | None = None,
     ) -> None:
         super().__init__(bucket, key)
-        self._size = None if size is None else self._checked(size)
         self.options = options or ObjectOptions()
         self._access = access
         self._resumes = resumes
+        self._size = None if size is None else self._checked(size)
         self._pid = os.getpid()
         self._state = _State.OPEN
         self.etag: str | None = None

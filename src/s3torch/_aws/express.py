@@ -51,9 +51,11 @@ from s3torch.errors import DeadlineError, ProtocolError, S3Error
 __all__ = [
     "PROCESS_SESSIONS",
     "AppendObject",
+    "Asker",
     "CreateSession",
     "DirectoryBucket",
     "RenameObject",
+    "Sender",
     "Session",
     "Sessions",
 ]

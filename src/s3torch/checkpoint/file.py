@@ -10,6 +10,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 from s3torch._progress import new_byte_bar
+from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT
 from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.checkpoint.outline import Outline, torch_save
 from s3torch.checkpoint.staging import Snapshot, Staging
@@ -20,6 +21,7 @@ from s3torch.uri import parse_checkpoint_uri, parse_version_uri
 from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Buffer
 
 __all__ = ["S3Checkpoint"]
@@ -162,6 +164,8 @@ class S3Checkpoint:
         *,
         weights_only: bool = True,
         progress: bool | None = None,
+        group: ProcessGroup | None = None,
+        group_timeout: float = GROUP_TIMEOUT,
     ) -> Any:  # noqa: ANN401  # whatever was saved
         """Load what torch.save wrote, all tensors concurrently and straight into their memory.
 
@@ -170,14 +174,31 @@ class S3Checkpoint:
             map_location: As for torch.load.
             weights_only: As for torch.load: whether to refuse whatever could run code while it is loaded.
             progress: Whether to show a bar; None shows one on a terminal.
+            group: Of torch.distributed: all its ranks call this with the same arguments (``map_location`` may name
+                another device of the same kind), each reads a share of the bytes, and gets the others' by way of the
+                group. If a rank fails, all raise its error, with the rank's number in front. None reads all by itself.
+            group_timeout: Seconds that a rank waits for the others, at each step of a load by a group.
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``.
             NotFoundError: There is no such bucket or object.
+            DeadlineError: A rank of the group did not come, or does not answer any more; it is named.
             CheckpointFormatError: It is no checkpoint, or cut off or damaged.
             pickle.UnpicklingError: It holds what ``weights_only`` refuses.
             S3Error: Any other failure.
         """
+        if group is not None:
+            from s3torch.checkpoint.load_together import load_object_together  # imports torch.distributed
+
+            return load_object_together(
+                group,
+                group_timeout,
+                self._client,
+                s3_uri,
+                map_location=map_location,
+                weights_only=weights_only,
+                progress=progress,
+            )
         bucket, key, version_id = parse_version_uri(s3_uri)
         return load_object(
             self._client,

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
-from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._objects.remote import RemoteObject
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.archive import Record
 from s3torch.checkpoint.storages import memory
 from s3torch.errors import IntegrityError
 
-__all__ = ["Ahead", "AtOnce", "ElsewhereError", "Fetcher", "Location", "check_crc32s"]
+__all__ = ["Ahead", "AtOnce", "ElsewhereError", "Fetcher", "Location", "Receive", "check_crc32s"]
 
 # What names a device, or devices by other devices; None is the device that a storage was saved from.
 Location = torch.device | str | dict[str, str] | None
+# Fills memory with ranges of the object, and tells how many bytes more have arrived.
+Receive = Callable[[Sequence[tuple[int, int]], Sequence[memoryview], Callable[[int], object] | None], None]
 
 
 class ElsewhereError(Exception):
@@ -30,11 +32,13 @@ class Fetcher:
 
     Args:
         remote: The object.
+        receive: Receives ranges of it.
         progress: Is told of bytes as they have arrived.
     """
 
-    def __init__(self, remote: RemoteObject, progress: Callable[[int], object]) -> None:
+    def __init__(self, remote: RemoteObject, receive: Receive, progress: Callable[[int], object]) -> None:
         self._remote = remote
+        self._receive = receive
         self._progress = progress
 
     def fetch(self, records: Sequence[Record], views: Sequence[memoryview]) -> None:
@@ -48,7 +52,7 @@ class Fetcher:
         headers = [memoryview(bytearray(record.start - record.header)) for record in guessed]
         ranges = [(record.header, record.start) for record in guessed]
         ranges += [(record.start, record.stop) for record in records]
-        self._remote.read_ranges(ranges, [*headers, *views], DEFAULT_MAX_GAP, self._progress)
+        self._receive(ranges, [*headers, *views], self._progress)
         for record, header in zip(guessed, headers, strict=True):
             record.check_header(header)
         check_crc32s(zip(records, views, strict=True), self._remote)

@@ -21,17 +21,17 @@ import contextlib
 import io
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from s3torch import _buffer
-from s3torch._objects.remote import RemoteObject
+from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.archive import Archive, reads_no_values
-from s3torch.checkpoint.filling import Ahead, AtOnce, ElsewhereError, Fetcher, Location, check_crc32s
+from s3torch.checkpoint.filling import Ahead, AtOnce, ElsewhereError, Fetcher, Location, Receive, check_crc32s
 from s3torch.config import S3ReaderConfig
 from s3torch.errors import ArgumentTypeError, CheckpointFormatError, InvalidURIError, S3Error
 from s3torch.readers import S3Reader, open_reader
@@ -39,9 +39,10 @@ from s3torch.readers import S3Reader, open_reader
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from s3torch.checkpoint.shared_file import SharedFile
     from s3torch.client import S3Client
 
-__all__ = ["load_object"]
+__all__ = ["MapLocation", "check_map_location", "load_object", "load_opened"]
 
 # What torch says of a file whose ``readinto`` has raised something.
 _TORCH_ASKS_FOR_READ = "object has no attribute 'read'"
@@ -76,7 +77,7 @@ class _Later(_File):
     """
 
     def __init__(
-        self, reader: S3Reader, archive: Archive, size: int, storages: AtOnce | Ahead, *, is_strict: bool
+        self, reader: S3Reader | SharedFile, archive: Archive, size: int, storages: AtOnce | Ahead, *, is_strict: bool
     ) -> None:
         super().__init__()
         self._reader = reader
@@ -174,23 +175,61 @@ def load_object(
     """
     if not key:
         raise InvalidURIError(f"s3://{bucket} is a bucket and no checkpoint. Write 's3://bucket/key'.")
-    _check_map_location(map_location)
-    call = _TorchLoad(map_location, weights_only)
     remote = RemoteObject(client._access, bucket, key, version_id=version_id)
+
+    def receive(
+        ranges: Sequence[tuple[int, int]], views: Sequence[memoryview], progress: Callable[[int], object] | None
+    ) -> None:
+        remote.read_ranges(ranges, views, DEFAULT_MAX_GAP, progress)
+
     with open_reader(remote, S3ReaderConfig.adaptive()) as reader:
-        try:
-            archive = Archive(reader, reader.read_ranges)
-        except zipfile.BadZipFile:
-            return _load_other(reader, remote, call)
-        except CheckpointFormatError as error:
-            raise _named(error, remote) from None
-        with _forgotten(archive):
-            if remote.is_strict and not all(record.has_crc32 for record in archive.records()):
-                return _load_whole(remote, call)
-            check_crc32s(archive.read, remote)
-            size = sum(record.size for record in archive.storages.values())
-            with new_byte_bar(f"Loading s3://{bucket}/{key}", size, is_wanted=progress) as bar:
-                return _load_archive(reader, archive, remote, Fetcher(remote, bar.update), call)
+        return load_opened(
+            reader,
+            remote,
+            receive,
+            lambda: remote.read(0),
+            map_location=map_location,
+            weights_only=weights_only,
+            progress=progress,
+        )
+
+
+def load_opened(
+    reader: S3Reader | SharedFile,
+    remote: RemoteObject,
+    receive: Receive,
+    read_all: Callable[[], bytes],
+    *,
+    map_location: MapLocation,
+    weights_only: bool | None,
+    progress: bool | None,
+) -> Any:  # noqa: ANN401  # whatever was saved
+    """Load what torch.save wrote from an object that is open.
+
+    Args:
+        reader: Of the object, for all that is little.
+        remote: The object.
+        receive: Receives its storages.
+        read_all: Returns all of it, where nothing in it proves its bytes.
+        map_location: See ``S3Checkpoint.load``.
+        weights_only: See ``S3Checkpoint.load``; None is what torch makes of it.
+        progress: See ``S3Checkpoint.load``.
+    """
+    check_map_location(map_location)
+    call = _TorchLoad(map_location, weights_only)
+    try:
+        archive = Archive(reader, reader.read_ranges)
+    except zipfile.BadZipFile:
+        return _load_other(reader, read_all if remote.is_strict else None, call)
+    except CheckpointFormatError as error:
+        raise _named(error, remote) from None
+    with _forgotten(archive):
+        if remote.is_strict and not all(record.has_crc32 for record in archive.records()):
+            return _load_whole(read_all, call)
+        check_crc32s(archive.read, remote)
+        size = sum(record.size for record in archive.storages.values())
+        with new_byte_bar(f"Loading s3://{remote.bucket}/{remote.key}", size, is_wanted=progress) as bar:
+            return _load_archive(reader, archive, remote, Fetcher(remote, receive, bar.update), call)
 
 
 @dataclass(frozen=True)
@@ -231,7 +270,9 @@ class _UsersFunction:
             raise
 
 
-def _load_archive(reader: S3Reader, archive: Archive, remote: RemoteObject, fetcher: Fetcher, call: _TorchLoad) -> Any:  # noqa: ANN401
+def _load_archive(
+    reader: S3Reader | SharedFile, archive: Archive, remote: RemoteObject, fetcher: Fetcher, call: _TorchLoad
+) -> Any:  # noqa: ANN401
     """Load a file whose directory was read: all storages at once if that can be, or ahead."""
 
     def new_file(storages: AtOnce | Ahead) -> _Later:
@@ -297,7 +338,7 @@ def _damage_named(remote: RemoteObject) -> Iterator[None]:
         raise _named(error, remote) from error
 
 
-def _load_other(reader: S3Reader, remote: RemoteObject, call: _TorchLoad) -> Any:  # noqa: ANN401
+def _load_other(reader: S3Reader | SharedFile, read_all: Callable[[], bytes] | None, call: _TorchLoad) -> Any:  # noqa: ANN401
     """Load what is no zip archive: the format of torch before 1.6, or something damaged."""
     reader.seek(0)
     head = reader.read(2)
@@ -313,23 +354,28 @@ def _load_other(reader: S3Reader, remote: RemoteObject, call: _TorchLoad) -> Any
             bucket=reader.bucket,
             key=reader.key,
         )
-    if remote.is_strict:
-        return _load_whole(remote, call)
+    if read_all is not None:
+        return _load_whole(read_all, call)
     reader.seek(0)
     return call(reader)
 
 
-def _load_whole(remote: RemoteObject, call: _TorchLoad) -> Any:  # noqa: ANN401
+def _load_whole(read_all: Callable[[], bytes], call: _TorchLoad) -> Any:  # noqa: ANN401
     """Load a file that nothing in it proves.
 
     Raises:
         IntegrityError: It does not have the checksum of the object.
         UnverifiedError: The object has none.
     """
-    return call(io.BytesIO(remote.read(0)))
+    return call(io.BytesIO(read_all()))
 
 
-def _check_map_location(map_location: object) -> None:
+def check_map_location(map_location: object) -> None:
+    """Check the argument of that name.
+
+    Raises:
+        ArgumentTypeError: It is none of the forms that torch.load takes.
+    """
     if map_location is None or callable(map_location) or isinstance(map_location, (str, torch.device, dict)):
         return
     hint = f" Write torch.device({map_location}) for the device of that number." if type(map_location) is int else ""

@@ -1,6 +1,7 @@
 """PyTorch Distributed Checkpoint in S3; ``s3torch.dcp`` is its public name."""
 
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
+from s3torch.checkpoint.dcp.hugging_face import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
 from s3torch.checkpoint.dcp.prefixes import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,
@@ -19,6 +20,8 @@ __all__ = [
     "NumericPrefixStrategy",
     "RoundRobinPrefixStrategy",
     "S3FileSystem",
+    "S3HuggingFaceStorageReader",
+    "S3HuggingFaceStorageWriter",
     "S3PrefixStrategyBase",
     "S3StorageReader",
     "S3StorageWriter",

@@ -17,7 +17,6 @@ import torch
 from s3torch._aws.operations import HeadObject
 from s3torch._objects.remote import RemoteObject
 from s3torch._objects.spread import run
-from s3torch._progress import new_byte_bar
 from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
 from s3torch.checkpoint.safetensors.format import (
@@ -47,7 +46,20 @@ if TYPE_CHECKING:
 
     from s3torch._objects.fetch import Fetch
 
-__all__ = ["SafeOpen", "SafeSlice", "client_for", "load_file", "safe_open"]
+__all__ = [
+    "ClientContext",
+    "File",
+    "SafeOpen",
+    "SafeSlice",
+    "choose",
+    "client_for",
+    "device_of",
+    "kind_of",
+    "load_tensors",
+    "names_of",
+    "open_model",
+    "safe_open",
+]
 
 # Bytes of the first request: 8 and a header, which takes some 100 for each tensor. Fewer cost a request as well.
 _HEAD_SIZE = 256 * 1024
@@ -58,56 +70,25 @@ _NAME = "model.safetensors"  # in a folder, as Hugging Face names it
 _STAGE_SIZE = 512 * 1024**2
 
 
-def load_file(
-    uri: str,
-    device: torch.device | str | int = "cpu",
-    keys: Iterable[str] | None = None,
-    *,
-    client: S3Client | None = None,
-    region: str | None = None,
-    endpoint: str | None = None,
-    s3client_config: S3ClientConfig | None = None,
-    progress: bool | None = None,
-) -> dict[str, torch.Tensor]:
-    """Load the tensors of a safetensors file, or of a model in many, as ``safetensors.torch.load_file`` does of a file.
+def open_model(client: S3Client, uri: str, wanted: Sequence[str] | None) -> list[File]:
+    """Read the headers of a model's files: of those that hold what is wanted; None wants all."""
+    bucket, key, version_id = parse_version_uri(uri)
+    return (
+        _open(client, bucket, key, wanted) if version_id is None else [_open_version(client, bucket, key, version_id)]
+    )
 
-    Args:
-        uri: Of a file (``s3://bucket/model.safetensors``), or of the index of a sharded model
-            (``s3://bucket/model.safetensors.index.json``), whose files lie beside it; or of the folder that they lie in
-            by these names (``s3://bucket/model/``).
-        device: Where the tensors are to be. Other devices than the CPU get them by way of host memory, which is pinned
-            for CUDA.
-        keys: Names of the tensors to load, no others are read; None loads all.
-        client: Sends the requests; None makes one of the following.
-        region: Of the bucket; None finds it.
-        endpoint: URL of the server; None finds it.
-        s3client_config: See S3ClientConfig.
-        progress: Whether to show a bar; None shows one on a terminal.
 
-    Returns:
-        The tensors by name, each contiguous in memory of its own.
+def choose(files: Sequence[File], wanted: Sequence[str] | None, uri: str) -> list[tuple[File, str]]:
+    """Return the tensors that are wanted, and the file of each.
 
     Raises:
-        CheckpointFormatError: A file is damaged or of an unknown format; nothing was allocated.
-        ArgumentError: There is no tensor of one of the ``keys``, or a device cannot hold tensors.
-        InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``.
-        ObjectNotFoundError: There is no such object.
-        ObjectChangedError: A file was replaced while it was read.
-        S3Error: Any other failure.
+        ArgumentError: One is not there.
     """
-    target = _device(device)
-    wanted = None if keys is None else _names(keys)
-    bucket, key, version_id = parse_version_uri(uri)
-    with client_for(client, region, endpoint, s3client_config) as own:
-        files = _open(own, bucket, key, wanted) if version_id is None else [_open_version(own, bucket, key, version_id)]
-        found = {name: file for file in files for name in file.header.tensors}
-        missing = [name for name in wanted or () if name not in found]
-        if missing:
-            raise ArgumentError(f"{uri} has no tensor {missing[0]!r} ({len(missing)} of the keys are not there).")
-        chosen = [(found[name], name) for name in (found if wanted is None else wanted)]
-        size = sum(_size(file.header.tensors[name]) for file, name in chosen)
-        with new_byte_bar(f"Loading {uri}", size, is_wanted=progress) as bar:
-            return _load(chosen, target, bar.update)
+    found = {name: file for file in files for name in file.header.tensors}
+    missing = [name for name in wanted or () if name not in found]
+    if missing:
+        raise ArgumentError(f"{uri} has no tensor {missing[0]!r} ({len(missing)} of the keys are not there).")
+    return [(found[name], name) for name in (found if wanted is None else wanted)]
 
 
 def safe_open(
@@ -141,7 +122,7 @@ def safe_open(
     """
     if framework not in ("pt", "torch", "pytorch"):
         raise ArgumentError(f"framework={framework!r} cannot be: only 'pt' is supported.")
-    target = _device(device)
+    target = device_of(device)
     bucket, key, version_id = parse_version_uri(uri)
     context = client_for(client, region, endpoint, s3client_config)
     try:
@@ -152,7 +133,7 @@ def safe_open(
     return SafeOpen(file, target, context)
 
 
-class _ClientContext:
+class ClientContext:
     """A client of the caller's, or one that is closed in the end."""
 
     def __init__(self, client: S3Client, *, is_own: bool) -> None:
@@ -166,13 +147,14 @@ class _ClientContext:
         self.close()
 
     def close(self) -> None:
+        """Close the client, if it is not the caller's."""
         if self._is_own:
             self.client.close()
 
 
 def client_for(
     client: S3Client | None, region: str | None, endpoint: str | None, s3client_config: S3ClientConfig | None
-) -> _ClientContext:
+) -> ClientContext:
     """Return the client that was given, or a new one.
 
     Raises:
@@ -180,16 +162,22 @@ def client_for(
         ArgumentTypeError: ``client`` is none.
     """
     if client is None:
-        return _ClientContext(S3Client(region, endpoint=endpoint, s3client_config=s3client_config), is_own=True)
+        return ClientContext(S3Client(region, endpoint=endpoint, s3client_config=s3client_config), is_own=True)
     if not isinstance(client, S3Client):
         raise ArgumentTypeError(f"client must be an S3Client, got {client!r}.")
     if region is not None or endpoint is not None or s3client_config is not None:
         raise ArgumentError("client was given: region, endpoint and s3client_config are its own.")
-    return _ClientContext(client, is_own=False)
+    return ClientContext(client, is_own=False)
 
 
-class _File:
-    """A file whose header was read."""
+class File:
+    """A file whose header was read.
+
+    Attributes:
+        remote: The object.
+        header: What it says; of a file that an index names, only the tensors that it is to have.
+        head: Its first bytes: the header, and of small files all.
+    """
 
     def __init__(self, remote: RemoteObject, header: Header, head: bytes) -> None:
         self.remote = remote
@@ -212,17 +200,17 @@ class _HeaderRead:
         self._buffer = BytesBuffer(min(size, _HEAD_SIZE))
         return self._buffer.view
 
-    def finish(self) -> _File:
+    def finish(self) -> File:
         self.fetch.finish()
         head, where = self._buffer.to_bytes(), _where(self._remote)
         file_size = self._remote.size or 0
         stop = LENGTH_SIZE + parse_header_size(head, file_size, where)
         if stop > len(head):
             head += self._remote.read(len(head), stop)
-        return _File(self._remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
+        return File(self._remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
 
 
-def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None) -> list[_File]:
+def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None) -> list[File]:
     """Read the headers of a model's files: of those that hold what is wanted."""
     if key.endswith("/"):
         try:
@@ -253,7 +241,7 @@ def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None)
     return files
 
 
-def _open_shards(client: S3Client, bucket: str, keys: Sequence[str], where: str) -> list[_File]:
+def _open_shards(client: S3Client, bucket: str, keys: Sequence[str], where: str) -> list[File]:
     """Read the headers of the files that an index names; an error names all that are missing."""
     try:
         return _open_files(client, bucket, keys)
@@ -274,7 +262,7 @@ def _open_shards(client: S3Client, bucket: str, keys: Sequence[str], where: str)
         raise
 
 
-def _open_version(client: S3Client, bucket: str, key: str, version_id: str | None) -> _File:
+def _open_version(client: S3Client, bucket: str, key: str, version_id: str | None) -> File:
     """Read the header of one file; of a version, if one is named."""
     if version_id is not None and key.endswith(("/", _INDEX_SUFFIX)):
         raise InvalidURIError(f"s3://{bucket}/{key} is a model of several files, each of which has its own versions.")
@@ -282,7 +270,7 @@ def _open_version(client: S3Client, bucket: str, key: str, version_id: str | Non
     return file
 
 
-def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: str | None = None) -> list[_File]:
+def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: str | None = None) -> list[File]:
     if not all(keys):
         raise ArgumentError(f"s3://{bucket} is a bucket and no safetensors file: name the object.", bucket=bucket)
     reads: list[_HeaderRead] = []
@@ -298,10 +286,17 @@ def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: 
         raise
 
 
-def _load(
-    wanted: Sequence[tuple[_File, str]], device: torch.device, progress: Callable[[int], object] | None = None
+def load_tensors(
+    wanted: Sequence[tuple[File, str]], device: torch.device, progress: Callable[[int], object] | None = None
 ) -> dict[str, torch.Tensor]:
-    kinds = [_kind(file.header.tensors[name], name) for file, name in wanted]
+    """Read tensors of files whose headers were read.
+
+    Args:
+        wanted: File and name of each.
+        device: Where they are to be.
+        progress: Is told how many bytes more have arrived.
+    """
+    kinds = [kind_of(file.header.tensors[name], name) for file, name in wanted]
     if device.type == "cpu":
         tensors = [empty(*kind) for kind in kinds]
         _fill(
@@ -342,13 +337,14 @@ def _size(info: TensorInfo) -> int:
     return info.stop - info.start
 
 
-def _kind(info: TensorInfo, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+def kind_of(info: TensorInfo, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return dtype and shape of a tensor as torch has them."""
     return torch_dtype(info.dtype, name), shape_in_items(info.dtype, info.shape, name)
 
 
-def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]], progress: Callable[[int], object] | None) -> None:
+def _fill(tensors: Sequence[tuple[File, TensorInfo, torch.Tensor]], progress: Callable[[int], object] | None) -> None:
     """Receive tensors into their memory, from all files at the same time."""
-    by_file: dict[_File, list[tuple[tuple[int, int], memoryview]]] = {}
+    by_file: dict[File, list[tuple[tuple[int, int], memoryview]]] = {}
     for file, info, tensor in tensors:
         view = bytes_of(tensor)
         if info.stop <= len(file.head):
@@ -368,7 +364,7 @@ def _fill(tensors: Sequence[tuple[_File, TensorInfo, torch.Tensor]], progress: C
 class SafeOpen:
     """A safetensors file, open for reading; made by ``safe_open``. Not to be used by two threads at the same time."""
 
-    def __init__(self, file: _File, device: torch.device, context: _ClientContext) -> None:
+    def __init__(self, file: File, device: torch.device, context: ClientContext) -> None:
         self._file = file
         self._device = device
         self._context = context
@@ -412,7 +408,7 @@ class SafeOpen:
             S3Error: See ``load_file``.
         """
         self._info(name)
-        return _load([(self._file, name)], self._device)[name]
+        return load_tensors([(self._file, name)], self._device)[name]
 
     def get_slice(self, name: str) -> SafeSlice:
         """Return what reads slices of a tensor; nothing is read yet.
@@ -431,7 +427,7 @@ class SafeOpen:
 
     def _read_slice(self, name: str, index: object) -> torch.Tensor:
         info = self._info(name)
-        dtype, shape = _kind(info, name)
+        dtype, shape = kind_of(info, name)
         selection = select(shape, index)
         ranges, fetched = ranges_of(shape, selection.bounds, dtype.itemsize)
         tensor = empty(dtype, [stop - start for start, stop in fetched])
@@ -491,7 +487,12 @@ def _where(remote: RemoteObject) -> str:
     return f"s3://{remote.bucket}/{remote.key}"
 
 
-def _device(device: torch.device | str | int) -> torch.device:
+def device_of(device: torch.device | str | int) -> torch.device:
+    """Return the device that is meant.
+
+    Raises:
+        ArgumentError: There is no such device, or it cannot hold bytes.
+    """
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -501,7 +502,12 @@ def _device(device: torch.device | str | int) -> torch.device:
     return found
 
 
-def _names(keys: Iterable[str]) -> list[str]:
+def names_of(keys: Iterable[str]) -> list[str]:
+    """Return names of tensors, once each.
+
+    Raises:
+        ArgumentTypeError: They are none.
+    """
     names = [keys] if isinstance(keys, str) else list(keys)
     if isinstance(keys, str) or not all(isinstance(name, str) for name in names):
         raise ArgumentTypeError(f"keys must be names of tensors, such as ['weight'], got {keys!r}.")

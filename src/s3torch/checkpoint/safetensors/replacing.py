@@ -15,7 +15,6 @@ not lose each other's shards, as the index is replaced by compare-and-swap: who 
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from s3torch._aws.answers import parse_http_date
 from s3torch._aws.operations import DeleteObject, HeadObject
 from s3torch._objects.deleting import Known, delete_unchanged
 from s3torch.checkpoint import unfinished
-from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, parse_index, shard_names
+from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, parse_index
 from s3torch.errors import (
     AccessDeniedError,
     CheckpointFormatError,
@@ -143,15 +142,15 @@ class Sharded(_Model):
         client: Sends the requests.
         bucket: Of the model.
         key: Of the model if it were one object.
-        count: How many shards it has.
+        keys: Of the shards: no other save has used them.
 
     Attributes:
-        keys: Of the shards.
+        keys: As given.
     """
 
-    def __init__(self, client: S3Client, bucket: str, key: str, count: int) -> None:
+    def __init__(self, client: S3Client, bucket: str, key: str, keys: Sequence[str]) -> None:
         super().__init__(client, bucket, key)
-        self.keys = shard_names(key, count, secrets.token_hex(8))
+        self.keys = keys
         self._notes: list[str] = []
         self._may_be_named = False
 

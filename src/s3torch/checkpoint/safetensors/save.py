@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of, shape_in_file
-from s3torch.checkpoint.safetensors.format import build_header, split_into_shards
+from s3torch.checkpoint.safetensors.format import build_header, shard_names, split_into_shards
 from s3torch.checkpoint.safetensors.load import client_for
 from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
 from s3torch.checkpoint.storages import contiguous
@@ -89,7 +90,7 @@ def save_file(
             put(key, headers[0])
             model.take_over()
             return
-        sharded = Sharded(own, bucket, key, len(shards))
+        sharded = Sharded(own, bucket, key, shard_names(key, len(shards), secrets.token_hex(8)))
         try:
             sharded.begin()
             for shard_key, header in zip(sharded.keys, headers, strict=True):

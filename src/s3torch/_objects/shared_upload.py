@@ -1,0 +1,125 @@
+"""A multipart upload whose parts are sent by several processes: one begins and completes it, each sends its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from s3torch._aws import checksums
+from s3torch._aws.multipart import UploadedPart
+from s3torch._aws.object_options import ObjectOptions
+from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+
+if TYPE_CHECKING:
+    from s3torch._access import Access
+
+__all__ = ["SentPart", "SharedUpload", "UploadTicket"]
+
+
+class UploadTicket(NamedTuple):
+    """What a process must know to send parts of an upload that another one has begun.
+
+    Attributes:
+        upload_id: Names the upload.
+        algorithm: Of the checksums that the server verifies; None if it verifies none.
+        kind: The type of the checksum that the object gets.
+    """
+
+    upload_id: str
+    algorithm: str | None
+    kind: str | None
+
+
+class SentPart(NamedTuple):
+    """A part that the service has, as one process tells another of it.
+
+    Attributes:
+        etag: From the answer.
+        length: In bytes.
+        crc32: Of its bytes; None if the service verifies none.
+    """
+
+    etag: str
+    length: int
+    crc32: bytes | None
+
+
+class SharedUpload(MultipartUpload):
+    """One object's upload, in one of the processes that take part in it.
+
+    Args:
+        access: Sends the requests.
+        bucket: Of the object.
+        key: Of the object.
+        ticket: Of the upload; None for the process that begins it.
+    """
+
+    def __init__(self, access: Access, bucket: str, key: str, ticket: UploadTicket | None = None) -> None:
+        super().__init__(access, bucket, key, ObjectOptions())
+        self._in_flight = 0
+        if ticket is not None:
+            self._id = ticket.upload_id
+            self._checksums.note_created(ticket.algorithm, ticket.kind)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether parts are under way."""
+        return bool(self._flying)
+
+    def ticket(self) -> UploadTicket:
+        """Begin the upload with the service, and return what the others must know of it."""
+        self.begin(resumes=False)
+        if self._creation is None:
+            raise AssertionError("an upload that was not begun")
+        return UploadTicket(self._id, self._creation.checksum_algorithm, self._creation.checksum_type)
+
+    def send_part(self, number: int, pieces: Sequence[memoryview]) -> None:
+        """Begin to send a part; waits while as much is under way as the configuration allows.
+
+        Args:
+            number: From 1.
+            pieces: Its bytes, in order, not all empty; they must not change before ``arrived`` returns.
+        """
+        size = sum(map(len, pieces))
+        buffer = PartBuffer(size)
+        for piece in pieces:
+            if len(piece):
+                buffer.lend(piece, checksums.compute(checksums.CRC32, [piece]))
+        self._settle()
+        while self._flying and self._in_flight + size > self._access.config.max_bytes_in_flight:
+            self._await(self._flying[0])
+            self._settle()
+        flying = _Flying(self._access, self._part(number, buffer), buffer)
+        self._flying.append(flying)  # first: what is in there is cancelled
+        self._in_flight += size
+        flying.begin()
+
+    def arrived(self) -> dict[int, SentPart]:
+        """Wait until all parts that this process sends are there, and return them by number."""
+        while self._flying:
+            self._await(self._flying[0])
+            self._settle()
+        return {
+            number: SentPart(part.etag, part.length, None if part.checksum is None else part.checksum.value)
+            for number, part in self._sent.items()
+        }
+
+    def complete_with(self, parts: Mapping[int, SentPart]) -> None:
+        """Make the object appear.
+
+        Args:
+            parts: Of all processes, by number, from 1 on.
+        """
+        self._sent = {
+            number: UploadedPart(
+                part.etag, part.length, None if part.crc32 is None else checksums.Checksum(checksums.CRC32, part.crc32)
+            )
+            for number, part in parts.items()
+        }
+        self.parts = len(parts)
+        self.complete()
+
+    def _note_sent(self, number: int, etag: str, checksum: checksums.Checksum | None, buffer: PartBuffer) -> None:
+        self._in_flight -= buffer.length
+        super()._note_sent(number, etag, checksum, buffer)
+        self._free.clear()  # no part is copied into memory of its own

@@ -1,0 +1,410 @@
+"""The ranks of a process group that load or save one thing together: they meet, agree, and fail together.
+
+What a rank does alone may fail: a read is denied, a tensor is missing, the process is killed. The others wait for it in
+a collective then, for as long as the group's timeout (30 minutes). So all of a call follows three rules:
+
+1. *A meeting begins it.* Each rank leaves its arguments in the store of the group, the first rank compares them, and
+   leaves the verdict there. Whoever has not come by the deadline is named. The store is asked, not a collective, as no
+   collective can say who is missing.
+2. *What may fail is settled* before the next collective: each rank gathers from all others whether it went well. If it
+   did not, the error of the first rank that failed is raised by all; the group can be used again.
+3. *Nobody waits blindly.* A collective is begun asynchronously, and whoever waits for it looks into the store from time
+   to time. A rank that leaves in any other way (an interrupt, a bug, a peer that is gone) leaves a note there. What the
+   others had begun is abandoned then, so the group cannot be used again.
+
+Only calls that all backends have are used; the store is the one by which the group was made.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from s3torch.errors import ArgumentError, ArgumentTypeError, DeadlineError, S3Error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Ranks"]
+
+_GRACE = 5.0  # seconds in which a rank that lives is sure to look into the store
+_LOOK = 0.25  # seconds between two looks into the store
+# Seconds between two looks at a collective: more and more. While transfers are under way the longest is one in which
+# what arrives fits the kernel's buffers.
+_SHORTEST_PAUSE = 0.0001
+_BUSY_PAUSE = 0.005
+_LONGEST_PAUSE = 0.01
+_PREFIX = "s3torch.ranks"
+
+T = TypeVar("T")
+# How often the ranks of a group have met: the keys of one meeting are not those of the next.
+_meetings: dict[str, int] = {}
+
+
+class Ranks:
+    """This rank and the others of its group, for one call; a context manager.
+
+    Args:
+        group: Of torch.distributed; None for this process alone, which waits for nobody.
+        timeout: Seconds to wait for others at each step.
+        task: What the call does, for messages, such as ``load of s3://bucket/key``.
+
+    Attributes:
+        rank: This one's number in the group.
+        size: How many there are.
+        device: Where the group's collectives find their tensors.
+        idle: Moves transfers while this rank waits for others, and returns whether there are any; None for none.
+        is_usable: Whether all that was begun on the group will end by itself.
+
+    Raises:
+        ArgumentTypeError: ``group`` is no process group.
+        ArgumentError: This process is not in the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, task: str) -> None:
+        given: object = group
+        if given is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ArgumentError(f"This process is not in the group that was given for the {task}.")
+        if given is not None and not isinstance(given, dist.ProcessGroup):
+            raise ArgumentTypeError(f"group must be a process group of torch.distributed, got {given!r}.")
+        self.timeout = timeout
+        self.rank, self.size, self.device = 0, 1, torch.device("cpu")
+        self.idle: Callable[[], bool] | None = None
+        self._group = group
+        self._task = task
+        self.is_usable = True
+        self._is_settled = False  # whether the others know of the error that is about to leave
+        self._looked_at = 0.0
+        if group is None:
+            return
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.device = _device_of(group)
+        self._store = distributed_c10d._get_process_group_store(group)
+        number = _meetings[group.group_name] = _meetings.get(group.group_name, 0) + 1
+        self._keys = f"{_PREFIX}/{number}"
+        self._last = f"{_PREFIX}/{number - 1}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self._is_settled and self._group is not None:
+            self._leave_note(error)
+
+    def meet(self, prepare: Callable[[], tuple[Mapping[str, str], T]]) -> T:
+        """Wait until all ranks are there, and compare their arguments.
+
+        Args:
+            prepare: Returns what must be the same on all, as text by name, and what is to be returned. What it raises
+                is raised by all ranks.
+
+        Raises:
+            DeadlineError: A rank did not come; its number is in the message.
+            ArgumentError: The arguments differ.
+            S3Error: A rank has failed; of the class of its error.
+        """
+        if self._group is None:
+            return prepare()[1]
+        value: Any = None
+        try:
+            arguments, value = prepare()
+            mine: tuple[dict[str, str], bytes | None] = dict(arguments), None
+        except Exception as error:  # noqa: BLE001  # it is raised by all ranks
+            mine = {}, _packed(error)
+        self._put(f"{self._keys}/{self.rank}", pickle.dumps(mine))
+        if self.rank == 0:
+            verdict = self._verdict()
+            self._put(f"{self._keys}/verdict", pickle.dumps(verdict))
+            for rank in range(self.size):
+                self._store.delete_key(f"{self._keys}/{rank}")
+            self._store.delete_key(f"{self._last}/verdict")  # all have read it: they are here
+        else:
+            names = [f"{self._keys}/{rank}" for rank in range(self.size)]
+            if not self._await_keys([f"{self._keys}/verdict"], self.timeout + _GRACE):
+                late = [rank for rank, name in enumerate(names) if not self._has(name)]
+                self._is_settled, self.is_usable = True, False
+                raise self._late(late or [0])
+            verdict = self._loaded(f"{self._keys}/verdict")
+        if verdict is not None:
+            self._raise(*verdict)
+        return value  # type: ignore[no-any-return]  # what prepare has returned
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Fail if any rank has failed.
+
+        Args:
+            error: Of this rank; None if all is well here.
+
+        Raises:
+            S3Error: A rank has failed: the error of the first one, with its number in front.
+        """
+        if self._group is None:
+            if error is not None:
+                raise error
+            return
+        payload = b"" if error is None else _packed(error)
+        mine = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
+        sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
+        self.wait(self.gather(sizes, mine))
+        found = sizes.tolist()
+        failed = next((rank for rank, size in enumerate(found) if size), None)
+        if failed is None:
+            return
+        spread = self._spread(payload, found[failed], failed)
+        if failed == self.rank and error is not None and not isinstance(error, S3Error):
+            self._is_settled = True
+            raise _unpacked(spread, failed) from error  # a bug is found by its traceback
+        self._raise(failed, spread)
+
+    def attempt(self, act: Callable[[], T]) -> T:
+        """Do something that may fail here, and fail together."""
+        try:
+            result = act()
+        except Exception as error:  # it is raised by all ranks
+            self.settle(error)
+            raise AssertionError("an error was settled and not raised") from error
+        self.settle()
+        return result
+
+    def from_first(self, act: Callable[[], T]) -> T:
+        """Do something on the first rank, and return what it returned on all; it must be picklable."""
+        if self._group is None:
+            return act()
+        value: Any = self.attempt(act) if self.rank == 0 else self.attempt(lambda: None)
+        payload = pickle.dumps(value) if self.rank == 0 else b""
+        size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
+        self.wait(self.broadcast(size, 0))
+        content = self._spread(payload, int(size.item()), 0)
+        return value if self.rank == 0 else _unpickled(content)  # type: ignore[no-any-return]  # what act returned
+
+    def all_of(self, value: T) -> list[T]:
+        """Return what each rank has given, by rank; it must be picklable."""
+        if self._group is None:
+            return [value]
+        payload = pickle.dumps(value)
+        sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
+        self.wait(self.gather(sizes, torch.tensor([len(payload)], dtype=torch.int64, device=self.device)))
+        found = sizes.tolist()
+        room = max(found)
+        mine = torch.zeros(room, dtype=torch.uint8)
+        mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        everything = torch.empty(room * self.size, dtype=torch.uint8, device=self.device)
+        self.wait(self.gather(everything, mine.to(self.device)))
+        content = everything.cpu().numpy()
+        return [_unpickled(content[rank * room : rank * room + size].tobytes()) for rank, size in enumerate(found)]
+
+    def gather(self, whole: torch.Tensor, mine: torch.Tensor) -> dist.Work:
+        """Begin to gather a little of each rank, as much of each, into one tensor."""
+        # torch 2.13 gave it another name.
+        act: Callable[..., dist.Work] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        return act(whole, mine, group=self._group, async_op=True)
+
+    def exchange(
+        self, theirs: torch.Tensor, ours: torch.Tensor, taken: Sequence[int], sent: Sequence[int]
+    ) -> dist.Work:
+        """Begin to exchange bytes between all ranks.
+
+        Args:
+            theirs: Gets what others send to this rank, by rank.
+            ours: What this rank sends, by rank.
+            taken: How many bytes come from each rank.
+            sent: How many go to each rank.
+        """
+        # Not isend and irecv: whether theirs are done gloo tells only who waits for them.
+        work: dist.Work = dist.all_to_all_single(
+            theirs, ours, list(taken), list(sent), group=self._group, async_op=True
+        )
+        return work
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for a collective, and look at the others meanwhile.
+
+        Raises:
+            DeadlineError: It took longer than the timeout; the ranks that are not there are named.
+            S3Error: A rank has left, or cannot be reached.
+        """
+        deadline = time.monotonic() + self.timeout
+        pause = _SHORTEST_PAUSE
+        while not work.is_completed():
+            is_busy = self.idle is not None and self.idle()
+            self.look()
+            if time.monotonic() > deadline:
+                raise self._lost(None)
+            time.sleep(pause)
+            pause = min(2 * pause, _BUSY_PAUSE if is_busy else _LONGEST_PAUSE)
+        try:
+            work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:  # torch has no class of its own for a peer that is gone
+            raise self._lost(error) from error
+
+    def look(self) -> None:
+        """Look whether another rank has left; now and then, however often it is called.
+
+        Raises:
+            S3Error: It has.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK:
+            return
+        self._looked_at = now
+        if self._has(f"{self._keys}/note"):
+            raise self._lost(None)
+
+    def _verdict(self) -> tuple[int, bytes] | None:
+        """Return which rank has failed, and how; None if all are there and agree."""
+        names = [f"{self._keys}/{rank}" for rank in range(self.size)]
+        if not self._await_keys(names, self.timeout):
+            late = [rank for rank, name in enumerate(names) if not self._has(name)]
+            return -1, _packed(self._late(late))
+        found: list[tuple[dict[str, str], bytes | None]] = [self._loaded(name) for name in names]
+        for rank, (_, failure) in enumerate(found):
+            if failure is not None:
+                return rank, failure
+        first, _ = found[0]
+        for rank, (arguments, _) in enumerate(found):
+            for name in {**first, **arguments}:
+                if first.get(name) != arguments.get(name):
+                    return -1, _packed(
+                        ArgumentError(
+                            f"The ranks disagree on the {self._task}: {name} is {first.get(name)} on rank 0 and "
+                            f"{arguments.get(name)} on rank {rank}."
+                        )
+                    )
+        return None
+
+    def _await_keys(self, names: Sequence[str], seconds: float) -> bool:
+        """Wait until keys are in the store; returns whether they are."""
+        deadline = time.monotonic() + seconds
+        pause = _SHORTEST_PAUSE
+        while not all(self._has(name) for name in names):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return True
+
+    def _spread(self, payload: bytes, size: int, source: int) -> bytes:
+        """Return the bytes that one rank has, on all."""
+        content = torch.empty(size, dtype=torch.uint8)
+        if self.rank == source:
+            content = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        content = content.to(self.device)
+        self.wait(self.broadcast(content, source))
+        return content.cpu().numpy().tobytes()
+
+    def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
+        """Begin to send a tensor from one rank into that of all others."""
+        root = self._global(source)
+        work: dist.Work = dist.broadcast(content, root, group=self._group, async_op=True)
+        return work
+
+    def _global(self, rank: int) -> int:
+        if self._group is None:
+            raise AssertionError("a process alone has no other ranks")
+        return dist.get_global_rank(self._group, rank)
+
+    def _raise(self, rank: int, payload: bytes) -> None:
+        self._is_settled = True
+        raise _unpacked(payload, rank if rank >= 0 else None)
+
+    def _leave_note(self, error: BaseException) -> None:
+        """Tell the others that this rank takes no part any more, unless they know."""
+        if not self._has(f"{self._keys}/note"):
+            self._put(f"{self._keys}/note", pickle.dumps((self.rank, _packed(error))))
+
+    def _lost(self, error: Exception | None) -> BaseException:
+        """Return the error of a collective that does not end, with the ranks that do not live."""
+        self._is_settled, self.is_usable = True, False
+        self._put(f"{self._keys}/alive/{self.rank}", b"1")
+        if self._has(f"{self._keys}/note"):
+            failed, content = self._loaded(f"{self._keys}/note")
+            if content is not None:  # it has said why it left
+                return _unpacked(content, failed)
+        else:
+            self._put(f"{self._keys}/note", pickle.dumps((self.rank, None)))
+        names = [f"{self._keys}/alive/{rank}" for rank in range(self.size)]
+        self._await_keys(names, _GRACE)
+        missing = [rank for rank, name in enumerate(names) if not self._has(name)]
+        who = f"{_named(missing)} did not answer" if missing else "a connection between ranks was lost"
+        reason = f" ({error})" if error is not None else ""
+        return DeadlineError(
+            f"The {self._task} on {self.size} ranks cannot go on: {who}{reason}. It was killed, or hangs. The process "
+            "group cannot be used any more."
+        )
+
+    def _late(self, ranks: Sequence[int]) -> DeadlineError:
+        return DeadlineError(
+            f"{_named(ranks)} of {self.size} did not come to the {self._task} within {self.timeout:g} s "
+            "(group_timeout=...): all ranks of the group must call it."
+        )
+
+    def _put(self, key: str, content: bytes) -> None:
+        self._asked(lambda: self._store.set(key, content))  # type: ignore[arg-type]  # bytes are fine
+
+    def _has(self, key: str) -> bool:
+        return bool(self._asked(lambda: self._store.check([key])))
+
+    def _loaded(self, key: str) -> Any:  # noqa: ANN401  # whatever a rank has put there
+        return _unpickled(self._asked(lambda: self._store.get(key)))
+
+    def _asked(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except RuntimeError as error:  # its subclasses differ between versions of torch
+            self._is_settled, self.is_usable = True, False
+            raise DeadlineError(
+                f"The {self._task} on {self.size} ranks cannot go on: the store of the process group does not answer "
+                f"({error}). The rank that holds it, mostly rank 0, has ended."
+            ) from error
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    """Return where collectives of a group find their tensors: on the CPU if it can, else on the current device."""
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config(group).split(",")]
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"Rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _packed(error: BaseException) -> bytes:
+    text = str(error.args[0]) if isinstance(error, S3Error) and error.args else str(error)
+    try:
+        kind = pickle.dumps(error)
+        _unpickled(kind)
+    except Exception:  # noqa: BLE001  # whatever a foreign class does when it is pickled
+        kind = b""
+    return pickle.dumps((kind, type(error).__name__, text))
+
+
+def _unpacked(payload: bytes, rank: int | None) -> BaseException:
+    """Return another rank's error, with its number in front."""
+    kind, name, text = _unpickled(payload)
+    error: Any = None
+    try:
+        error = _unpickled(kind) if kind else None
+    except Exception:  # noqa: BLE001  # see above; the class may not be known here
+        error = None
+    said = text if rank is None else f"Rank {rank}: {text or name}"
+    if isinstance(error, Exception) and len(error.args) <= 1:
+        error.args = (said,)
+        return error
+    return S3Error(said if error is None else f"{said} ({name})")
+
+
+def _unpickled(content: bytes) -> Any:  # noqa: ANN401  # whatever was pickled
+    """Return what a rank has pickled: ranks run one program, and trust each other as torch.distributed does."""
+    return pickle.loads(content)  # noqa: S301

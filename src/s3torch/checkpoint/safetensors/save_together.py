@@ -1,0 +1,450 @@
+"""A model that ranks write together: each sends the bytes that it has as parts of the files' uploads.
+
+Nothing is written to a disk, and nothing is put together afterwards: the parts of all ranks are the file. The first
+rank begins the uploads, and completes them when all parts of all files are there; before that nothing can be seen. What
+is less than a part goes to the rank that has most of that part, in exchanges in which all ranks take part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from s3torch._objects.shared_upload import SentPart, SharedUpload, UploadTicket
+from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
+from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, build_header, split_into_shards
+from s3torch.checkpoint.safetensors.layout import (
+    Chunk,
+    FilePlan,
+    PartPlan,
+    Piece,
+    Run,
+    TensorPlan,
+    plan_file,
+    with_exchanges,
+    without_copies,
+)
+from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
+from s3torch.checkpoint.together import bytes_in
+from s3torch.errors import ArgumentError, S3Error
+
+if TYPE_CHECKING:
+    from s3torch.checkpoint.ranks import Ranks
+    from s3torch.client import S3Client
+
+__all__ = ["Item", "ModelPlan", "Parts", "complete", "exported", "plan_model", "write_parts"]
+
+# Bytes that ranks exchange at once, for each of them. Not tuned.
+_EXCHANGED = 16 * 1024**2
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+Parts = dict[tuple[int, int], SentPart]  # by file and number
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A chunk of a tensor, as the rank that has it describes it to the others.
+
+    Attributes:
+        name: Of the tensor.
+        dtype: Of the tensor.
+        shape: Of the whole tensor.
+        offsets: Where the chunk begins in it.
+        sizes: Of the chunk.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """What is written.
+
+    Attributes:
+        files: With their parts.
+        index: Key and text of the index; None if there is none.
+        export_dtype: What floating-point tensors are converted to; None for what they are.
+        exchanges: How often ranks exchange what is less than a part.
+    """
+
+    files: list[FilePlan]
+    index: tuple[str, bytes] | None
+    export_dtype: torch.dtype | None
+    exchanges: int
+
+    def of_rank(self, rank: int) -> ModelPlan:
+        """Return what one rank must know."""
+        files = []
+        for file in self.files:
+            parts = tuple(part for part in file.parts if part.owner == rank or rank in part.bytes_by_rank())
+            files.append(FilePlan(file.key, parts))
+        return ModelPlan(files, None, self.export_dtype, self.exchanges)
+
+
+def exported(dtype: torch.dtype, export_dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that a tensor is written with: floating-point ones of 16 bits and more are converted."""
+    return export_dtype if export_dtype is not None and dtype in _FLOATS else dtype
+
+
+def plan_model(
+    items: Sequence[Sequence[Item]],
+    key_of: Callable[[int, int], str],
+    *,
+    metadata: Mapping[str, str] | None,
+    export_dtype: torch.dtype | None,
+    part_size: int,
+    max_shard_size: int | None = None,
+    shard_of: Mapping[str, int] | None = None,
+    index_key: str | None = None,
+) -> ModelPlan:
+    """Decide who sends which bytes of which file.
+
+    Args:
+        items: Of each rank.
+        key_of: Returns the key of a file, from 1 on, of so many.
+        metadata: Text by name, for each header.
+        export_dtype: What floating-point tensors are converted to; None for nothing.
+        part_size: Bytes of a part, as far as the chunks allow.
+        max_shard_size: Bytes of tensors in one file at most; None for one file.
+        shard_of: The file of each tensor, from 1 on, instead.
+        index_key: Of the index; None for no index.
+
+    Raises:
+        ArgumentError: The ranks disagree on a tensor, or it cannot be saved; it is named, and the rank.
+    """
+    found: dict[str, tuple[int, Item]] = {}
+    chunks: dict[str, list[Chunk]] = {}
+    for rank, of_rank in enumerate(items):
+        for number, item in enumerate(of_rank):
+            first, known = found.setdefault(item.name, (rank, item))
+            if (known.dtype, known.shape) != (item.dtype, item.shape):
+                raise ArgumentError(
+                    f"The ranks disagree on tensor {item.name!r}: {known.dtype} of {list(known.shape)} on rank "
+                    f"{first}, {item.dtype} of {list(item.shape)} on rank {rank}."
+                )
+            chunks.setdefault(item.name, []).append(Chunk(rank, number, item.offsets or (0,), item.sizes or (1,)))
+    described = {name: _described(rank, item, export_dtype) for name, (rank, item) in found.items()}
+    sizes = {name: size for name, (_, _, size) in described.items()}
+    shards = _shards(sizes, max_shard_size, shard_of)
+    plans = []
+    for name, (_, item) in found.items():
+        item_size = exported(item.dtype, export_dtype).itemsize
+        plans.append(TensorPlan(name, item.shape or (1,), item_size, tuple(chunks[name])))
+    tensors = {tensor.name: tensor for tensor in without_copies(plans)}
+    files = []
+    load: dict[int, int] = {}
+    for number, shard in enumerate(shards, 1):
+        head, order = build_header({name: described[name] for name in shard}, metadata)
+        key = key_of(number, len(shards))
+        files.append(plan_file(key, head, [tensors[name] for name in order], part_size, load))
+    index = None
+    if index_key is not None:
+        names = [file.key.rpartition("/")[2] for file in files]
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        index = index_key, json.dumps(document, indent=2).encode()
+    files, exchanges = with_exchanges(files, _EXCHANGED * len(items))
+    return ModelPlan(files, index, export_dtype, exchanges)
+
+
+def write_parts(
+    ranks: Ranks,
+    client: S3Client,
+    bucket: str,
+    plan: ModelPlan,
+    tensor_of: Callable[[int], torch.Tensor],
+    uploads: list[SharedUpload],
+) -> Parts:
+    """Send this rank's parts, and wait for those of all others.
+
+    Args:
+        ranks: That all call this.
+        client: Sends the requests.
+        bucket: Of the files.
+        plan: All of it, or what this rank must know.
+        tensor_of: Returns a chunk of this rank by its number.
+        uploads: An empty list, which gets the uploads of the files: the first rank must complete or abort them.
+
+    Returns:
+        The parts of all ranks.
+
+    Raises:
+        S3Error: A rank could not send its parts: the same error on all.
+    """
+
+    def begin() -> list[UploadTicket]:
+        for file in plan.files:
+            uploads.append(SharedUpload(client._access, bucket, file.key))
+            tickets.append(uploads[-1].ticket())
+        return tickets
+
+    tickets: list[UploadTicket] = []
+    tickets = ranks.from_first(begin)
+    if ranks.rank:
+        pairs = zip(plan.files, tickets, strict=True)
+        uploads += [SharedUpload(client._access, bucket, file.key, ticket) for file, ticket in pairs]
+    writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of)
+    try:
+        failure = writing.run()
+        ranks.settle(failure)
+        found = {(place, number): part for place, each in enumerate(uploads) for number, part in each.arrived().items()}
+    except BaseException:
+        for upload in uploads:
+            upload.cancel()
+        raise
+    finally:
+        writing.end()
+    return {place: part for of_rank in ranks.all_of(found) for place, part in of_rank.items()}
+
+
+def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploads: Sequence[SharedUpload]) -> None:
+    """Make the files appear, and then the index, in the place of what had the name; on the first rank.
+
+    Args:
+        client: Sends the requests.
+        bucket: Of the files.
+        plan: All of it.
+        parts: Of all ranks.
+        uploads: Of the files.
+
+    Raises:
+        S3Error: A part is missing, or a file could not be completed.
+    """
+    for place, file in enumerate(plan.files):
+        for part in file.parts:
+            there = parts.get((place, part.number))
+            if there is None or there.length != part.size:
+                raise S3Error(
+                    f"Part {part.number} of s3://{bucket}/{file.key}, {part.size} bytes that rank {part.owner} was to "
+                    f"send, {'is missing' if there is None else f'has {there.length}'}: nothing was saved.",
+                    bucket=bucket,
+                    key=file.key,
+                )
+
+    def complete_all() -> None:
+        for place, (file, upload) in enumerate(zip(plan.files, uploads, strict=True)):
+            upload.complete_with({part.number: parts[place, part.number] for part in file.parts})
+
+    if plan.index is None:
+        model = OneFile(client, bucket, plan.files[0].key)
+        complete_all()
+        model.take_over()
+        return
+    key, text = plan.index
+    sharded = Sharded(client, bucket, key.removesuffix(INDEX_SUFFIX), [file.key for file in plan.files])
+    try:
+        sharded.begin()
+        complete_all()
+        sharded.commit(text)
+    except BaseException:
+        sharded.give_up()
+        raise
+
+
+class _Mine(NamedTuple):
+    """A part that this rank sends, and the number of its file."""
+
+    file: int
+    part: PartPlan
+
+
+class _Writing:
+    """This rank's work on the parts of all files."""
+
+    def __init__(
+        self, ranks: Ranks, uploads: Sequence[SharedUpload], plan: ModelPlan, tensor_of: Callable[[int], torch.Tensor]
+    ) -> None:
+        self._ranks = ranks
+        self._uploads = uploads
+        self._plan = plan
+        self._tensor_of = tensor_of
+        self._failure: Exception | None = None
+
+    def run(self) -> Exception | None:
+        """Do it; returns what has failed here. What others wait for is sent to them nevertheless."""
+        self._ranks.idle = self._idle
+        parts = [_Mine(place, part) for place, file in enumerate(self._plan.files) for part in file.parts]
+        whole = deque(each for each in parts if each.part.exchange is None)
+        exchanges: dict[int | None, list[_Mine]] = {}
+        for each in parts:
+            exchanges.setdefault(each.part.exchange, []).append(each)
+        for number in range(self._plan.exchanges):
+            self._exchange(exchanges.get(number, []), whole)
+        while whole:
+            self._upload(whole.popleft(), {})
+        for upload in self._uploads:
+            self._try(upload.arrived)
+        return self._failure
+
+    def end(self) -> None:
+        """Keep nothing."""
+        self._ranks.idle = None
+        self._failure = None
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self._failure is None:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001  # it is raised by all ranks, in the end
+                self._failure = error
+
+    def _idle(self) -> bool:
+        busy = [upload for upload in self._uploads if upload.is_busy]
+        for upload in busy:
+            upload.nudge()
+        return bool(busy)
+
+    def _exchange(self, parts: Sequence[_Mine], whole: deque[_Mine]) -> None:
+        """Exchange what the owners of parts need, and send those that are this rank's.
+
+        Args:
+            parts: Of one exchange.
+            whole: Parts that need none, some of which are sent meanwhile.
+        """
+        rank, size = self._ranks.rank, self._ranks.size
+        outgoing: list[list[torch.Tensor]] = [[] for _ in range(size)]
+        incoming: list[list[tuple[int, int]]] = [[] for _ in range(size)]  # which part, and how many bytes
+        for place, (_, part) in enumerate(parts):
+            sizes = part.bytes_by_rank()
+            if part.owner == rank:
+                for other, count in sizes.items():
+                    if other != rank:
+                        incoming[other].append((place, count))
+            else:
+                outgoing[part.owner].append(self._mine(part, sizes[rank]))
+        sent = [sum(content.numel() for content in contents) for contents in outgoing]
+        taken = [sum(count for _, count in counts) for counts in incoming]
+        ours = torch.cat([content for contents in outgoing for content in contents] or [_NOTHING])
+        theirs = torch.empty(sum(taken), dtype=torch.uint8, device=self._ranks.device)
+        work = self._ranks.exchange(theirs, ours.to(self._ranks.device), taken, sent)
+        while whole and not work.is_completed():
+            self._upload(whole.popleft(), {})
+        self._ranks.wait(work)
+        received = theirs.cpu()
+        found: list[dict[int, torch.Tensor]] = [{} for _ in parts]
+        begin = 0
+        for other, counts in enumerate(incoming):
+            for place, count in counts:
+                found[place][other] = received[begin : begin + count]
+                begin += count
+        for each, contents in zip(parts, found, strict=True):
+            if each.part.owner == rank:
+                self._upload(each, contents)
+
+    def _mine(self, part: PartPlan, size: int) -> torch.Tensor:
+        """Return what this rank has of another's part; anything, if this rank has failed."""
+        found = torch.empty(size, dtype=torch.uint8)
+
+        def gather() -> None:
+            begin = 0
+            for run in part.runs:
+                for piece in run.pieces:
+                    if piece.rank == self._ranks.rank:
+                        content = self._bytes(piece)
+                        found[begin : begin + content.numel()] = content
+                        begin += content.numel()
+
+        self._try(gather)
+        return found
+
+    def _upload(self, one: _Mine, received: Mapping[int, torch.Tensor]) -> None:
+        self._try(lambda: self._uploads[one.file].send_part(one.part.number, self._content(one.part, received)))
+
+    def _content(self, part: PartPlan, received: Mapping[int, torch.Tensor]) -> list[memoryview]:
+        """Return the bytes of a part.
+
+        Args:
+            part: That this rank sends.
+            received: What each of the others has of it, in order.
+        """
+        used = dict.fromkeys(received, 0)
+        found = [memoryview(part.head)]
+        for run in part.runs:
+            pieces: list[tuple[Piece, torch.Tensor]] = []
+            for piece in run.pieces:
+                if piece.rank == self._ranks.rank:
+                    pieces.append((piece, self._bytes(piece)))
+                else:
+                    begin = used[piece.rank]
+                    used[piece.rank] = begin + _size(piece, run)
+                    pieces.append((piece, received[piece.rank][begin : used[piece.rank]]))
+            found.append(bytes_of(_joined(run, pieces)))
+        return found
+
+    def _bytes(self, piece: Piece) -> torch.Tensor:
+        """Return a piece of a chunk as bytes: where they are, if they can be sent from there."""
+        tensor = self._tensor_of(piece.item).detach()
+        dtype = exported(tensor.dtype, self._plan.export_dtype)
+        tensor = (tensor if tensor.dim() else tensor.reshape(1)).resolve_conj().resolve_neg()
+        if dtype == tensor.dtype:  # not all dtypes can be copied, and all that is wanted are bytes
+            tensor = tensor.view(_INTEGERS[tensor.element_size()])
+            dtype = tensor.dtype
+        for dimension, (start, stop) in enumerate(piece.inside):
+            tensor = tensor.narrow(dimension, start, stop - start)
+        return bytes_in(tensor.to(device="cpu", dtype=dtype).contiguous())
+
+
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _described(rank: int, item: Item, export_dtype: torch.dtype | None) -> tuple[str, tuple[int, ...], int]:
+    """Return dtype, shape and size of a tensor, as its header has them."""
+    try:
+        item.name.encode()
+        name = name_of(exported(item.dtype, export_dtype), item.name)
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"Rank {rank}: the name of tensor {item.name!a} cannot be written as UTF-8: {error.reason}."
+        ) from error
+    except ArgumentError as error:
+        raise ArgumentError(f"Rank {rank}: {error}") from error
+    shape = item.shape
+    if name == "F4":  # torch counts two items as one
+        if not shape:
+            raise ArgumentError(f"Rank {rank}: tensor {item.name!r} of {item.dtype} has no dimension.")
+        shape = (*shape[:-1], shape[-1] * 2)
+    return name, shape, prod(item.shape) * exported(item.dtype, export_dtype).itemsize
+
+
+def _shards(
+    sizes: Mapping[str, int], max_shard_size: int | None, shard_of: Mapping[str, int] | None
+) -> list[list[str]]:
+    """Return the names of each file's tensors."""
+    if shard_of is None:
+        return split_into_shards(sizes, max_shard_size) or [[]] if max_shard_size is not None else [list(sizes)]
+    missing = [name for name in sizes if name not in shard_of]
+    if missing:
+        raise ArgumentError(f"fqn_to_index_mapping has no file for tensor {missing[0]!r}.")
+    count = max(shard_of.values(), default=1)
+    return [[name for name in sizes if shard_of[name] == number] for number in range(1, count + 1)]
+
+
+def _size(piece: Piece, run: Run) -> int:
+    return prod(stop - start for start, stop in piece.place) * (run.size // prod(run.shape))
+
+
+def _joined(run: Run, pieces: Sequence[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
+    """Return the bytes of a run, from those of its pieces."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    width = run.size // prod(run.shape)
+    joined = torch.empty((*run.shape[:-1], run.shape[-1] * width), dtype=torch.uint8)
+    for piece, content in pieces:
+        place = joined
+        last = len(piece.place) - 1
+        for dimension, (start, stop) in enumerate(piece.place):
+            scale = width if dimension == last else 1
+            place = place.narrow(dimension, start * scale, (stop - start) * scale)
+        place.copy_(content.view(place.shape))
+    return joined.view(-1)
