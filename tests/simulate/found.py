@@ -235,4 +235,36 @@ FOUND: dict[str, Program] = {
         steps=(Save("c/1", (1,)), Load("c/1")),
         coincidences=(Interrupt(step=1, of="loading.py:readinto", call=17, at=1),),
     ),
+    "an error of a handler that another handler has come into the middle of": Program(
+        seed=6042151,
+        objects=(300, None),
+        datasets=(DatasetSpec("map", "objects", reader="range"),),
+        steps=(Batch(0, (0,)),),
+        coincidences=(
+            Signal(
+                step=0,
+                of="loop.py:_complete",
+                call=1,
+                at=5,
+                steps=(ReadRange("k/000", 0, 10), ReadRange("k/001", 0, 10)),
+            ),
+            Signal(step=0, select=20, steps=(ReadRange("k/000", 0, 10),)),
+        ),
+    ),
+    "two handlers beside an epoch that keeps its errors": Program(
+        seed=6042151,
+        objects=(300, 0, 300, 300, 300, None, 300, None, 300, 70_000, 20_000, 300),
+        datasets=(DatasetSpec("map", "objects", reader="range", special=9),),
+        steps=(Epoch(0, ((4, 10, 9, 10, 4, 5, 21, 8), (9,)), ahead=1, keep=True),),
+        coincidences=(
+            Signal(step=0, select=101, steps=(ReadRange("k/003", 0, 10, into=True),) * 2),
+            Signal(
+                step=0,
+                of="http1.py:ends_with_connection",
+                call=17,
+                at=4,
+                steps=(ReadRange("k/005", 0, 10, into=True),) * 2,
+            ),
+        ),
+    ),
 }

@@ -76,11 +76,11 @@ class Coincidence:
         what = f"{type(self).__name__} at {self.moment}"
         play.happened.add(what)
         play.pairs.add((what, f"in {type(play.step).__name__}"))
-        play.is_in_the_middle = True
+        was_in_the_middle, play.is_in_the_middle = play.is_in_the_middle, True
         try:
             self.happen(play)
         finally:
-            play.is_in_the_middle = False
+            play.is_in_the_middle = was_in_the_middle  # one may come in the middle of another
 
     def happen(self, play: Play) -> None:
         """Let it happen."""

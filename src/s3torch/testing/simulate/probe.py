@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 
 from s3torch import S3Checkpoint, S3Client, S3Reader
@@ -68,6 +69,7 @@ def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
     """
     found: list[str] = []
     seen: set[int] = set(known)
+    running = _running()
     left: list[tuple[Any, str]] = []
     errors: list[BaseException | None] = [error]
     while errors:
@@ -78,7 +80,8 @@ def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
         errors += [each.__cause__, each.__context__]
         passed = each.__traceback__
         while passed is not None:
-            if where := name_of(passed.tb_frame.f_code):
+            where = name_of(passed.tb_frame.f_code)
+            if where and id(passed.tb_frame) not in running:
                 left += [(value, f"{where} {name}") for name, value in passed.tb_frame.f_locals.items()]
             passed = passed.tb_next
     while left:
@@ -94,6 +97,21 @@ def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
         elif isinstance(value, _CONTAINERS) or _is_ours(value):
             left += [(each, where) for each in gc.get_referents(value)]
     return found
+
+
+def _running() -> set[int]:
+    """Return the frames of the calling thread that have not returned, by identity: a set of them would hold itself.
+
+    What they hold is no error's. And to look at ``f_locals`` of one would change what it holds: before Python 3.13 it
+    keeps what was seen, until it is looked at again. So the error of an ``except`` would stay behind its block, as a
+    cycle with its frame.
+    """
+    frames = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        frames.add(id(frame))
+        frame = frame.f_back
+    return frames
 
 
 def _is_ours(value: object) -> bool:
