@@ -267,4 +267,11 @@ FOUND: dict[str, Program] = {
             ),
         ),
     ),
+    "an interrupt before the first line of what an abort cancels by": Program(
+        seed=6073427,
+        objects=(300,),
+        steps=(OpenWriter("w2", "w/1"), WriteTo("w2", 60_000), EndWriter("w2", "abort")),
+        options=SMALL_PARTS,
+        coincidences=(Interrupt(step=2, of="upload.py:cancel", call=1, at=1),),
+    ),
 }
