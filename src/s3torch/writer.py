@@ -305,12 +305,17 @@ class S3Writer(S3File):
             return
         upload = self._upload
         try:
-            self._end(_State.ABORTED)
-            if upload is not None:
-                upload.abort()
+            try:
+                self._end(_State.ABORTED)
+                if upload is not None:
+                    upload.abort()
+            except BaseException:
+                if upload is not None:
+                    leftovers.leave(upload.abort)  # the next call does what was interrupted
+                raise
         except BaseException:
             if upload is not None:
-                leftovers.leave(upload.abort)  # the next call does what was interrupted
+                upload.cancel()  # but nothing is under way until then
             raise
 
     def _abandon(self) -> None:
@@ -333,9 +338,14 @@ class S3Writer(S3File):
         upload = self._upload
         if upload is not None and not self._is_to_stay(upload):
             leftovers.leave(upload.abort)  # first: only now the writer may forget it
-        self._end(_State.ABORTED)
-        if upload is not None:
-            upload.cancel()
+        try:
+            self._end(_State.ABORTED)
+            if upload is not None:
+                upload.cancel()
+        except BaseException:
+            if upload is not None:
+                upload.cancel()  # again: an interrupt may have come before its first line
+            raise
 
     def _is_to_stay(self, upload: MultipartUpload) -> bool:
         """Whether what arrived is for a later writer, or another process goes on with this upload."""
