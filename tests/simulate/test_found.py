@@ -8,6 +8,7 @@ from s3torch.testing.simulate import (
     Batch,
     Collect,
     DatasetSpec,
+    Fork,
     Interrupt,
     LoseInCycle,
     OpenWriter,
@@ -57,6 +58,9 @@ EVERYWHERE = {
     "a handler reads in a read": (READING, Signal(step=0, steps=(ReadRange("k/002", 0, 10),)), 47, 7),
     "a handler gets a batch in a batch": (BATCHES, Signal(step=1, steps=(Batch(0, (0, 2)),)), 37, 13),
     "a handler writes in an upload": (WRITING, Signal(step=0, steps=(Write("w/2", (9,)),)), 157, 19),
+    "a handler forks in a read": (READING, Signal(step=0, steps=(Fork((ReadRange("k/002", 0, 10),)),)), 97, 19),
+    "a handler forks in a batch": (BATCHES, Signal(step=1, steps=(Fork((Batch(0, (0, 2)),)),)), 131, 29),
+    "a handler forks in an upload": (WRITING, Signal(step=0, steps=(Fork((Write("w/2", (9,)),)),)), 397, 59),
     "the collector finds a writer in a read": (LOST_WRITER, Collect(step=3), 23, 9),
 }
 

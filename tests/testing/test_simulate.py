@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
+import os
+import sys
+import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -10,17 +15,22 @@ import pytest
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.http1 import Destination
 from s3torch._transfer.loop import Loop
+from s3torch.errors import S3Error
 from s3torch.testing import simulate as package
 from s3torch.testing.simulate import (
     KINDS,
     Batch,
     DatasetSpec,
+    EndWriter,
     Finding,
+    Fork,
     Interrupt,
     Iterate,
     ListPages,
     Next,
     Open,
+    OpenWriter,
+    Prefetch,
     Program,
     Read,
     ReadInto,
@@ -30,12 +40,14 @@ from s3torch.testing.simulate import (
     Signal,
     Together,
     Write,
+    WriteTo,
     check,
     program_of,
     run,
     shrunk,
     simulate,
 )
+from s3torch.testing.simulate.probe import held_by
 from tests.simulate.__main__ import main
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -122,6 +134,148 @@ def test_threads_take_turns():
         assert {each.invariant for each in result.findings} <= {"statistics"}
         logs.append([line.split()[2] for line in result.log])
     assert len({tuple(log) for log in logs}) > 1
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+
+# Parent and child read on by the same reader, while an upload is open.
+FORKING = Program(
+    seed=1,
+    objects=(300, 70_000),
+    steps=(
+        OpenWriter("w", "w/1"),
+        WriteTo("w", 60_000),
+        Open("r", "k/001"),
+        Read("r", 10),
+        Fork((ReadRange("k/000", 0, 300), Read("r", 1000), Write("w/child", (9,)))),
+        Read("r", -1),
+        EndWriter("w"),
+    ),
+    options={"part_size": 16 * 1024},
+)
+# The child is forked while the parent waits for the bodies of its answers.
+FORKING_IN_THE_MIDDLE = Program(
+    seed=1,
+    objects=(300, 70_000),
+    steps=(ReadRange("k/001", 0, 70_000, into=True),),
+    datasets=(DatasetSpec("map"),),
+    coincidences=(Signal(step=0, select=4, steps=(Fork((Batch(0, (0, 1)),)),)),),
+)
+
+
+# The child has the thread that forked, and none of the others.
+FORKING_THREAD = Program(
+    seed=8235,
+    objects=(4000, 90, 300, 4000, 20_000),
+    steps=(
+        Open("r", "k/004", "adaptive", told=True),
+        Together(((Read("r", -1),), (Fork((ListPages(), ReadRange("k/003", 14, None))), Prefetch("r"))), gap=30),
+    ),
+    options={"part_size": 16 * 1024},
+)
+FORKS = {"between two calls": FORKING, "in a call": FORKING_IN_THE_MIDDLE, "beside a thread": FORKING_THREAD}
+
+
+@needs_fork
+@pytest.mark.parametrize("program", FORKS.values(), ids=FORKS)
+def test_a_fork(program: Program):
+    """Parent and child both get what they ask for, and what the child does reaches neither world nor parent."""
+    result = run(program)
+    assert result.findings == []
+    assert {"a child was forked", "a child was forked in the middle"} & result.happened
+    assert not any("w/child" in line for line in result.log)
+
+
+class _SamePid:
+    """The module ``os``, by which a child takes itself for its parent."""
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        self.getpid = lambda: pid
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("program", "module", "invariant"),
+    [
+        (FORKING, "s3torch._access.access", "connections"),
+        (FORKING_IN_THE_MIDDLE, "s3torch._access.access", "in flight"),
+        (FORKING, "s3torch.writer", "uploads"),
+    ],
+    ids=["connections", "in flight", "uploads"],
+)
+def test_a_child_that_takes_itself_for_its_parent_is_found(
+    program: Program, module: str, invariant: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever would use a parent's engine, or end its upload, in a child is found."""
+    monkeypatch.setattr(f"{module}.os", _SamePid())
+    findings = run(program).findings
+    assert invariant in {each.invariant for each in findings}
+    assert all(each.detail.startswith("in a forked child: ") for each in findings)
+
+
+@needs_fork
+@pytest.mark.parametrize("program", [FORKING, FORKING_IN_THE_MIDDLE], ids=["between two calls", "in a call"])
+def test_a_child_that_closes_its_parents_connections_is_found(program: Program, monkeypatch: pytest.MonkeyPatch):
+    """A child that would take its parent's connections from the selector that both share is found."""
+    monkeypatch.setattr(Engine, "abandon", lambda self: self._loop.begin_anew())
+    assert "connections" in {each.invariant for each in run(program).findings}
+
+
+@needs_fork
+def test_a_child_that_does_not_end_is_found(monkeypatch: pytest.MonkeyPatch):
+    """A child that waits for ever in earnest is ended, and found."""
+    monkeypatch.setattr("s3torch.testing.simulate.forking._PATIENCE", 0.2)
+    monkeypatch.setattr("s3torch.testing.simulate.forking._play", lambda *_: threading.Event().wait())
+    assert [each.invariant for each in run(FORKING).findings] == ["time"]
+
+
+@needs_fork
+def test_a_child_that_raises_is_found(monkeypatch: pytest.MonkeyPatch):
+    """What a child raises ends the child, and is found; nothing of the parent's program runs twice."""
+    monkeypatch.setattr("s3torch.testing.simulate.forking._play", lambda *_: sys.exit(3))
+    assert [each.invariant for each in run(FORKING).findings] == ["documented errors"]
+
+
+def test_to_look_at_an_error_changes_nothing():
+    """The frames of a handler's error that run are left as they are: what an ``except`` has caught is not kept."""
+
+    class OddError(Exception):
+        pass
+
+    def look(error: BaseException) -> None:
+        try:
+            raise S3Error("of a handler") from error
+        except S3Error as raised:
+            held_by(raised, {})
+
+    def catch() -> weakref.ref[OddError]:
+        try:
+            raise OddError
+        except OddError as error:
+            caught = weakref.ref(error)
+            look(error)
+        return caught
+
+    catch.__code__ = catch.__code__.replace(co_filename=Engine.wait.__code__.co_filename)  # as if it were s3torch's
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        assert catch()() is None
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@pytest.mark.parametrize("at", [1, 5, 14, 26])
+def test_to_trace_changes_nothing(at: int):
+    """What the loop has caught when something comes in the middle of it is not kept by its frame."""
+    handler = Signal(step=0, of="loop.py:_complete", call=1, at=at, steps=(ReadRange("k/001", 0, 10, into=True),))
+    datasets = (DatasetSpec("map", "objects", reader="range"),)
+    check(Program(seed=1, objects=(300, 300), datasets=datasets, steps=(Batch(0, (0, 1)),), coincidences=(handler,)))
 
 
 def _first_finding(kind: str, seeds: int, ignore: tuple[str, ...] = ()) -> tuple[Program, list[Finding]]:

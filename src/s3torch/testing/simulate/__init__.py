@@ -10,6 +10,7 @@ hold is checked (see ``invariants``). What fails is printed as a program of a fe
 """
 
 from s3torch.testing.simulate.coincidences import Collect, Forget, Interrupt, Lose, Replace, Signal
+from s3torch.testing.simulate.forking import Fork
 from s3torch.testing.simulate.invariants import NAMES, Finding
 from s3torch.testing.simulate.programs import KINDS, DatasetSpec, Program
 from s3torch.testing.simulate.running import (
@@ -70,6 +71,7 @@ __all__ = [
     "Finding",
     "Forget",
     "ForgetErrors",
+    "Fork",
     "Head",
     "Interrupt",
     "Iterate",

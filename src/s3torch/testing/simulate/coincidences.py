@@ -171,6 +171,10 @@ _BESIDE = (str(Path(_ROOT, "testing")), str(Path(_ROOT, "bench")))
 _LOOKED_AFTER = {"RESUME", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 # Before these it does not, although it does nearly everywhere else (CPython 3.10).
 _NOT_BEFORE = {"SETUP_FINALLY", "SETUP_WITH", "YIELD_FROM"}
+# CPython 3.10 copies the locals of a frame into a dictionary at each event that is traced, and drops them from there at
+# the next one only. So a frame is traced to its end: else what an ``except`` has caught would stay in its frame behind
+# the block, as a cycle that holds all that the frames hold which it has passed.
+_COPIES_LOCALS = sys.version_info < (3, 11)
 
 
 def places_of(code: CodeType) -> frozenset[int]:
@@ -308,7 +312,7 @@ class Tracer:
                 self._await(threading.get_ident(), [_Moment(self._places_more, self._switch_now)], frame)
         if self.trail is None:
             if not self._near:
-                if not self._awaited and self._draw is None:
+                if not (self._awaited or _COPIES_LOCALS) and self._draw is None:
                     sys.settrace(None)
                 return None
             if not self._near.get(threading.get_ident()):
@@ -343,6 +347,8 @@ class Tracer:
         near = self._near.get(thread)
         if not near and self.trail is None:
             frame.f_trace_opcodes = False
+            if _COPIES_LOCALS:
+                return self._local
             frame.f_trace = None
             return None
         code = frame.f_code

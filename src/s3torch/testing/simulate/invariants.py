@@ -6,7 +6,7 @@
 | documented errors | or it raises a documented error, for a reason that the program has |
 | memory | nobody writes into memory whose call is over |
 | in flight | nothing is in flight or queued that nobody owns |
-| connections | no more of them than allowed, none left behind |
+| connections | no more of them than allowed, none left behind; a forked child leaves its parent's alone |
 | budget | adaptive readers have given their memory back |
 | look-ahead | the bytes that a look-ahead counts are those of what it has begun |
 | uploads | no upload is open whose writer has ended |
@@ -33,7 +33,7 @@ from s3torch.testing.simulate.scheduler import locks_of
 if TYPE_CHECKING:
     from s3torch.testing.simulate.play import Play
 
-__all__ = ["AFTER_ALL", "AFTER_A_TURN", "AT_ONCE", "NAMES", "Finding", "look_ahead_is_given_back"]
+__all__ = ["AFTER_ALL", "AFTER_A_TURN", "AT_ONCE", "IN_CHILD", "NAMES", "Finding", "look_ahead_is_given_back"]
 
 
 # Cycles of anything else cost little, and wait for the collector without harm.
@@ -158,11 +158,19 @@ def no_locks(play: Play) -> None:
             play.find("locks", f"{lock!r} is locked, and nobody is about it")
 
 
+def no_trespass(play: Play) -> None:
+    """Check that a forked child has left alone what is its parent's."""
+    for what in play.world.trespasses[:1]:
+        play.find("connections", f"of a parent's connections and what selects them: {what}")
+
+
 Invariant = Callable[["Play"], None]
 
 # Once everything that the program made is dropped, and nothing else was done.
 AT_ONCE: tuple[Invariant, ...] = (nothing_left_to_the_collector, nothing_in_flight)
 # Once each client has made another call.
 AFTER_A_TURN: tuple[Invariant, ...] = (nothing_in_flight, budget_is_given_back, no_uploads, statistics_add_up)
+# At the end of a forked child, once it has dropped all, and each client has made a call.
+IN_CHILD: tuple[Invariant, ...] = (no_trespass, nothing_in_flight, no_uploads, statistics_add_up)
 # Once the clients are dropped, too.
 AFTER_ALL: tuple[Invariant, ...] = (no_connections, no_locks)

@@ -10,7 +10,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["BucketModel", "Stored", "bytes_of", "key_of"]
+__all__ = ["PROBE", "BucketModel", "Stored", "bytes_of", "key_of"]
+
+# An object that is always there, and that no program touches.
+PROBE = "z"
 
 
 def key_of(number: int) -> str:

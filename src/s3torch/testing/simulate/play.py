@@ -335,6 +335,13 @@ class Play:
         """Return all that was saved, or begun to be."""
         return self._states.get(key, ())
 
+    def begin_in_child(self) -> None:
+        """Go on in a child that was forked: it tells what it finds itself."""
+        self.findings.clear()
+        self.happened.clear()
+        self.tracer = None
+        self.world.begin_in_child()
+
     def has_open_upload(self, key: str) -> bool:
         """Whether an upload of this key is open."""
         return any(upload.key == key for upload in self.world.server.uploads.values())

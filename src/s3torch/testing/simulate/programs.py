@@ -11,6 +11,7 @@ from typing import Any
 
 from s3torch import S3ClientConfig
 from s3torch.testing.simulate.coincidences import Coincidence
+from s3torch.testing.simulate.forking import Fork
 from s3torch.testing.simulate.model import key_of
 from s3torch.testing.simulate.steps import (
     Batch,
@@ -54,7 +55,7 @@ KiB = 1024
 # What happens beside the program; the middle of its steps is hit by those of the second line.
 KINDS = (
     *("plain", "faults", "deadline", "replaced", "workers", "churn", "threads"),
-    *("interrupts", "signals", "collections", "silence"),
+    *("interrupts", "signals", "collections", "silence", "forks"),
 )
 
 # A tenth of the defaults: what waits does so in turns of the loop, and these take time in earnest.
@@ -343,6 +344,47 @@ class _Writer:
             steps += self.chance.choice(themes)()
         return steps
 
+    def fork_after(self, before: Iterable[Step]) -> Fork:
+        """Return a fork whose child uses what these steps have left."""
+        chance = self.chance
+        kinds = {step.name: type(step) for step in before if isinstance(step, (Open, Iterate))}
+        steps: list[Step] = []
+        for _ in range(chance.randint(1, 3)):
+            theme = chance.choice(("dataset", "dataset", "thing", "thing", "ranges", "listing", "writing"))
+            if theme == "thing" and kinds:
+                name = chance.choice(list(kinds))
+                steps.append(self.reader_call(name) if kinds[name] is Open else Next(name, chance.choice((1, 3, 100))))
+            elif theme == "writing":
+                steps.append(Write("w/child", self.write_sizes()))
+            elif theme == "listing":
+                steps += self.listing()
+            elif theme == "dataset" and self.datasets:
+                number = chance.randrange(len(self.datasets))
+                is_map = self.datasets[number].kind == "map"
+                steps += [self.batch_maybe_ahead(number)] if is_map else [Iterate("child", number), Next("child", 100)]
+            else:
+                steps += self.ranges()
+        return Fork(tuple(steps))
+
+    def forking(self) -> list[Step]:
+        """Return steps with forks between them, or by one of several threads."""
+        chance = self.chance
+        if chance.random() < 0.2:
+            *steps, together = self.together()
+            assert isinstance(together, Together)
+            threads = list(together.threads)
+            number = chance.randrange(len(threads))
+            at = chance.randint(0, len(threads[number]))
+            # Who forks has the turn until the child ends, which may not wait in earnest for a thread that lists.
+            self.datasets = [dataclasses.replace(spec, source="objects") for spec in self.datasets]
+            threads[number] = (*threads[number][:at], self.fork_after(()), *threads[number][at:])
+            return [*steps, dataclasses.replace(together, threads=tuple(threads))]
+        steps = self.some(chance.randint(1, 2))
+        for _ in range(chance.randint(1, 2)):
+            at = chance.randint(1, len(steps))
+            steps.insert(at, self.fork_after(steps[:at]))
+        return steps
+
     def together(self) -> list[Step]:
         """Return steps with several threads that share a dataset, a reader, an iterator or only the client."""
         chance = self.chance
@@ -402,7 +444,7 @@ def draft(seed: int, only: str | None = None) -> Program:
     kind = kind_of(seed, only)
     chance = random.Random(f"{kind} {seed}")
     writer = _Writer(chance, kind)
-    is_traced = kind in ("interrupts", "signals", "collections", "silence")
+    is_traced = kind in ("interrupts", "signals", "collections", "silence", "forks")
     if kind == "workers":
         shape = chance.choice(("map", "iterable"))
         dataset = writer.dataset(shape, source="prefix", transform="read", is_sharded=shape == "iterable")
@@ -412,6 +454,8 @@ def draft(seed: int, only: str | None = None) -> Program:
         steps = [*writer.some(1), Churn(chance.randint(3, 8), writer.key())]
     elif kind == "threads":
         steps = [*writer.together(), *(writer.some(1) if chance.random() < 0.5 else [])]
+    elif kind == "forks" and chance.random() < 0.6:
+        steps = writer.forking()
     elif kind == "collections" and chance.random() < 0.5:
         steps = [*writer.lost_thing(), *(writer.ranges() if chance.random() < 0.5 else writer.some(1))]
     elif kind == "silence":

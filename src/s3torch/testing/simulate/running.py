@@ -31,6 +31,7 @@ from s3torch.testing.simulate.coincidences import (
     Tracer,
     name_of,
 )
+from s3torch.testing.simulate.forking import Fork
 from s3torch.testing.simulate.invariants import (
     AFTER_A_TURN,
     AFTER_ALL,
@@ -38,7 +39,7 @@ from s3torch.testing.simulate.invariants import (
     Finding,
     look_ahead_is_given_back,
 )
-from s3torch.testing.simulate.model import BucketModel, Stored
+from s3torch.testing.simulate.model import PROBE, BucketModel, Stored
 from s3torch.testing.simulate.play import Play, ReaderState, longest_call
 from s3torch.testing.simulate.programs import Program, draft, kind_of
 from s3torch.testing.simulate.scheduler import StuckError
@@ -57,7 +58,6 @@ from s3torch.testing.simulate.world import World
 
 __all__ = ["Result", "check", "everywhere", "program_of", "result_of", "run", "shrunk", "simulate"]
 
-_PROBE = "z"
 _SHARE_OF_RARE_CODE = 0.6
 # How many places after the beginning of a function something happens: most functions have fewer than five.
 _PLACES_AFTER = (1, 1, 2, 2, 3, 4, 5, 6, 8, 10, 14, 20, 40)
@@ -102,7 +102,7 @@ def run(program: Program, *, counts: Literal["", "places", "calls"] = "", ignore
     for key, size in zip(program.keys, program.objects, strict=True):
         if size is not None:
             bucket.put(key, Stored.first(key, size))
-    bucket.put(_PROBE, Stored.of(b"z"))
+    bucket.put(PROBE, Stored.of(b"z"))
     bucket.begin()
     # More than a call may take: a call that ends late is told with its result, one that does not end is ended.
     longest = 100.0 + longest_call(program)
@@ -208,7 +208,7 @@ def _finish(play: Play) -> None:
     gc.collect()
     play.world.heal()
     for client in play.clients:
-        play.attempt("a call afterwards", [_PROBE], partial(client.head_object, seam.BUCKET, _PROBE))
+        play.attempt("a call afterwards", [PROBE], partial(client.head_object, seam.BUCKET, PROBE))
     play.check_memory("after another call")
     for invariant in AFTER_A_TURN if not play.findings else ():
         invariant(play)
@@ -266,7 +266,7 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
     """
     program = draft(seed, only)
     kind = kind_of(seed, only)
-    if kind not in ("interrupts", "signals", "collections", "silence"):
+    if kind not in ("interrupts", "signals", "collections", "silence", "forks") or _forks(program):
         return program, None
     counted = run(program, counts="calls", ignore=ignore)
     if counted.findings and kind != "silence":
@@ -274,6 +274,10 @@ def program_of(seed: int, only: str | None = None, *, ignore: Collection[str] = 
     chance = random.Random(f"{seed} in the middle")
     placed = [_placed(chance, program, counted, kind) for _ in range(chance.choice((1, 1, 2)))]
     return dataclasses.replace(program, coincidences=tuple(each for each in placed if each is not None)), None
+
+
+def _forks(program: Program) -> bool:
+    return any(isinstance(step, (Fork, Together)) for step in program.steps)
 
 
 def _placed(chance: random.Random, program: Program, counted: Result, kind: str) -> Coincidence | None:
@@ -297,6 +301,8 @@ def _placed(chance: random.Random, program: Program, counted: Result, kind: str)
         if chance.random() < 0.15:
             return Replace(**where, key=chance.choice(program.keys), size=chance.choice((None, 300, 20_000)))
         return Signal(**where, steps=_handler(chance, program))
+    if kind == "forks":
+        return Signal(**where, steps=(Fork(_handler(chance, program)),))
     names = counted.names[step]
     choices: list[Coincidence] = [Collect(**where), Collect(**where), Forget(**where)]
     choices += [Lose(**where, name=name) for name in names if name not in program.steps[step].names]
@@ -412,7 +418,7 @@ def _smaller(program: Program) -> Iterator[Program]:
 
 
 def _smaller_step(step: Step) -> Iterator[Any]:
-    for name in ("threads", "batches", "places", "upcoming", "sizes", "ranges"):
+    for name in ("steps", "threads", "batches", "places", "upcoming", "sizes", "ranges"):
         items = getattr(step, name, None)
         if not isinstance(items, tuple) or len(items) < 2:
             continue

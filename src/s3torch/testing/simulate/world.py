@@ -58,6 +58,8 @@ class World:
         requests: Requests that the server has received.
         log: Those requests, with their times and faults.
         faults_met: What went wrong.
+        generation: How many processes were forked, one by the other, up to this one.
+        trespasses: What was done to connections of the processes before, or to what selects them.
         open_connections: Those that the client has not closed.
     """
 
@@ -89,6 +91,8 @@ class World:
         self.open_connections: set[SimulatedConnection] = set()
         self.log: list[str] = []
         self.faults_met: set[str] = set()
+        self.trespasses: list[str] = []
+        self.generation = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._idle_selects = 0
@@ -132,6 +136,13 @@ class World:
         self.is_kind = True
         self.is_silent = False
 
+    def begin_in_child(self) -> None:
+        """Go on in a child that was forked: what is open is its parent's, and nothing was counted yet."""
+        self.generation += 1
+        self.scheduler = None
+        self.on_select = lambda: None
+        self.requests_begun = self.bytes_sent = self.bytes_received = self.connections_opened = 0
+
     def network(self) -> SimulatedNetwork:
         """Return a network for one engine."""
         return SimulatedNetwork(self)
@@ -145,9 +156,11 @@ class SimulatedNetwork:
         self.world = world
         self.connections: list[SimulatedConnection] = []
         self.is_closed = False
+        self._generation = world.generation
 
     def open(self, origin: Origin) -> SimulatedConnection:
         """Begin a connection."""
+        self.note_use("a connection was opened")
         connection = SimulatedConnection(self, origin)
         self.connections.append(connection)
         return connection
@@ -155,6 +168,7 @@ class SimulatedNetwork:
     def select(self, timeout: float) -> list[tuple[SimulatedConnection, int]]:
         """Return what can move; if nothing can, let time pass until something does."""
         world = self.world
+        self.note_use("it was selected")
         world.selects += 1
         world.on_select()
         # A wait that is too short for the clock's precision still lets some time pass, as in earnest.
@@ -175,6 +189,11 @@ class SimulatedNetwork:
     def close(self) -> None:
         """Close it."""
         self.is_closed = True
+
+    def note_use(self, what: str) -> None:
+        """Note that it is used, which nobody may do but the process that has made it."""
+        if self._generation != self.world.generation:
+            self.world.trespasses.append(what)
 
     def _ready(self) -> list[tuple[SimulatedConnection, int]]:
         """Return which connections can move; it is asked at each event, so it asks nobody else."""
@@ -241,6 +260,7 @@ class SimulatedConnection:
 
     def establish(self) -> bool:
         """Go on with connecting."""
+        self._network.note_use(f"{self!r} went on with connecting")
         assert self.state is ConnectionState.CONNECTING, f"{self!r} is used after its end"
         if self._accepted:
             self.state = ConnectionState.OPEN
@@ -285,21 +305,24 @@ class SimulatedConnection:
 
     def watch_writing(self, *, wanted: bool) -> None:
         """Say whether select is to report room for sending."""
+        self._network.note_use(f"{self!r} was registered anew")
         self._wants_writing = wanted
 
     def close(self) -> None:
-        """Close it."""
+        """Close it, which takes it from what selects it."""
+        self._network.note_use(f"{self!r} was closed")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it without a word, in this process."""
         self.state = ConnectionState.CLOSED
         self.inbox = Inbox(0)
         self._world.open_connections.discard(self)
         if self in self._network.connections:
             self._network.connections.remove(self)
 
-    def abandon(self) -> None:
-        """Close it without a word."""
-        self.close()
-
     def _check(self) -> None:
+        self._network.note_use(f"{self!r} was used")
         assert self.state is ConnectionState.OPEN, f"{self!r} is used after its end"
         if self._was_reset:
             raise ConnectionFailedError(f"The connection failed while talking to {self.origin}: reset by peer.")
