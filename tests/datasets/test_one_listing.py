@@ -374,8 +374,19 @@ def test_a_fork_does_not_keep_the_lock(shared):
     thread.join()
 
 
+def _no_link(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def _asker(listing: OneListing, pipe) -> None:
+    """Ask for the table, and tell what is in it."""
+    mine = ObjectTable([S3BucketKeyData("b", f"child {os.getpid()}")])
+    pipe.send([item.key for item in listing.agree("t", lambda: mine)])
+    pipe.recv()
+
+
 def test_who_asks_while_it_lists(shared):
-    """What asks for the table from within its listing, as a signal handler can, does not wait for itself."""
+    """What asks for the table from within its listing, as a signal handler can, does not wait: all take its table."""
     listing = _shared_listing()
     inner = ObjectTable([S3BucketKeyData("b", "inner")])
     outer = ObjectTable([S3BucketKeyData("b", "outer")])
@@ -384,8 +395,33 @@ def test_who_asks_while_it_lists(shared):
         assert listing.agree("t", lambda: inner) is inner
         return outer
 
-    assert listing.agree("t", list_objects) is outer
-    assert list(listing.agree("t", lambda: inner)) == list(outer)
+    assert list(listing.agree("t", list_objects)) == list(inner)
+    assert list(listing.agree("t", lambda: outer)) == list(inner)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["", "no hard links"])
+@pytest.mark.parametrize("context", METHODS, indirect=True)
+def test_who_starts_processes_while_it_lists(context, links, shared, monkeypatch):
+    """A signal handler in the middle of a listing may start processes that list, and wait for them: all agree."""
+    if not links:
+        monkeypatch.setattr(os, "link", _no_link)
+    listing = _shared_listing()
+    found: list[object] = []
+
+    def list_objects() -> ObjectTable:
+        for _ in range(2):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_asker, args=(listing, theirs))
+            process.start()
+            theirs.close()
+            found.append(ours.recv() if ours.poll(60) else "nothing: it waits")
+            process.kill()
+            process.join()
+        return ObjectTable([S3BucketKeyData("b", "parent")])
+
+    found.append([item.key for item in listing.agree("t", list_objects)])
+    assert found[0] == found[1] == found[2]
+    assert found[0] not in (["parent"], "nothing: it waits")
 
 
 def test_nowhere_to_meet(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from s3torch.testing.simulate import (
     EndWriter,
     Epoch,
     Forget,
+    Fork,
     Interrupt,
     Iterate,
     ListPages,
@@ -250,6 +251,13 @@ FOUND: dict[str, Program] = {
             ),
             Signal(step=0, select=20, steps=(ReadRange("k/000", 0, 10),)),
         ),
+    ),
+    "a handler waits for a child that lists, in the middle of the listing": Program(
+        seed=1,
+        objects=(300, 300, 300, 300),
+        datasets=(DatasetSpec("map"),),
+        steps=(Fork((ReadRange("k/000", 0, 10),)), Batch(0, (0, 1))),
+        coincidences=(Signal(step=1, select=3, steps=(Fork((Batch(0, (0, 1)),)),)),),
     ),
     "two handlers beside an epoch that keeps its errors": Program(
         seed=6042151,

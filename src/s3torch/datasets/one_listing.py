@@ -8,6 +8,10 @@ takes a lock, lists, and saves the table; the others wait for the lock and load 
 - The directory has a random name of 128 bits, which the dataset carries by fork, and by pickle to a process that is
   being started. No other user can guess it, and only its owner may enter. It is made when a process needs it.
 - Any other pickle, such as a file that a later job loads, leaves the name out: an old listing must not be found there.
+- A table that is there is never replaced: who has listed takes that of the one who was first to save it. So all agree
+  without the lock, too, which only saves listings.
+- A signal handler may come in the middle of a listing, and start processes that need the table, and wait for them. They
+  must not wait for the lock, which is not free before the handler returns: they take another one, of their own.
 - The lock (``flock``) ends with the process that holds it. If that is killed, or its listing fails, the next one lists:
   so an error of the server reaches every process.
 - A process whose dataset was never copied into another lists by itself, and touches no disk.
@@ -53,9 +57,10 @@ class OneListing:
     Args:
         directory: Of a dataset in another process; None chooses a new name.
         number: Of this copy, among those that were pickled.
+        depth: Which of the directory's locks is free for this process; see ``_depth``.
     """
 
-    def __init__(self, directory: str | None = None, number: int = 0) -> None:
+    def __init__(self, directory: str | None = None, number: int = 0, depth: int = 0) -> None:
         self._name = f"s3torch-{secrets.token_hex(16)}"
         self._directory = None if directory is None else Path(directory)
         self._handed_on = [directory] if directory else []
@@ -64,15 +69,17 @@ class OneListing:
         self._copies = 0
         if directory is None:
             weakref.finalize(self, _remove, self._name, os.getpid(), self._forks, self._handed_on)
+        elif depth:
+            _depths[Path(directory)] = depth
 
     def __repr__(self) -> str:
         return f"<OneListing {'shared' if self.is_shared else 'of one process'}>"
 
-    def __reduce__(self) -> tuple[type[OneListing], tuple[()] | tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[OneListing], tuple[()] | tuple[str, int, int]]:
         if not self.hand_on():
             return OneListing, ()
         self._copies += 1
-        return OneListing, (str(self._place()), self._copies)
+        return OneListing, (str(self._place()), self._copies, _depth(self._place()))
 
     @property
     def is_shared(self) -> bool:
@@ -107,14 +114,10 @@ class OneListing:
             return list_objects()
         path = self._place() / f"{name}.table"
         with _locked(path.parent) as is_first:
-            if not is_first:  # a signal handler, or what list_objects calls: it would wait for itself
-                return list_objects()
             table = _load(path)
             if table is None:
-                table = list_objects()
-                with _explained():
-                    table.save(path)
-            if takers:
+                table = _publish(path, list_objects())
+            if takers and is_first:  # else this is a signal handler, or what list_objects calls
                 # Workers start one after the other: what they have in common tells two DataLoaders apart.
                 group = count_forks() - self._forks + self._number - taker
                 with _explained():
@@ -146,6 +149,25 @@ def _load(path: Path) -> ObjectTable | None:
         return ObjectTable.load(path) if path.exists() else None
 
 
+def _publish(path: Path, table: ObjectTable) -> ObjectTable:
+    """Save a table, unless another one is there by now; returns the one that is there then."""
+    mine = path.with_name(f".s3torch-{secrets.token_hex(16)}")
+    with _explained():
+        try:
+            table.save(mine)
+            try:
+                os.link(mine, path)
+            except FileExistsError:
+                return ObjectTable.load(path)
+            except OSError:  # there are no hard links, as on some network file systems: the lock has to do
+                if path.exists():
+                    return ObjectTable.load(path)
+                mine.replace(path)
+        finally:
+            mine.unlink(missing_ok=True)
+    return table
+
+
 def _note_taker(path: Path, group: int, taker: int, takers: int) -> None:
     """Note that a worker has its table; the last worker removes the table.
 
@@ -173,8 +195,21 @@ def _is_alive(process: int) -> bool:
 _open: dict[int, tuple[int, Path]] = {}
 
 
+# How many locks of a directory are held by threads that may wait for the end of this process, or of one that waits for
+# it: they were in the middle of a listing when they started it.
+_depths: dict[Path, int] = {}
+
+
+def _depth(directory: Path) -> int:
+    """Return how many locks of a directory a process must not wait for that the calling thread starts."""
+    is_in_the_middle = (threading.get_ident(), directory) in list(_open.values())
+    return _depths.get(directory, 0) + is_in_the_middle
+
+
 def _drop_inherited() -> None:
     """Close what a fork has copied: the lock would last until the child ends as well."""
+    for directory in {directory for _, directory in _open.values()}:
+        _depths[directory] = _depth(directory)
     while _open:
         os.close(_open.popitem()[0])
 
@@ -185,7 +220,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Hold the lock of a directory; yields False, and holds nothing, if this thread has it already."""
+    """Hold the lock of a directory.
+
+    Yields:
+        Whether it does: not if this thread has the lock already, and would wait for itself.
+    """
     holder = (threading.get_ident(), directory)
     if holder in list(_open.values()):
         yield False
@@ -194,7 +233,8 @@ def _locked(directory: Path) -> Iterator[bool]:
     try:
         with _explained(), NO_FORK:  # so that a child knows of each descriptor that it has inherited
             directory.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            name = "lock" + "~" * _depths.get(directory, 0)
+            descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             _open[descriptor] = holder
         with _explained():
             fcntl.flock(descriptor, fcntl.LOCK_EX)
