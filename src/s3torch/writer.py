@@ -7,6 +7,8 @@ that a reader never sees half an object and no parts are left behind.
 
 What an exception or the end of the interpreter aborts is given two seconds: whoever presses Ctrl-C does not want to
 wait for a server that is silent. The garbage collector sends nothing at all: see ``_access/leftovers.py``.
+
+It is one file of over 450 lines: each way in which a writer ends is a few lines, and they are to be read together.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def test_parts_of_files_are_cleaned(manage, run, bucket, prefix, client):
     assert left() == sorted([other, ours[1]])
     assert clean(run, older_than=0) == [f"s3://{bucket}/{ours[1]}"]
     assert left() == [other]
-    clean_uploads(f"s3://{bucket}/{other}")
+    clean_uploads(run, older_than=0)
     assert left() == []
 
 

@@ -177,8 +177,10 @@ class Manifest(NamedTuple):
             return cls(folder, {})
         try:
             said = json.loads(content)
+            if said.keys() == {"mark"}:  # of ``mark_complete``
+                return cls(folder, {})
             form, version = said["format"], said["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointFormatError(f"{folder.uri}/{MARKER} is no marker of s3torch: {error!r}.") from error
         if form != _FORMAT:
             raise CheckpointFormatError(f"{folder.uri} is a checkpoint of another kind: its marker says {form!r}.")
