@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict, UserDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -51,6 +51,96 @@ def test_one_at_a_time(s3, uri):
     futures[-1].result(60)
     for step in range(5):
         assert checkpoint.load(f"{uri}-{step}")["step"].unique().tolist() == [step]
+
+
+def test_two_threads(s3, uri):
+    """Two threads may save at the same time: each future is that of its own state, and none is mixed with another."""
+    checkpoint = S3Checkpoint()
+    both_begin = threading.Barrier(2)
+    failed: list[str] = []
+
+    def save(name: int) -> None:
+        state = {"a": torch.zeros(300_000), "b": torch.zeros(1000)}
+        both_begin.wait(60)
+        for step in range(5):
+            for tensor in state.values():
+                tensor.fill_(10 * name + step)
+            checkpoint.save_async(state, f"{uri}-{name}-{step}").result(60)
+            loaded = checkpoint.load(f"{uri}-{name}-{step}")
+            if not all(torch.equal(loaded[key], tensor) for key, tensor in state.items()):
+                failed.append(f"{name}-{step}")
+
+    threads = [threading.Thread(target=save, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failed
+
+
+class _Gate(Staging):
+    """Lets a test look at a copy before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_copied, self.may_go = threading.Event(), threading.Event()
+
+    def copy(self, state: object) -> Snapshot:
+        copied = super().copy(state)
+        self.is_copied.set()
+        self.may_go.wait(60)
+        return copied
+
+
+def test_a_second_thread_waits(s3, uri):
+    """While a thread copies its state, another one does not copy into the same memory."""
+    checkpoint, gate = S3Checkpoint(), _Gate()
+    checkpoint._staging = gate
+    states = [{"a": torch.full((1000,), value)} for value in (1.0, 2.0)]
+    futures: dict[int, Any] = {}
+
+    def save(number: int) -> None:
+        futures[number] = checkpoint.save_async(states[number], f"{uri}-{number}")
+
+    first, second = (threading.Thread(target=save, args=(number,)) for number in range(2))
+    first.start()
+    assert gate.is_copied.wait(60)
+    gate.is_copied.clear()
+    second.start()
+    assert not gate.is_copied.wait(0.2)
+    gate.may_go.set()
+    for thread in (first, second):
+        thread.join(60)
+    for number in range(2):
+        futures[number].result(60)
+        assert torch.equal(checkpoint.load(f"{uri}-{number}")["a"], states[number]["a"])
+
+
+class _Nested:
+    """Saves another state while it is pickled, as a signal handler might at any moment."""
+
+    def __init__(self, save: Callable[[], object]) -> None:
+        self._save = save
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self._save()
+        return OrderedDict, ()
+
+
+def test_a_call_in_the_middle_of_another(s3, uri):
+    """A call by the thread that is in one already waits for nobody, and each state is its own."""
+    checkpoint = S3Checkpoint()
+    inner: list[Any] = []
+
+    def save() -> None:
+        inner.append(checkpoint.save_async({"a": torch.full((1000,), 2.0)}, f"{uri}-inner"))
+
+    checkpoint.save_async({"a": torch.full((1000,), 1.0), "b": _Nested(save)}, f"{uri}-outer").result(60)
+    for future in inner:
+        future.result(60)
+    assert inner
+    assert checkpoint.load(f"{uri}-inner")["a"].unique().tolist() == [2]
+    assert checkpoint.load(f"{uri}-outer")["a"].unique().tolist() == [1]
 
 
 def test_a_failure_is_the_futures(caplog):

@@ -65,9 +65,10 @@ class S3Checkpoint:
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
         self._staging = Staging()
         self._saving: tuple[int, Future[None]] | None = None
+        self._turns: dict[int, _Turn] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_staging": Staging(), "_saving": None}
+        return {**self.__dict__, "_staging": Staging(), "_saving": None, "_turns": {}}
 
     def __repr__(self) -> str:
         return f"S3Checkpoint(region={self.region!r}, endpoint={self.endpoint!r})"
@@ -104,8 +105,9 @@ class S3Checkpoint:
 
         What ``save`` would store now is stored: all but the bytes of the tensors is pickled before this returns. Those
         are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call; so it takes
-        as much memory again as the state. If the call before is still saving, it waits for that. The interpreter waits
-        for it at its end. Not to be called by two threads at the same time.
+        as much memory again as the state. If the call before is still saving, it waits for that, and so do calls of
+        other threads: each future is that of its own state. A call in the middle of another one of the same thread, as
+        of a signal handler, does not wait, and takes memory of its own. The interpreter waits for it at its end.
 
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
@@ -120,13 +122,26 @@ class S3Checkpoint:
             RuntimeError: No thread could be started.
         """
         parse_checkpoint_uri(s3_uri)
-        if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
-            wait([self._saving[1]])
-        future: Future[None] = Future()
-        self._saving = os.getpid(), future
+        # A lock of each process: a forked child would wait for ever for a thread that it has not.
+        turn = self._turns.setdefault(os.getpid(), _Turn())
+        with turn.lock:
+            if turn.is_taken:  # by a call of this thread that this one is in the middle of, and would wait for
+                return self._begin_to_save(obj, s3_uri, Staging(), Future())
+            turn.is_taken = True
+            try:
+                if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
+                    wait([self._saving[1]])
+                future: Future[None] = Future()
+                self._saving = os.getpid(), future
+                return self._begin_to_save(obj, s3_uri, self._staging, future)
+            finally:
+                turn.is_taken = False
+
+    def _begin_to_save(self, obj: object, s3_uri: str, staging: Staging, future: Future[None]) -> Future[None]:
+        """Copy a state, and start the thread that saves it; whatever fails, the future is done then."""
         future.set_running_or_notify_cancel()
         try:
-            copied = self._staging.copy(obj)
+            copied = staging.copy(obj)
         except BaseException as error:
             _fail(future, error, s3_uri)  # the next call would wait for it
             if isinstance(error, Exception):
@@ -232,6 +247,19 @@ class S3Checkpoint:
         """
         bucket, key = parse_checkpoint_uri(s3_uri)
         return self._client.put_object(bucket, key)
+
+
+class _Turn:
+    """Whose turn it is to copy a state: of one thread at a time.
+
+    Attributes:
+        lock: Its thread may take it again, in a signal handler or while it pickles: such a call finds ``is_taken``.
+        is_taken: Whether the thread that holds the lock is in the middle of a call.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_taken = False
 
 
 def _fail(future: Future[None], error: BaseException, s3_uri: str) -> None:
