@@ -78,42 +78,53 @@ def test_two_threads(s3, uri):
     assert not failed
 
 
-class _Gate(Staging):
-    """Lets a test look at a copy before it is used."""
+class _Watched(S3Checkpoint):
+    """Notes whether a state is copied while the memory is in use, by another copy or by a save; the first save waits."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_copied, self.may_go = threading.Event(), threading.Event()
+        self.may_go, self.is_there = threading.Event(), threading.Event()
+        self.in_use = 0
+        self.was_in_use: list[bool] = []
+        watched = self
 
-    def copy(self, state: object) -> Snapshot:
-        copied = super().copy(state)
-        self.is_copied.set()
+        class Watching(Staging):
+            def copy(self, state: object) -> Snapshot:
+                watched.was_in_use.append(watched.in_use > 0)
+                watched.in_use += 1
+                if len(watched.was_in_use) > 1:
+                    watched.is_there.wait(0.2)  # for another thread, which must not come
+                    watched.is_there.set()
+                return super().copy(state)
+
+        self._staging = Watching()
+
+    def save(self, *args: Any, **options: Any) -> None:
         self.may_go.wait(60)
-        return copied
+        super().save(*args, **options)
+        self.in_use -= 1
 
 
-def test_a_second_thread_waits(s3, uri):
-    """While a thread copies its state, another one does not copy into the same memory."""
-    checkpoint, gate = S3Checkpoint(), _Gate()
-    checkpoint._staging = gate
-    states = [{"a": torch.full((1000,), value)} for value in (1.0, 2.0)]
-    futures: dict[int, Any] = {}
+def test_two_threads_that_wait(s3, uri):
+    """When two threads wait for the same save, one goes on, and the other waits for that one's."""
+    checkpoint = _Watched()
+    futures = {0: checkpoint.save_async({"a": torch.zeros(1000)}, f"{uri}-0")}
 
     def save(number: int) -> None:
-        futures[number] = checkpoint.save_async(states[number], f"{uri}-{number}")
+        futures[number] = checkpoint.save_async({"a": torch.full((1000,), float(number))}, f"{uri}-{number}")
 
-    first, second = (threading.Thread(target=save, args=(number,)) for number in range(2))
-    first.start()
-    assert gate.is_copied.wait(60)
-    gate.is_copied.clear()
-    second.start()
-    assert not gate.is_copied.wait(0.2)
-    gate.may_go.set()
-    for thread in (first, second):
+    threads = [threading.Thread(target=save, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(0.2)  # both are waiting now, unless this machine is very slow
+    checkpoint.may_go.set()
+    for thread in threads:
         thread.join(60)
-    for number in range(2):
-        futures[number].result(60)
-        assert torch.equal(checkpoint.load(f"{uri}-{number}")["a"], states[number]["a"])
+    for number, future in futures.items():
+        future.result(60)
+        assert checkpoint.load(f"{uri}-{number}")["a"].unique().tolist() == [number]
+    assert checkpoint.was_in_use == [False, False, False]
 
 
 class _Nested:
