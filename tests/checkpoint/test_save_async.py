@@ -79,7 +79,7 @@ def test_two_threads(s3, uri):
 
 
 class _Watched(S3Checkpoint):
-    """Notes whether a state is copied while the memory is in use, by another copy or by a save; the first save waits."""
+    """Notes whether a state is copied while its memory is in use, by a copy or by a save; the first save waits."""
 
     def __init__(self) -> None:
         super().__init__()
