@@ -3,6 +3,14 @@
 ``save_sharded`` saves what is spread over ranks.
 """
 
-from s3torch.checkpoint.safetensors import SafeOpen, SafeSlice, load_file, safe_open, save_file, save_sharded
+from s3torch.checkpoint.safetensors import (
+    SafeOpen,
+    SafeSlice,
+    estimate_file,
+    load_file,
+    safe_open,
+    save_file,
+    save_sharded,
+)
 
-__all__ = ["SafeOpen", "SafeSlice", "load_file", "safe_open", "save_file", "save_sharded"]
+__all__ = ["SafeOpen", "SafeSlice", "estimate_file", "load_file", "safe_open", "save_file", "save_sharded"]

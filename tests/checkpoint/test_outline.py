@@ -19,6 +19,7 @@ import torch
 from s3torch import S3Checkpoint, S3ClientConfig
 from s3torch.checkpoint import outline as outline_module
 from s3torch.checkpoint.outline import Outline, torch_save
+from s3torch.checkpoint.staging import Staging
 from s3torch.checkpoint.storages import memory
 from s3torch.errors import IntegrityError, S3Error
 from s3torch.safetensors import save_file
@@ -146,6 +147,33 @@ def test_the_same_file(name):
     assert without_id(bytes(file.content)) == without_id(bytes(plain.content))
     assert zipfile.ZipFile(io.BytesIO(file.content)).testzip() is None
     assert sum(counts) == len(file.content)
+
+
+@has_skip_data
+@pytest.mark.parametrize("name", states())
+def test_the_id(name):
+    """The identifier is the one that torch makes of the CRC-32s, so that of two states it is not the same."""
+    state = states()[name]
+    file, plain = File(), File()
+    Outline.of(state).write_to(file, len([]).__add__)
+    torch.save(state, plain)
+    assert bytes(file.content) == bytes(plain.content)
+
+
+@has_skip_data
+def test_the_ids_of_two_states():
+    """States of the same shapes and other values are told apart by it, whether they were copied or not."""
+
+    def identifier(state: object, *, is_copied: bool) -> bytes:
+        file = File()
+        (Staging().copy(state) if is_copied else Outline.of(state)).write_to(file, len([]).__add__)
+        archive = zipfile.ZipFile(io.BytesIO(file.content))
+        return archive.read("archive/.data/serialization_id")
+
+    states_of_two = [{"a": torch.full((300,), value), "b": torch.ones(3)} for value in (1.0, 2.0)]
+    found = [identifier(state, is_copied=is_copied) for state in states_of_two for is_copied in (False, True)]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert found[0][:20] == found[2][:20]
 
 
 @has_skip_data

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict, UserDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -51,6 +51,107 @@ def test_one_at_a_time(s3, uri):
     futures[-1].result(60)
     for step in range(5):
         assert checkpoint.load(f"{uri}-{step}")["step"].unique().tolist() == [step]
+
+
+def test_two_threads(s3, uri):
+    """Two threads may save at the same time: each future is that of its own state, and none is mixed with another."""
+    checkpoint = S3Checkpoint()
+    both_begin = threading.Barrier(2)
+    failed: list[str] = []
+
+    def save(name: int) -> None:
+        state = {"a": torch.zeros(300_000), "b": torch.zeros(1000)}
+        both_begin.wait(60)
+        for step in range(5):
+            for tensor in state.values():
+                tensor.fill_(10 * name + step)
+            checkpoint.save_async(state, f"{uri}-{name}-{step}").result(60)
+            loaded = checkpoint.load(f"{uri}-{name}-{step}")
+            if not all(torch.equal(loaded[key], tensor) for key, tensor in state.items()):
+                failed.append(f"{name}-{step}")
+
+    threads = [threading.Thread(target=save, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failed
+
+
+class _Watched(S3Checkpoint):
+    """Notes whether a state is copied while its memory is in use, by a copy or by a save; the first save waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go, self.is_there = threading.Event(), threading.Event()
+        self.in_use = 0
+        self.was_in_use: list[bool] = []
+        watched = self
+
+        class Watching(Staging):
+            def copy(self, state: object) -> Snapshot:
+                watched.was_in_use.append(watched.in_use > 0)
+                watched.in_use += 1
+                if len(watched.was_in_use) > 1:
+                    watched.is_there.wait(0.2)  # for another thread, which must not come
+                    watched.is_there.set()
+                return super().copy(state)
+
+        self._staging = Watching()
+
+    def save(self, *args: Any, **options: Any) -> None:
+        self.may_go.wait(60)
+        super().save(*args, **options)
+        self.in_use -= 1
+
+
+def test_two_threads_that_wait(s3, uri):
+    """When two threads wait for the same save, one goes on, and the other waits for that one's."""
+    checkpoint = _Watched()
+    futures = {0: checkpoint.save_async({"a": torch.zeros(1000)}, f"{uri}-0")}
+
+    def save(number: int) -> None:
+        futures[number] = checkpoint.save_async({"a": torch.full((1000,), float(number))}, f"{uri}-{number}")
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(0.2)  # both are waiting now, unless this machine is very slow
+    checkpoint.may_go.set()
+    for thread in threads:
+        thread.join(60)
+    for number, future in futures.items():
+        future.result(60)
+        assert checkpoint.load(f"{uri}-{number}")["a"].unique().tolist() == [number]
+    assert checkpoint.was_in_use == [False, False, False]
+
+
+class _Nested:
+    """Saves another state while it is pickled, as a signal handler might at any moment."""
+
+    def __init__(self, save: Callable[[], object]) -> None:
+        self._save = save
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self._save()
+        return OrderedDict, ()
+
+
+def test_a_call_in_the_middle_of_another(s3, uri):
+    """A call by the thread that is in one already waits for nobody, and each state is its own."""
+    checkpoint = S3Checkpoint()
+    inner: list[Any] = []
+
+    def save() -> None:
+        inner.append(checkpoint.save_async({"a": torch.full((1000,), 2.0)}, f"{uri}-inner"))
+
+    checkpoint.save_async({"a": torch.full((1000,), 1.0), "b": _Nested(save)}, f"{uri}-outer").result(60)
+    for future in inner:
+        future.result(60)
+    assert inner
+    assert checkpoint.load(f"{uri}-inner")["a"].unique().tolist() == [2]
+    assert checkpoint.load(f"{uri}-outer")["a"].unique().tolist() == [1]
 
 
 def test_a_failure_is_the_futures(caplog):

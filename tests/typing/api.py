@@ -21,9 +21,12 @@ from s3torch import (
     S3Writer,
     TransferStats,
 )
+from s3torch.checkpoint import UploadEstimate, UploadStats
 from s3torch.datasets import ObjectTable
+from s3torch.dcp import S3StorageWriter
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
+from s3torch.safetensors import estimate_file, save_file
 from s3torch.testing import ExpressServer, FaultyServer, LocalS3, conformance, faults
 from s3torch.torch_checkpointing import S3StorageConfig, clean, native_fill
 
@@ -141,3 +144,20 @@ def directory_buckets() -> None:
         client.append_object(server.bucket, "other", memoryview(b"more"), offset=7)
         client.copy_object(server.bucket, "other", server.bucket, "key", version_id="v")
         assert_type(server.objects["other"], bytes)
+
+
+def what_a_save_tells() -> None:
+    def note(stats: UploadStats) -> None:
+        assert_type((stats.bucket, stats.key), tuple[str, str])
+        assert_type((stats.size, stats.seconds, stats.requests, stats.retries), tuple[int, float, int, int])
+
+    tensors = {"weight": torch.ones(3)}
+    checkpoint = S3Checkpoint()
+    checkpoint.save(tensors, "s3://bucket/key", on_upload=note)
+    checkpoint.save_async(tensors, "s3://bucket/key", on_upload=note).result()
+    assert_type(checkpoint.estimate(tensors), UploadEstimate)
+    save_file(tensors, "s3://bucket/key", on_upload=note)
+    assert_type(estimate_file(tensors, max_shard_size=100), UploadEstimate)
+    S3LightningCheckpoint(progress=None, on_upload=note)
+    writer = S3StorageWriter(None, "s3://bucket/prefix", progress=True, on_upload=note)
+    assert_type(writer.estimate(tensors), UploadEstimate)

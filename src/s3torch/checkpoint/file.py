@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
-from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT
 from s3torch.checkpoint.loading import MapLocation, load_object
-from s3torch.checkpoint.outline import Outline, torch_save
+from s3torch.checkpoint.saving import estimate_object, save_object
 from s3torch.checkpoint.staging import Snapshot, Staging
+from s3torch.checkpoint.uploads import OnUpload, UploadEstimate
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.readers import S3Reader, check_reader_config
@@ -22,7 +21,6 @@ from s3torch.writer import S3Writer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from typing_extensions import Buffer
 
 __all__ = ["S3Checkpoint"]
 
@@ -65,14 +63,17 @@ class S3Checkpoint:
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
         self._staging = Staging()
         self._saving: tuple[int, Future[None]] | None = None
+        self._turns: dict[int, _Turn] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_staging": Staging(), "_saving": None}
+        return {**self.__dict__, "_staging": Staging(), "_saving": None, "_turns": {}}
 
     def __repr__(self) -> str:
         return f"S3Checkpoint(region={self.region!r}, endpoint={self.endpoint!r})"
 
-    def save(self, obj: object, s3_uri: str, *, progress: bool | None = None) -> None:
+    def save(
+        self, obj: object, s3_uri: str, *, progress: bool | None = None, on_upload: OnUpload | None = None
+    ) -> None:
         """Save what torch.save can save. It appears whole, or not at all.
 
         The tensors are sent from where they are, without a copy (with torch >= 2.6).
@@ -81,35 +82,46 @@ class S3Checkpoint:
             obj: Such as a state dict; it must not change until this returns.
             s3_uri: Where.
             progress: Whether to show a bar; None shows one on a terminal.
+            on_upload: Is told by an ``UploadStats`` what it took, once it is stored. What it raises is logged.
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
             ArgumentError: S3 takes no object of that size (50 TB).
             S3Error: It could not be stored; what was there before is unchanged.
         """
-        with (
-            self.writer(s3_uri) as writer,
-            new_byte_bar(f"Saving {s3_uri}", None, is_wanted=progress) as bar,
-        ):
-            whole = obj if isinstance(obj, Snapshot) else Outline.of(obj)
-            if whole is not None:
-                writer.expect(whole.size)
-                whole.write_to(writer, bar.update)
-            else:
-                file: Any = _Counted(writer, bar.update)
-                torch_save(obj, file)
+        save_object(
+            self._client,
+            lambda: self.writer(s3_uri),
+            obj,
+            f"Saving {s3_uri}",
+            progress=progress,
+            on_upload=on_upload,
+        )
 
-    def save_async(self, obj: object, s3_uri: str) -> Future[None]:
+    def estimate(self, obj: object) -> UploadEstimate:
+        """Return what ``save`` would send, without sending anything.
+
+        All but the bytes of the tensors is pickled, as ``save`` does it. (Before torch 2.6 it takes as long as
+        torch.save.)
+
+        Args:
+            obj: Such as a state dict.
+        """
+        return estimate_object(obj, self._client.s3client_config.part_size)
+
+    def save_async(self, obj: object, s3_uri: str, *, on_upload: OnUpload | None = None) -> Future[None]:
         """Save what torch.save can save as it is now, while the caller goes on.
 
         What ``save`` would store now is stored: all but the bytes of the tensors is pickled before this returns. Those
         are copied into memory of the CPU (pinned for those of a GPU), which is used again by the next call; so it takes
-        as much memory again as the state. If the call before is still saving, it waits for that. The interpreter waits
-        for it at its end. Not to be called by two threads at the same time.
+        as much memory again as the state. If the call before is still saving, it waits for that, and so do calls of
+        other threads: each future is that of its own state. A call in the middle of another one of the same thread, as
+        of a signal handler, does not wait, and takes memory of its own. The interpreter waits for it at its end.
 
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
             s3_uri: Where.
+            on_upload: As for ``save``; is told by the thread that saves, before the future is done.
 
         Returns:
             A future that is done when the checkpoint is there; its ``result()`` raises what ``save`` would. A failure
@@ -120,13 +132,28 @@ class S3Checkpoint:
             RuntimeError: No thread could be started.
         """
         parse_checkpoint_uri(s3_uri)
-        if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
-            wait([self._saving[1]])
-        future: Future[None] = Future()
-        self._saving = os.getpid(), future
+        # A lock of each process: a forked child would wait for ever for a thread that it has not.
+        turn = self._turns.setdefault(os.getpid(), _Turn())
+        with turn.lock:
+            if turn.is_taken:  # by a call of this thread that this one is in the middle of, and would wait for
+                return self._begin_to_save(obj, s3_uri, on_upload, Staging(), Future())
+            turn.is_taken = True
+            try:
+                if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
+                    wait([self._saving[1]])
+                future: Future[None] = Future()
+                self._saving = os.getpid(), future
+                return self._begin_to_save(obj, s3_uri, on_upload, self._staging, future)
+            finally:
+                turn.is_taken = False
+
+    def _begin_to_save(
+        self, obj: object, s3_uri: str, on_upload: OnUpload | None, staging: Staging, future: Future[None]
+    ) -> Future[None]:
+        """Copy a state, and start the thread that saves it; whatever fails, the future is done then."""
         future.set_running_or_notify_cancel()
         try:
-            copied = self._staging.copy(obj)
+            copied = staging.copy(obj)
         except BaseException as error:
             _fail(future, error, s3_uri)  # the next call would wait for it
             if isinstance(error, Exception):
@@ -135,7 +162,10 @@ class S3Checkpoint:
         returning = threading.Event()
         # Not a daemon, even if the caller is one: the interpreter waits for it.
         thread = threading.Thread(
-            target=self._save_into, args=(future, copied, s3_uri, returning), name=f"saving {s3_uri}", daemon=False
+            target=self._save_into,
+            args=(future, copied, s3_uri, on_upload, returning),
+            name=f"saving {s3_uri}",
+            daemon=False,
         )
         try:
             thread.start()
@@ -146,10 +176,17 @@ class S3Checkpoint:
             returning.set()
         return future
 
-    def _save_into(self, future: Future[None], copied: Snapshot, s3_uri: str, returning: threading.Event) -> None:
+    def _save_into(
+        self,
+        future: Future[None],
+        copied: Snapshot,
+        s3_uri: str,
+        on_upload: OnUpload | None,
+        returning: threading.Event,
+    ) -> None:
         returning.wait()  # a new thread runs for 5 ms before the interpreter goes on with the one that waits for it
         try:
-            self.save(copied, s3_uri, progress=False)
+            self.save(copied, s3_uri, progress=False, on_upload=on_upload)
         except BaseException as error:  # noqa: BLE001  # it is the future's
             _fail(future, error, s3_uri)
         else:
@@ -234,22 +271,19 @@ class S3Checkpoint:
         return self._client.put_object(bucket, key)
 
 
+class _Turn:
+    """Whose turn it is to copy a state: of one thread at a time.
+
+    Attributes:
+        lock: Its thread may take it again, in a signal handler or while it pickles: such a call finds ``is_taken``.
+        is_taken: Whether the thread that holds the lock is in the middle of a call.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_taken = False
+
+
 def _fail(future: Future[None], error: BaseException, s3_uri: str) -> None:
     _log.error("%s was not saved", s3_uri, exc_info=error)
     future.set_exception(error)
-
-
-class _Counted:
-    """A file that counts what is written to it."""
-
-    def __init__(self, file: S3Writer, count: Callable[[int], object]) -> None:
-        self._file = file
-        self._count = count
-
-    def write(self, data: Buffer, /) -> int:
-        written = self._file.write(data)
-        self._count(written)
-        return written
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from s3torch.checkpoint.loading import MapLocation, load_object
+from s3torch.checkpoint.saving import estimate_object, save_object
+from s3torch.checkpoint.uploads import OnUpload, UploadEstimate
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentTypeError, InvalidURIError
@@ -71,6 +73,10 @@ class S3LightningCheckpoint(*_BASES):  # type: ignore[misc]  # which bases there
         region: Of the bucket; None finds it.
         s3client_config: See S3ClientConfig.
         endpoint: URL of the server; None finds it.
+        progress: Whether to show a bar while a checkpoint is saved or loaded; None shows one on a terminal. The Trainer
+            has bars of its own there.
+        on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took, once a checkpoint is stored, by the
+            thread that has stored it. What it raises is logged.
     """
 
     def __init__(
@@ -78,9 +84,14 @@ class S3LightningCheckpoint(*_BASES):  # type: ignore[misc]  # which bases there
         region: str | None = None,
         s3client_config: S3ClientConfig | None = None,
         endpoint: str | None = None,
+        *,
+        progress: bool | None = False,
+        on_upload: OnUpload | None = None,
     ) -> None:
         self.region = region
         self.endpoint = endpoint
+        self._progress = progress
+        self._on_upload = on_upload
         major, minor = max(_INSTALLED.values())
         self._client = S3Client(
             region,
@@ -115,9 +126,23 @@ class S3LightningCheckpoint(*_BASES):  # type: ignore[misc]  # which bases there
             torch.save(checkpoint, path)
             return
         bucket, key = _parse(path)
-        with self._client.put_object(bucket, key) as writer:
-            file: Any = writer  # torch's types name another class
-            torch.save(checkpoint, file)
+        save_object(
+            self._client,
+            lambda: self._client.put_object(bucket, key),
+            checkpoint,
+            f"Saving {path}",
+            progress=self._progress,
+            on_upload=self._on_upload,
+            may_change=True,  # AsyncCheckpointIO of Lightning before 2.6 saves the tensors that go on being trained
+        )
+
+    def estimate(self, checkpoint: dict[str, Any]) -> UploadEstimate:
+        """Return what ``save_checkpoint`` would send, without sending anything; see ``S3Checkpoint.estimate``.
+
+        Args:
+            checkpoint: What would be saved, such as ``trainer.strategy.lightning_module.state_dict()``.
+        """
+        return estimate_object(checkpoint, self._client.s3client_config.part_size)
 
     def load_checkpoint(
         self,
@@ -150,7 +175,7 @@ class S3LightningCheckpoint(*_BASES):  # type: ignore[misc]  # which bases there
         else:
             bucket, key = _parse(path)
             loaded = load_object(
-                self._client, bucket, key, map_location=map_location, weights_only=weights_only, progress=False
+                self._client, bucket, key, map_location=map_location, weights_only=weights_only, progress=self._progress
             )
         return loaded
 

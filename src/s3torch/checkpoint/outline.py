@@ -5,8 +5,13 @@ headers, the pickle, the directory. Only the CRC-32 of each storage is missing t
 its entry of the directory; it is known once the storage was sent. What is pickled is pickled before that begins: an
 object may well call torch.save for its own state, whose bytes must be there.
 
-Source: https://docs.pytorch.org/docs/stable/notes/serialization.html#torch.serialization.skip_data, and APPNOTE.TXT
-4.3.9 and 4.3.12 for the two places of the CRC-32.
+The last record, ``.data/serialization_id``, is torch's fingerprint of the file: twenty digits of the names of the
+records, and twenty of their CRC-32s. With holes, those of all states of the same shapes would be equal. So the second
+half is made again when the CRC-32s are known, as torch makes it.
+
+Source: https://docs.pytorch.org/docs/stable/notes/serialization.html#torch.serialization.skip_data, APPNOTE.TXT 4.3.9
+and 4.3.12 for the two places of the CRC-32, and PyTorchStreamWriter::writeSerializationId of torch's
+caffe2/serialize/inline_container.cc for the fingerprint.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ import io
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,6 +40,17 @@ _CRC32_OF_DESCRIPTOR, _CRC32_OF_ENTRY = 4, 16  # where it stands
 # How torch's errors begin that are about the archive, not about what is saved.
 _UNFINISHED = "inline_container.cc"
 _STORAGE = re.compile(rb"[^/]+/data/([^/]+)")
+_ID = re.compile(rb"[^/]+/\.data/serialization_id")
+_DIGITS = re.compile(rb"\d{40}")  # of the id: twenty of the names, twenty of the CRC-32s
+
+
+class _Entry(NamedTuple):
+    """What the directory says of a record, and where its CRC-32 stands there."""
+
+    name: bytes
+    size: int
+    crc32: int
+    place: int
 
 
 class File(Protocol):
@@ -98,46 +115,80 @@ class Outline:
             file: Keeps the storages that are in the memory of the CPU where they are.
             count: Is told how many bytes more were written.
         """
+        number_of_id = self._number_of_id()
         crc32s: list[int] = []
-        before: bytes | torch.UntypedStorage = b""
-        for piece in self._pieces:
+        awaited: int | None = None  # the CRC-32 of what the next piece describes
+        for number, piece in enumerate(self._pieces):
             if isinstance(piece, torch.UntypedStorage):
-                crc32s.append(file.write_lasting(memory(piece if piece.device.type == "cpu" else piece.cpu())))  # type: ignore[no-untyped-call]
+                awaited = file.write_lasting(memory(piece if piece.device.type == "cpu" else piece.cpu()))  # type: ignore[no-untyped-call]
+                crc32s.append(awaited)
                 count(piece.nbytes())
-            elif isinstance(before, torch.UntypedStorage):
-                count(file.write(_with_crc32s(piece, [(_CRC32_OF_DESCRIPTOR, crc32s[-1])])))
+                continue
+            if awaited is not None:
+                content = _with_crc32s(piece, [(_CRC32_OF_DESCRIPTOR, awaited)])
+                awaited = None
+            elif number == number_of_id:
+                content = self._id(piece, crc32s)
+                awaited = zlib.crc32(content)
+                crc32s.append(awaited)
             elif piece.startswith(_ENTRY_SIGNATURE):
-                count(file.write(_with_crc32s(piece, zip(self._places(piece) or (), crc32s, strict=True))))
+                content = _with_crc32s(piece, zip(self._places() or (), crc32s, strict=True))
             else:
-                count(file.write(piece))
-            before = piece
+                content = piece
+            count(file.write(content))
 
     def _is_understood(self) -> bool:
-        """Whether the CRC-32 of each storage has its two places."""
-        directories = [
-            piece for piece in self._pieces if isinstance(piece, bytes) and piece.startswith(_ENTRY_SIGNATURE)
+        """Whether the CRC-32 of each storage, and of the id behind them, has its two places."""
+        number = self._number_of_id()
+        behind = [
+            right
+            for at, (left, right) in enumerate(pairwise(self._pieces))
+            if isinstance(left, torch.UntypedStorage) or at == number
         ]
-        behind = [right for left, right in pairwise(self._pieces) if isinstance(left, torch.UntypedStorage)]
         return (
-            len(directories) == 1
-            and len(behind) == len(self._keys)
+            number is not None
+            and not any(isinstance(piece, torch.UntypedStorage) for piece in self._pieces[number:])
+            and len(behind) == len(self._keys) + 1
             and all(isinstance(piece, bytes) and piece.startswith(_DESCRIPTOR) for piece in behind)
-            and self._places(directories[0]) is not None
+            and self._places() is not None
         )
 
-    def _places(self, directory: bytes) -> list[int] | None:
-        """Return where the CRC-32s of the storages stand in the directory; None if it does not have them in order."""
-        places, keys, offset = [], [], 0
-        while directory[offset : offset + 4] == _ENTRY_SIGNATURE and offset + _ENTRY.size <= len(directory):
-            *_, crc32, _, size, name, extra, comment, _, _, _, _ = _ENTRY.unpack_from(directory, offset)
-            match = _STORAGE.fullmatch(directory, offset + _ENTRY.size, offset + _ENTRY.size + name)
-            if match is not None and size:
-                if crc32:
-                    return None
-                places.append(offset + _CRC32_OF_ENTRY)
-                keys.append(match[1])
-            offset += _ENTRY.size + name + extra + comment
-        return places if keys == self._keys else None
+    def _number_of_id(self) -> int | None:
+        """Return which piece is the id: the one between its name, a few fields behind that, and its descriptor."""
+        names = [at for at, piece in enumerate(self._pieces) if isinstance(piece, bytes) and _ID.fullmatch(piece)]
+        if len(names) != 1:
+            return None
+        for at in range(names[0] + 1, len(self._pieces)):
+            piece = self._pieces[at]
+            if isinstance(piece, torch.UntypedStorage) or piece.startswith(_DESCRIPTOR):
+                return None
+            if _DIGITS.fullmatch(piece):
+                return at
+        return None
+
+    def _id(self, piece: bytes, crc32s: Iterable[int]) -> bytes:
+        """Return the id of the file, whose storages have these CRC-32s, as torch would have written it."""
+        of_storages = iter(crc32s)
+        combined = 0
+        for entry in self._entries():
+            if entry.size and not _ID.fullmatch(entry.name):
+                crc32 = next(of_storages) if _STORAGE.fullmatch(entry.name) else entry.crc32
+                combined = _hash_combine(combined, crc32)
+        return piece[:20] + b"%020d" % combined
+
+    def _places(self) -> list[int] | None:
+        """Return where the CRC-32s of the storages stand in the directory, and of the id; None if not in order."""
+        entries = self._entries()
+        storages = [(match[1], entry) for entry in entries if entry.size and (match := _STORAGE.fullmatch(entry.name))]
+        ids = [entry.place for entry in entries if _ID.fullmatch(entry.name)]
+        if len(ids) != 1 or [key for key, _ in storages] != self._keys or any(entry.crc32 for _, entry in storages):
+            return None
+        return [entry.place for _, entry in storages] + ids
+
+    def _entries(self) -> list[_Entry]:
+        """Return what the directory says; nothing if there is none, or more than one."""
+        found = [piece for piece in self._pieces if isinstance(piece, bytes) and piece.startswith(_ENTRY_SIGNATURE)]
+        return list(_entries_of(found[0])) if len(found) == 1 else []
 
 
 def torch_save(obj: object, file: Any, **options: Any) -> None:  # noqa: ANN401  # as torch.save takes them
@@ -232,3 +283,18 @@ def _with_crc32s(piece: bytes, crc32s: Iterable[tuple[int, int]]) -> bytes:
     for place, crc32 in crc32s:
         struct.pack_into("<I", patched, place, crc32)
     return bytes(patched)
+
+
+def _entries_of(directory: bytes) -> Iterator[_Entry]:
+    """Yield what a directory says of its records, in order."""
+    offset = 0
+    while directory[offset : offset + 4] == _ENTRY_SIGNATURE and offset + _ENTRY.size <= len(directory):
+        *_, crc32, _, size, name, extra, comment, _, _, _, _ = _ENTRY.unpack_from(directory, offset)
+        begin = offset + _ENTRY.size
+        yield _Entry(directory[begin : begin + name], size, crc32, offset + _CRC32_OF_ENTRY)
+        offset = begin + name + extra + comment
+
+
+def _hash_combine(seed: int, value: int) -> int:
+    """Combine two hashes of 64 bits, as at::hash_combine of torch's ATen/core does."""
+    return (seed ^ (value + 0x9E3779B9 + (seed << 6) + (seed >> 2))) & 0xFFFF_FFFF_FFFF_FFFF

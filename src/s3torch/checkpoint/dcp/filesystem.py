@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, NotFoundError, S3Error
 from s3torch.readers import check_reader_config
 from s3torch.uri import parse_s3_uri
+from s3torch.writer import S3Writer
 
 __all__ = ["S3FileSystem"]
 
@@ -72,12 +73,15 @@ class S3FileSystem(FileSystemBase):
             with self.client.get_object(bucket, key, reader_config=self.reader_config) as reader:
                 yield reader
         elif mode == "wb":
-            with self.client.put_object(bucket, key) as writer:
+            with self._writing(bucket, key) as writer:
                 yield writer
         else:
             raise ArgumentError(
                 f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
             )
+
+    def _writing(self, bucket: str, key: str) -> AbstractContextManager[S3Writer]:
+        return self.client.put_object(bucket, key)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         """Return the path of a file below a path."""

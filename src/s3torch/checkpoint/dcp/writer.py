@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import io
 import os
 import pickle
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from s3torch._file import S3File
+from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
+from s3torch.checkpoint.saving import Counted, Sink
 from s3torch.checkpoint.storages import contiguous
+from s3torch.checkpoint.uploads import OnUpload, UploadEstimate, estimate_upload, sum_of, writing
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError, S3Error
 from s3torch.uri import parse_s3_uri
+from s3torch.writer import S3Writer
 
 __all__ = ["S3StorageWriter", "StoragePrefix", "WatchedFileSystem"]
 
@@ -51,6 +57,9 @@ class S3StorageWriter(FileSystemWriter):
         prefix_strategy: What the names of a rank's files begin with; None is ``DefaultPrefixStrategy()``.
         thread_count: Files that a rank writes at the same time.
         endpoint: URL of the server; None finds it.
+        progress: Whether to show a bar while this rank writes its files; None shows one on a terminal.
+        on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took, once for each file that this rank has
+            stored (``.metadata`` is one), by the thread that has stored it. What it raises is logged.
         **kwargs: Of torch's FileSystemWriter: ``single_file_per_rank``, ``overwrite``, ``serialization_format``, ...
 
     Raises:
@@ -68,6 +77,8 @@ class S3StorageWriter(FileSystemWriter):
         thread_count: int = 1,
         *,
         endpoint: str | None = None,
+        progress: bool | None = False,
+        on_upload: OnUpload | None = None,
         **kwargs: Any,  # noqa: ANN401  # torch's own, which differ between its versions
     ) -> None:
         parse_s3_uri(os.fspath(path) if isinstance(path, os.PathLike) else path)
@@ -83,6 +94,8 @@ class S3StorageWriter(FileSystemWriter):
             region, s3client_config=s3client_config, endpoint=endpoint
         )
         self.path = self.fs.init_path(path)
+        self._progress = progress
+        self._on_upload = on_upload
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -115,7 +128,13 @@ class S3StorageWriter(FileSystemWriter):
             _check_dtypes(plan)
             resolving = _AsBytes(planner)
         self.fs.failures.clear()
-        future: Future[list[WriteResult]] = super().write_data(plan, resolving)
+        self.fs.on_upload = self._on_upload
+        with new_byte_bar(f"Saving {self.path}", None, is_wanted=self._progress) as bar:
+            self.fs.count = None if self._progress is False else _locked(bar.update)
+            try:
+                future: Future[list[WriteResult]] = super().write_data(plan, resolving)
+            finally:
+                self.fs.count = None
         written = {result.index for result in future.value()}
         missing = sorted({item.index.fqn for item in plan.items if item.index not in written})
         if self.fs.failures:
@@ -135,9 +154,34 @@ class S3StorageWriter(FileSystemWriter):
         metadata.storage_data = {result.index: result.storage_data for of_rank in results for result in of_rank}
         if hasattr(self, "storage_meta"):
             metadata.storage_meta = self.storage_meta()
+        self.fs.on_upload = self._on_upload
         name = ".metadata" if self._collective else f"__{self.rank}.metadata"
         with self.fs.create_stream(self.fs.concat_path(self.path, name), "wb") as stream:
             pickle.dump(metadata, stream)
+
+    def estimate(self, state_dict: dict[str, Any], planner: SavePlanner | None = None) -> UploadEstimate:
+        """Return what this process would send to save its part of a state, without sending anything.
+
+        Its files are written to nowhere, which takes as long as to copy the tensors. ``.metadata`` is not among them,
+        which one rank writes. Where ranks have the same tensors, each of these is counted by each rank, though one of
+        them saves it. It asks no other rank.
+
+        Args:
+            state_dict: As for ``torch.distributed.checkpoint.save``.
+            planner: As for that; None is ``DefaultSavePlanner()``.
+
+        Raises:
+            ArgumentError: ``write_data`` would raise it.
+        """
+        planner = planner or DefaultSavePlanner()
+        planner.set_up_planner(state_dict, is_coordinator=True)
+        nowhere = _Nowhere(self.fs)
+        dry = copy.copy(self)
+        dry.fs = nowhere  # type: ignore[assignment]  # of which the writer uses what it has
+        dry._progress, dry._on_upload = False, None
+        dry.write_data(dry._named(planner.create_local_plan(), self.rank or 0), planner)
+        part_size = self.fs.client.s3client_config.part_size
+        return sum_of(estimate_upload(size, part_size, is_known=False) for size in nowhere.sizes)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -159,25 +203,65 @@ class S3StorageWriter(FileSystemWriter):
 
 
 class WatchedFileSystem(S3FileSystem):
-    """Remembers what went wrong while files were written in threads.
+    """Remembers what went wrong while files were written in threads, and tells what did not.
 
     Attributes:
         failures: Of all streams, since it was made or the list was cleared.
+        on_upload: Is told of each file that is stored; None: nobody is.
+        count: Is told how many bytes more were written, by several threads; None: nobody is.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # of S3FileSystem
         super().__init__(*arguments, **options)
         self.failures: list[BaseException] = []
+        self.on_upload: OnUpload | None = None
+        self.count: Callable[[int], object] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "count": None}  # of a call
 
     @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[S3File]:
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
         """Open an object for ``with``, as S3FileSystem does."""
         try:
             with super().create_stream(path, mode) as stream:
-                yield stream
+                yield stream if self.count is None else Counted(stream, self.count)
         except BaseException as error:
             self.failures.append(error)
             raise
+
+    def _writing(self, bucket: str, key: str) -> AbstractContextManager[S3Writer]:
+        return writing(self.client, lambda: self.client.put_object(bucket, key), self.on_upload)
+
+
+class _Nowhere:
+    """What a writer asks of a file system while it writes its files, and keeps their sizes alone.
+
+    Args:
+        fs: Knows how paths are put together.
+
+    Attributes:
+        failures: As of a WatchedFileSystem, like ``on_upload`` and ``count``.
+        sizes: Of the files that were written, in bytes.
+    """
+
+    def __init__(self, fs: S3FileSystem) -> None:
+        self.failures: list[BaseException] = []
+        self.on_upload: OnUpload | None = None
+        self.count: Callable[[int], object] | None = None
+        self.sizes: list[int] = []
+        self.concat_path = fs.concat_path
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Sink]:  # noqa: ARG002  # torch's
+        """Open a file for ``with`` that keeps nothing."""
+        sink = Sink()
+        try:
+            yield sink
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+        self.sizes.append(sink.size)
 
 
 class _AsBytes:
@@ -208,6 +292,17 @@ class _AsBytes:
             kind = "on the meta device" if data.is_meta else "sparse or nested"
             raise ArgumentError(f"Tensor {write_item.index.fqn!r} is {kind}, which a safetensors file cannot hold.")
         return contiguous(data.detach())
+
+
+def _locked(count: Callable[[int], object]) -> Callable[[int], object]:
+    """Return what may be called by several threads."""
+    lock = threading.Lock()
+
+    def counted(number: int) -> None:
+        with lock:
+            count(number)
+
+    return counted
 
 
 def _check_names(plan: SavePlan) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -14,12 +16,13 @@ from s3torch.checkpoint.safetensors.format import build_header, shard_names, spl
 from s3torch.checkpoint.safetensors.load import client_for
 from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
 from s3torch.checkpoint.storages import contiguous
+from s3torch.checkpoint.uploads import OnUpload, UploadEstimate, estimate_upload, sum_of, writing
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
 from s3torch.uri import parse_checkpoint_uri
 
-__all__ = ["save_file"]
+__all__ = ["estimate_file", "save_file"]
 
 
 def save_file(
@@ -33,6 +36,7 @@ def save_file(
     endpoint: str | None = None,
     s3client_config: S3ClientConfig | None = None,
     progress: bool | None = None,
+    on_upload: OnUpload | None = None,
 ) -> None:
     """Save tensors as a safetensors file, or several, as ``safetensors.torch.save_file`` does to a file.
 
@@ -57,6 +61,8 @@ def save_file(
         endpoint: URL of the server; None finds it.
         s3client_config: See S3ClientConfig.
         progress: Whether to show a bar; None shows one on a terminal.
+        on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took, once for each file of tensors that is
+            stored. What it raises is logged.
 
     Raises:
         ArgumentError: A tensor cannot be saved as it is, or another argument cannot be. Nothing was written.
@@ -66,45 +72,107 @@ def save_file(
             deleted, the message says so.
     """
     bucket, key = parse_checkpoint_uri(uri)
-    if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
-        raise ArgumentError(f"max_shard_size={max_shard_size!r} cannot be: it must be an integer of 1 or more.")
-    _check(tensors)
-    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-    shards = [list(tensors)] if max_shard_size is None else split_into_shards(sizes, max_shard_size) or [[]]
-    headers = [build_header({name: _describe(name, tensors[name]) for name in shard}, metadata) for shard in shards]
+    shards = _plan(tensors, metadata, max_shard_size)
+    total = sum(tensor.nbytes for tensor in tensors.values())
     with (
         client_for(client, region, endpoint, s3client_config) as own,
-        new_byte_bar(f"Saving {uri}", sum(sizes.values()), is_wanted=progress) as bar,
+        new_byte_bar(f"Saving {uri}", total, is_wanted=progress) as bar,
     ):
 
-        def put(shard_key: str, header: tuple[bytes, list[str]]) -> None:
-            size = len(header[0]) + sum(sizes[name] for name in header[1])
-            with own.put_object(bucket, shard_key, size=size) as writer:
-                writer.write(header[0])
-                for name in header[1]:
+        def put(shard_key: str, shard: _Shard) -> None:
+            opened = partial(own.put_object, bucket, shard_key, size=shard.size)
+            with writing(own, opened, on_upload) as writer:
+                writer.write(shard.header)
+                for name in shard.in_order:
                     writer.write_lasting(bytes_of(contiguous(tensors[name].detach().cpu())))
-                    bar.update(sizes[name])
+                    bar.update(tensors[name].nbytes)
 
         if len(shards) == 1:
             model = OneFile(own, bucket, key)
-            put(key, headers[0])
+            put(key, shards[0])
             model.take_over()
             return
         sharded = Sharded(own, bucket, key, shard_names(key, len(shards), secrets.token_hex(8)))
         try:
             sharded.begin()
-            for shard_key, header in zip(sharded.keys, headers, strict=True):
-                put(shard_key, header)
-            sharded.commit(_build_index(sharded.keys, shards, sum(sizes.values())))
+            for shard_key, shard in zip(sharded.keys, shards, strict=True):
+                put(shard_key, shard)
+            sharded.commit(_build_index(sharded.keys, shards, total))
         except BaseException:
             sharded.give_up()
             raise
 
 
-def _build_index(keys: Sequence[str], shards: Sequence[Sequence[str]], size: int) -> bytes:
+def estimate_file(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
+    *,
+    s3client_config: S3ClientConfig | None = None,
+) -> UploadEstimate:
+    """Return what ``save_file`` would send to Amazon S3 if there is no model of that name, without sending anything.
+
+    The requests include that which asks for an index, and of a model in several files its index, the note that is there
+    while it is at work, and what deletes that. Names in the index are those of a model that is called
+    ``model.safetensors``. A server that is not Amazon S3 gets one request more for an index, before that is stored.
+
+    Args:
+        tensors: As for ``save_file``, like the others.
+        metadata: Text by name, kept in the header; None for none.
+        max_shard_size: Bytes of tensors in one file at most; None for one file.
+        s3client_config: See S3ClientConfig; its ``part_size`` counts.
+
+    Raises:
+        ArgumentError: ``save_file`` would raise it.
+        ArgumentTypeError: A tensor is none.
+    """
+    part_size = (s3client_config or S3ClientConfig()).part_size
+    shards = _plan(tensors, metadata, max_shard_size)
+    files = [estimate_upload(shard.size, part_size) for shard in shards]
+    if len(shards) == 1:
+        return sum_of(files, other_requests=1)
+    keys = shard_names("model.safetensors", len(shards), secrets.token_hex(8))
+    index = _build_index(keys, shards, sum(tensor.nbytes for tensor in tensors.values()))
+    # Beside the files: is there an index, is there a model in one file, the note (which is gone in the end), its end.
+    return sum_of([*files, estimate_upload(len(index), part_size, is_known=False)], other_requests=4)
+
+
+class _Shard(NamedTuple):
+    """A file that is to be written.
+
+    Args:
+        header: What it begins with.
+        in_order: The names of its tensors, in the order of the file.
+        names: The same, in the order in which they were given.
+        size: Of the file, in bytes.
+    """
+
+    header: bytes
+    in_order: list[str]
+    names: list[str]
+    size: int
+
+
+def _plan(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, max_shard_size: int | None
+) -> list[_Shard]:
+    """Check what is to be saved, and return the files."""
+    if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
+        raise ArgumentError(f"max_shard_size={max_shard_size!r} cannot be: it must be an integer of 1 or more.")
+    _check(tensors)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    parted = [list(tensors)] if max_shard_size is None else split_into_shards(sizes, max_shard_size) or [[]]
+    shards = []
+    for names in parted:
+        header, in_order = build_header({name: _describe(name, tensors[name]) for name in names}, metadata)
+        shards.append(_Shard(header, in_order, names, len(header) + sum(sizes[name] for name in names)))
+    return shards
+
+
+def _build_index(keys: Sequence[str], shards: Sequence[_Shard], size: int) -> bytes:
     """Return the index of a model in several files, as Hugging Face's libraries read it."""
     files = [key.rpartition("/")[2] for key in keys]
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard.names}
     return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2).encode()
 
 
