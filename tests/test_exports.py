@@ -219,7 +219,9 @@ def test_threads_are_started_in_two_places():
         for node in _runtime_nodes(TREES[name])
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "threading"
     }
-    assert {name for name, attribute in started if attribute not in {"local", "Lock", "RLock", "Condition", "get_ident"}} == {
+    assert {
+        name for name, attribute in started if attribute not in {"local", "Lock", "RLock", "Condition", "get_ident"}
+    } == {
         "s3torch.checkpoint.file",
         "s3torch._objects.spread",
     }

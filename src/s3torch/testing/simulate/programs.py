@@ -1,4 +1,7 @@
-"""Random programs: what a seed says is done, and with what. See ``running`` for what happens in the middle of it."""
+"""Random programs: what a seed says is done, and with what. See ``running`` for what happens in the middle of it.
+
+It is one file of over 450 lines: each kind of program is a function, and all draw from the same few.
+"""
 
 from __future__ import annotations
 
