@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
+import os
 import random
+import signal
 import sys
 import threading
 import time
+import traceback
+import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
+from s3torch._access.access import Access
 from s3torch._objects import spread
 from s3torch._transfer import pages, plan
+from s3torch._transfer.engine import Engine
 from s3torch.errors import AccessDeniedError, DeadlineError, ObjectChangedError
-from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, serve_object
+from tests.support.networks import ScriptedProxy
+from tests.support.server import Handler, Request, ScriptedServer, Wire, fail, serve_object, tls_contexts
 
 KiB = 1024
 SIZE = 2_000_000
@@ -155,7 +163,7 @@ def test_strict(read: Callable[[S3Client], bytes], started: Started):
 
 
 def _of_thread(request: Request) -> bool:
-    """Whether a request is one of the thread's: the caller sends the first part, and each second from there on."""
+    """Whether a request is one of the thread's, of a read of all of the object, whose size is known before."""
     start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
     return bool(start // PART % 2)
 
@@ -176,15 +184,14 @@ def test_an_error_ends_all(of_thread: bool, started: Started):
         ScriptedServer(_faulty(fail(403, "AccessDenied"), of_thread=of_thread)) as server,
         open_client(server) as client,
     ):
-        client.read_range("b", "k", 0, 1) if of_thread else None
         memory = bytearray(SIZE)
         with pytest.raises(AccessDeniedError):
-            client.read_range("b", "k", 0, SIZE, into=memory)
+            client.read_ranges("b", "k", [(0, SIZE)], into=[memory])
         found = bytes(memory)
         check_nothing_left(client)
         time.sleep(0.05)
         assert memory == found
-    assert started.count == int(of_thread)  # the caller's first part tells the size, or here that there is none
+    assert started.count == 1
 
 
 def test_another_version_in_a_thread():
@@ -194,7 +201,7 @@ def test_another_version_in_a_thread():
         open_client(server) as client,
     ):
         with pytest.raises(ObjectChangedError):
-            client.read_range("b", "k", 0, SIZE)
+            client.read_ranges("b", "k", [(0, SIZE)])
         check_nothing_left(client)
 
 
@@ -206,7 +213,7 @@ def test_a_deadline_of_a_thread(started: Started):
 
     with ScriptedServer(_faulty(stall, of_thread=True)) as server, open_client(server, call_timeout=1.0) as client:
         with pytest.raises(DeadlineError):
-            client.read_range("b", "k", 0, SIZE)
+            client.read_ranges("b", "k", [(0, SIZE)])
         check_nothing_left(client)
     assert started.count == 1
 
@@ -379,3 +386,199 @@ def test_new_memory():
 
 
 _ARE_NEW = pages.are_new
+
+# --- What may come in the middle --------------------------------------------------------------------------------------
+
+
+class _InterruptedLock:
+    """Interrupts the calling thread, while it waits for others, when it has just locked what a condition protects.
+
+    Attributes:
+        is_done: Whether it has.
+    """
+
+    def __init__(self) -> None:
+        self.is_done = threading.Event()
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame, _event, _argument):
+        if (frame.f_code.co_filename, frame.f_code.co_name) != (threading.__file__, "__enter__"):
+            return None
+        stack = [(each.f_code.co_filename, each.f_code.co_name) for each, _ in traceback.walk_stack(frame)]
+        is_start = (threading.__file__, "start") in stack  # of a thread: that is Python's own
+        return self._interrupt if not is_start and (spread.__file__, "_run") in stack else None
+
+    def _interrupt(self, _frame, event, _argument):
+        if event == "return":
+            sys.settrace(None)
+            self.is_done.set()
+            raise KeyboardInterrupt
+        return self._interrupt
+
+
+def test_an_interrupt_that_leaves_a_lock_locked():
+    """The caller waits by nothing that Ctrl-C can leave locked, which its threads would wait for for ever."""
+    interrupted = _InterruptedLock()
+    good = serve_object(CONTENT)
+
+    def late(request: Request, wire: Wire) -> None:
+        interrupted.is_done.wait(1)  # the caller has sent its own by then
+        good(request, wire)
+
+    with ScriptedServer(_faulty(late, of_thread=True)) as server, open_client(server) as client:
+        with contextlib.suppress(KeyboardInterrupt), interrupted:
+            _read_ranges(client)
+        check_nothing_left(client)
+        assert _read_ranges(client) == CONTENT
+
+
+def test_an_error_that_is_kept_keeps_no_core():
+    """Whoever keeps an error keeps frames, and the cores of the call that has failed are free nevertheless."""
+    with (
+        ScriptedServer(_faulty(fail(403, "AccessDenied"), of_thread=True)) as server,
+        open_client(server) as client,
+    ):
+        kept = []
+        for read in (_read_range, _read_ranges, _read_of_known_size):
+            with pytest.raises(AccessDeniedError) as caught:
+                read(client)
+            kept.append(caught)
+        assert not [claim for claim in spread._claims.values() if claim() is not None]
+        del kept
+
+
+def test_an_error_while_another_thread_begins(monkeypatch: pytest.MonkeyPatch):
+    """A thread that gets its engine after another one's error is ended, too, though its server says nothing."""
+    monkeypatch.setattr(spread, "_free_cores", lambda: 3)
+    lent, made = Access.lent_engine, spread.Crew.__init__
+    crews: list[spread.Crew] = []
+    numbers = itertools.count()
+
+    def note(crew: spread.Crew, *arguments: object) -> None:
+        made(crew, *arguments)
+        crews.append(crew)
+
+    def wait_until(is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not is_so() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    @contextlib.contextmanager
+    def lent_late(access: Access) -> Iterator[Engine]:
+        is_first = next(numbers) == 0
+        with lent(access) as engine:
+            if is_first:
+                wait_until(lambda: all(get.is_done for get in crews[0].own))
+                raise AccessDeniedError("the other thread's")
+            wait_until(lambda: crews[0]._is_over)
+            time.sleep(0.05)  # what was to be cancelled is
+            yield engine
+
+    good = serve_object(CONTENT)
+
+    def handle(request: Request, wire: Wire) -> None:
+        if crews and crews[0]._is_over:
+            wire.stall()
+        else:
+            good(request, wire)
+
+    with (
+        ScriptedServer(handle) as server,
+        open_client(server, first_byte_timeout=8.0, max_attempts=1) as client,
+        client.get_object("b", "k", object_info=client.head_object("b", "k")) as reader,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Access, "lent_engine", lent_late)
+            patch.setattr(spread.Crew, "__init__", note)
+            with pytest.raises(AccessDeniedError, match="the other thread's"):
+                reader.read()
+        check_nothing_left(client)
+    assert not [get for get in crews[0].others if isinstance(get.error, DeadlineError)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_in_the_middle_does_not_wait_for_threads():
+    """A signal handler that forks, and leaves the child by an exception, leaves it: threads are not copied."""
+    caught = threading.Event()
+
+    def stall(_: Request, wire: Wire) -> None:
+        caught.set()
+        wire.stall()
+
+    with ScriptedServer(_faulty(stall, of_thread=True)) as server, open_client(server) as client:
+        remote = client.get_object("b", "k")._remote
+        children = []
+
+        def fork(_: int) -> None:
+            assert caught.wait(30)
+            children.append(os.fork())
+            raise KeyboardInterrupt
+
+        try:
+            remote.read_ranges([(0, SIZE)], [memoryview(bytearray(SIZE))], 0, fork)
+        except KeyboardInterrupt:
+            if children == [0]:
+                os._exit(7)
+        check_nothing_left(client)
+        deadline = time.monotonic() + 30
+        found = (0, 0)
+        while found == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            found = os.waitpid(children[0], os.WNOHANG)
+        if found == (0, 0):
+            os.kill(children[0], signal.SIGKILL)
+            os.waitpid(children[0], 0)
+        assert os.waitstatus_to_exitcode(found[1]) == 7
+
+
+def test_torch_is_imported_meanwhile(free_cores: Callable[[], int], monkeypatch: pytest.MonkeyPatch):
+    """A module of torch that another thread is importing has nothing in it yet."""
+    monkeypatch.setitem(sys.modules, "torch.utils.data", types.ModuleType("torch.utils.data"))
+    assert free_cores() >= 1
+
+
+def test_cores_of_a_container(free_cores: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What the machine has is not what a container may use; a part of a core is one."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    file = tmp_path / "cpu.max"
+    monkeypatch.setattr(spread, "_QUOTA", str(file))
+    assert free_cores() == 8
+    for text, cores in {
+        "max 100000": 8,
+        "200000 100000": 2,
+        "150000 100000": 2,
+        "5000 100000": 1,
+        "6400000 100000": 8,
+        "": 8,
+        "1 0": 8,
+        "x y": 8,
+    }.items():
+        file.write_text(text + "\n")
+        assert free_cores() == cores, text
+    file.write_text("400000 100000\n")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert free_cores() == 2
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["direct", "by a proxy"])
+def test_over_tls(tmp_path: Path, by_proxy: bool, started: Started, monkeypatch: pytest.MonkeyPatch):
+    """What is decrypted by two threads is the object; each has its own connections, through a proxy, too."""
+    monkeypatch.setattr(pages, "are_new", lambda _: False)
+    context, authority = tls_contexts(tmp_path)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(ScriptedServer(serve_object(CONTENT), context))
+        proxies = {"https": stack.enter_context(ScriptedProxy()).url} if by_proxy else None
+        client = stack.enter_context(open_client(server, verify=str(authority), proxies=proxies))
+        for read in WAYS:
+            assert read(client) == CONTENT
+            check_nothing_left(client)
+        assert started.count == len(WAYS)
+        assert client._access.engines[0].stats.bytes_received > 0
+        assert min(engine.stats.bytes_received for engine in client._access.engines) > SIZE

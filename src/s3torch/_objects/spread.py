@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3torch._transfer import pages, plan
@@ -28,6 +29,9 @@ __all__ = ["Crew", "crew_for", "run"]
 
 # How long to wait for a thread before it is told again to end, in seconds.
 _PATIENCE = 0.25
+# How much time of cores a container gets, as "200000 100000" for two, or "max 100000" for all:
+# https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files.
+_QUOTA = "/sys/fs/cgroup/cpu.max"
 # Of the threads, for whoever lists those of a process.
 _NAME = "s3torch: a share of a read"
 
@@ -101,6 +105,7 @@ class Crew:
         self._engine = engine
         self._claim = claim
         self._helpers = [_Helper(share) for share in shares]
+        self._pid = os.getpid()
         self._is_over = False
         self._error: BaseException | None = None
 
@@ -121,9 +126,6 @@ class Crew:
         Raises:
             S3Error: The first error of a thread. Whatever is raised, no thread moves anything any more.
         """
-        if not self._helpers:
-            wait()
-            return
         try:
             try:
                 self._run(wait, deadline)
@@ -135,6 +137,8 @@ class Crew:
             if self._error is not None and isinstance(error, Exception):
                 raise self._take_error() from None
             raise
+        finally:
+            self._claim = None  # whoever keeps an error keeps this frame
 
     def _run(self, wait: Callable[[], object], deadline: float | None) -> None:
         seconds = None if deadline is None else self._engine.seconds_to(deadline)
@@ -147,9 +151,9 @@ class Crew:
         wait()
         for helper in left:
             self._engine.run(helper.gets, deadline)
-            helper.done.set()
-        for helper in self._helpers:
-            helper.done.wait()
+            helper.end()
+        while self._error is None and (running := self._running()):
+            running[0].wait()
         if self._error is not None:
             raise self._take_error()
 
@@ -164,7 +168,11 @@ class Crew:
             self._fail(error)
         finally:
             helper.engine = None
-            helper.done.set()
+            helper.end()
+
+    def _running(self) -> list[_Helper]:
+        """Return those that have not ended; none in the process of a fork, to which no other thread is copied."""
+        return [helper for helper in self._helpers if not helper.is_done] if self._pid == os.getpid() else []
 
     def _fail(self, error: BaseException) -> None:
         """Note a thread's error, and end all that the call has begun."""
@@ -187,11 +195,11 @@ class Crew:
         interrupt: BaseException | None = None
         while True:
             try:
-                running = [helper for helper in self._helpers if helper.has_begun and not helper.done.is_set()]
+                running = [helper for helper in self._running() if helper.has_begun]
                 if not running:
                     break
                 self._cancel()  # each time: a thread may have looked before, and begun after
-                running[0].done.wait(_PATIENCE)
+                running[0].wait()
             except BaseException as error:  # noqa: BLE001  # raised below
                 interrupt = error
         if interrupt is not None:
@@ -211,14 +219,26 @@ class _Helper:
         gets: What it sends.
         engine: By which it sends, while it does.
         has_begun: Whether the thread runs: one that was never started will not end.
-        done: Whether it has ended.
+        is_done: Whether it has ended.
     """
 
     def __init__(self, gets: Sequence[GetObject]) -> None:
         self.gets = gets
         self.engine: Engine | None = None
         self.has_begun = False
-        self.done = threading.Event()
+        self.is_done = False
+        # Released at the end. Ctrl-C in the ``wait`` of an Event can leave it locked, and its ``set`` hangs then.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+
+    def end(self) -> None:
+        """Note that it has ended, and wake who waits."""
+        self.is_done = True
+        self._bell.release()
+
+    def wait(self) -> None:
+        """Wait for its end, for a moment."""
+        self._bell.acquire(timeout=_PATIENCE)
 
 
 def crew_for(access: Access, engine: Engine, gets: Sequence[GetObject]) -> Crew:
@@ -276,14 +296,25 @@ def _free_cores() -> int:
     """Return how many cores this process may still keep busy.
 
     Those of a machine are shared by the ranks on it, by torchrun's ``LOCAL_WORLD_SIZE``, and by the workers of a
-    DataLoader, each of which gets one.
+    DataLoader, each of which gets one. A container may have the time of fewer than it sees.
     """
-    data = sys.modules.get("torch.utils.data")
-    if data is not None and data.get_worker_info() is not None:
+    # Not there while another thread imports torch.
+    worker_info = getattr(sys.modules.get("torch.utils.data"), "get_worker_info", None)
+    if worker_info is not None and worker_info() is not None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, _quota() or cores)
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     if ranks.isdecimal() and int(ranks) > 1:
         cores //= int(ranks)
     claims = [reference() for reference in list(_claims.values())]
     return cores - sum([claim.cores for claim in claims if claim is not None and claim.pid == os.getpid()])
+
+
+def _quota() -> int | None:
+    """Return how many cores a container has the time of, rounded up; None if there is no limit."""
+    try:
+        time, period = map(int, Path(_QUOTA).read_text(encoding="ascii").split())
+        return -(-time // period)
+    except (OSError, ValueError, ZeroDivisionError):  # no container, another system, or "max"
+        return None
