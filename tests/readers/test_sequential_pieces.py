@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from s3torch import S3Client, S3ClientConfig
 from s3torch._objects.version import ObjectVersion
 from s3torch.errors import ObjectChangedError
-from s3torch.readers import SequentialS3Reader
+from s3torch.readers import SequentialS3Reader, sequential
 from s3torch.testing.faulty import FaultyServer
 
 KiB = 1024
@@ -200,3 +202,108 @@ def test_torch_load(server: FaultyServer, client: S3Client):
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], value) for name, value in state.items() if name != "step")
     assert bytes_received(client, before) < len(file.getvalue()) + 200 * KiB
+
+
+def test_what_is_complete_is_not_fetched_again(client: S3Client):
+    """Who reads all of an object after a large piece has it: large pieces cost nothing then."""
+    with client.get_object("bucket", "large") as reader:
+        assert reader.readinto(bytearray(2 * MiB)) == 2 * MiB
+        reader.seek(0)
+        assert reader.read() == CONTENT
+        before = client.stats.requests
+        for _ in range(2):
+            reader.seek(9 * MiB)
+            memory = bytearray(2 * MiB)
+            assert reader.readinto(memory) == len(memory)
+            assert memory == CONTENT[9 * MiB : 11 * MiB]
+        assert client.stats.requests == before
+        assert reader._behind is None
+
+
+def test_no_more_is_kept_by_a_small_read(client: S3Client):
+    """A small read from what is kept on into what is not keeps no more of the object."""
+    with client.get_object("bucket", "large") as reader:
+        assert reader.readinto(bytearray(2 * MiB)) == 2 * MiB
+        filled = reader._store.filled
+        reader.seek(filled - 50)
+        assert reader.read(100) == CONTENT[filled - 50 : filled + 50]
+        assert reader._store.filled == filled
+
+
+def test_prefetch_after_a_large_piece(client: S3Client):
+    """Nothing is fetched ahead that no read would take."""
+    with client.get_object("bucket", "large", object_info=client.head_object("bucket", "large")) as reader:
+        assert reader.readinto(bytearray(2 * MiB)) == 2 * MiB
+        reader.prefetch()
+        assert reader._pending is None
+
+
+def test_the_end_of_a_prefetched_object(server: FaultyServer):
+    """What was prefetched is not gone on with up to the end, for a look at the directory there."""
+    config = S3ClientConfig(unsigned=True, hedging=False, max_bytes_in_flight=8 * MiB)
+    client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+    with client.get_object("bucket", "large", object_info=client.head_object("bucket", "large")) as reader:
+        reader.prefetch()
+        reader.seek(-22, io.SEEK_END)
+        assert reader.read() == CONTENT[-22:]
+        reader.seek(0)
+        assert reader.read(8 * MiB) == CONTENT[: 8 * MiB]
+    assert bytes_received(client, 0) < 8 * MiB + 200 * KiB
+    client.close()
+
+
+class _Interruption:
+    """Interrupts the reader at its n-th step, an instruction of the interpreter, in the code of windows."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame, _event, _argument):
+        if frame.f_code.co_filename != sequential.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        return self._count
+
+    def _count(self, _frame, event, _argument):
+        if event == "opcode":
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._count
+
+
+def test_interrupts_at_each_step(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C may come anywhere in a jump back: what is read next, wherever, is what the object holds."""
+    for name, value in {"_LARGE": 20 * KiB, "_TAIL": 20 * KiB, "_NEAR": 8 * KiB, "_PADDING": 100}.items():
+        monkeypatch.setattr(sequential, name, value)
+    content = CONTENT[: 6 * MiB]
+    config = S3ClientConfig(unsigned=True, hedging=False, part_size=5 * MiB)
+    with FaultyServer({"k": content}) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        for nth in itertools.count(1):
+            with client.get_object("bucket", "k") as reader:
+                for start in (0, 5600 * KiB):
+                    reader.seek(start)
+                    reader.readinto(bytearray(30 * KiB))
+                reader.seek(5300 * KiB)
+                try:
+                    with _Interruption(nth):
+                        reader.readinto(bytearray(30 * KiB))
+                except KeyboardInterrupt:
+                    is_over = False
+                else:
+                    is_over = True
+                for start in (5331, 5345, 5599, 5630, 5300):
+                    reader.seek(start * KiB)
+                    assert reader.read(300) == content[start * KiB :][:300]
+            if is_over:
+                break
+        client.close()
+    assert nth > 100

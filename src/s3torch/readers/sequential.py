@@ -83,10 +83,15 @@ class _Window:
 
     def room(self, size: int) -> memoryview:
         """Return memory for other bytes, and forget those that are there."""
-        self.stop = self.start
+        self.stop = 0  # it holds nothing, whatever ``start`` is, until ``hold`` has done its last step
         if self._buffer is None or len(self._buffer.view) < size:
             self._buffer = BytesBuffer(size)
         return self._buffer.view[:size]
+
+    def hold(self, start: int, stop: int) -> None:
+        """Note that the memory of ``room`` has the bytes ``[start, stop)`` now."""
+        self.start = start
+        self.stop = stop  # last: an interrupt between the two leaves a window without bytes
 
     def holds(self, position: int) -> bool:
         """Whether the byte at ``position`` is there."""
@@ -113,7 +118,11 @@ _NOTHING = _Store()
 
 
 class SequentialS3Reader(S3Reader):
-    """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size."""
+    """Reads an object forwards and keeps it: re-reading and seeking back cost nothing. Holds the object's size.
+
+    From the first ``readinto`` of 1 MiB or more on it keeps no more of an object that is larger than a part: what was
+    read since is fetched again by whoever seeks back to it.
+    """
 
     # What a new one begins with, one that was pickled, and one whose constructor was interrupted.
     _expected = 0
@@ -153,7 +162,7 @@ class SequentialS3Reader(S3Reader):
             send: As in ``S3Reader.prefetch``.
         """
         self._check_open()
-        if self._complete is None and self._pending is None and not self._store.filled:
+        if self._complete is None and self._pending is None and self._behind is None and not self._store.filled:
             fetch = self._new_fetch(self.footprint)
             try:
                 self._pending = fetch
@@ -189,7 +198,7 @@ class SequentialS3Reader(S3Reader):
         return super()._learn_size()
 
     def _read_at(self, start: int, stop: int | None) -> bytes:
-        if self._is_apart(start):
+        if self._is_apart(start, stop):
             size = self._remote.learn_size()
             stop = size if stop is None else min(stop, size)
             buffer = BytesBuffer(max(0, stop - start))
@@ -208,7 +217,7 @@ class SequentialS3Reader(S3Reader):
         stop = start + len(view)
         if len(view) >= _LARGE and self._behind is None:
             self._end_keeping()
-        if self._is_apart(start) or (self._behind is not None and stop > self._store.filled):
+        if self._is_apart(start, stop):
             return self._readinto_apart(start, view)
         self._fetch_until(stop)
         found = self._filled(start, stop)
@@ -216,25 +225,30 @@ class SequentialS3Reader(S3Reader):
         return len(found)
 
     def _chunk_at(self, start: int) -> tuple[bytes, int]:
-        if self._is_apart(start):
+        if self._is_apart(start, start + 1):
             return bytes(self._piece_apart(start, start + _CHUNK)), 0
         self._fetch_until(start + 1)
         if self._complete is not None:
             return self._complete, min(start, len(self._complete))
         return bytes(self._filled(start, start + _CHUNK)), 0
 
-    def _is_apart(self, start: int) -> bool:
-        """Whether what lies at ``start`` is not to be kept: behind what was when that ended, or far away at the end."""
-        if self._complete is not None or self._remote.size is None or start < self._store.filled:
+    def _is_apart(self, start: int, stop: int | None) -> bool:
+        """Whether some of ``[start, stop)`` is not to be kept: behind what was when that ended, or far away at the end.
+
+        What goes on to the end from what is kept is all of the object, which is kept.
+        """
+        if self._complete is not None or self._remote.size is None:
             return False
+        if start < self._store.filled:
+            return self._behind is not None and stop is not None and stop > self._store.filled
         return self._behind is not None or self._is_tail(start)
 
     def _is_tail(self, start: int) -> bool:
         """Whether ``start`` is so near to the end, and so far from what is there, that what is between can wait."""
         size = self._remote.size or 0
-        gap = start - self._store.filled
+        gap = start - (self._store.filled if self._pending is None else self.footprint)
         is_late = size - _TAIL <= start and gap > max(_TAIL, self._remote.client_config.part_size)
-        return is_late and not self._remote.is_strict and self._pending is None
+        return is_late and not self._remote.is_strict
 
     def _end_keeping(self) -> None:
         """Keep no more than what is there, of a large object, as its reader has memory for large pieces."""
@@ -272,7 +286,7 @@ class SequentialS3Reader(S3Reader):
         end = min(self._remote.learn_size(), stop + self._reach(window, start))
         ahead = window.room(end - stop)
         self._remote.read_ranges([(start, stop), (stop, end)], [view, ahead], 0)
-        window.start, window.stop = stop, end
+        window.hold(stop, end)
 
     def _piece_apart(self, start: int, stop: int) -> memoryview:
         """Return some of the bytes ``[start, stop)`` that are not kept, from ``start`` on; none at the object's end."""
@@ -290,7 +304,7 @@ class SequentialS3Reader(S3Reader):
             window.note_read(start)
             end = min(size, start + max(stop - start, self._reach(window, start)))
             self._remote.read_ranges([(start, end)], [window.room(end - start)], 0)
-            window.start, window.stop = start, end
+            window.hold(start, end)
         return window.view(start, stop)
 
     def _reach(self, window: _Window, start: int) -> int:
@@ -355,6 +369,7 @@ class SequentialS3Reader(S3Reader):
             return
         if before and self._remote.is_strict:
             self._verify(store)
+        self._tail = self._behind = None  # all is kept after all
         self._store = _NOTHING  # first: an interrupt in the next line costs another fetch, and nothing else
         self._complete = store.buffer.to_bytes() if store.buffer is not None else b""
 
