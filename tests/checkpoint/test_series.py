@@ -553,3 +553,33 @@ def test_clean_is_of_a_folder(there: Bucket):
     for wrong in (True, "1", None):
         with pytest.raises(ArgumentTypeError, match="older_than"):
             clean("s3://bucket/run", older_than=wrong, client=there.client)
+
+
+# --- Folders of torch_checkpointing beside ----------------------------------------------------------------------------
+
+
+def test_saves_of_torch_checkpointing(there: Bucket):
+    """Both ways to clean know their own, on one prefix: a save that goes on, and the notes of others, stay."""
+    clean_saves = pytest.importorskip("s3torch.torch_checkpointing").clean
+    one, two = (f"run/step-{number}/.save-{7:016x}/{8:024x}/x_0.pt" for number in (1, 2))
+    there.put(one)
+    there.put("run/step-1/_COMPLETE", b'{"mark": "1"}')  # of a folder of plain objects, in which a save was begun
+    there.put("run/step-1/plain")
+    there.save("model", 1.0)
+    there.put("run/step-2/other")
+    there.put(two)
+    before = there.found()
+    prefix = "s3://bucket/run"
+    for age in (DAY, timedelta(days=1)):
+        assert clean_saves(prefix, older_than=age, client=there.client) == []
+        assert clean(prefix, older_than=age, client=there.client) == []
+    assert there.found() == before
+    there.now += 2 * DAY
+    assert clean(prefix, client=there.client) == []
+    assert keep_last(prefix, 2, client=there.client) == []
+    assert there.found() == before
+    assert sorted(clean_saves(prefix, client=there.client)) == [f"s3://bucket/{key}" for key in (one, two)]
+    assert there.found() == [key for key in before if key not in (one, two)]
+    assert there.load("model") == {1.0}
+    with pytest.raises(ArgumentError, match="older_than"):
+        clean_saves(prefix, older_than=-1, client=there.client)

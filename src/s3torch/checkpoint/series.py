@@ -174,7 +174,7 @@ def clean(
         InvalidURIError: ``prefix`` is not of the form ``s3://bucket/prefix``.
         S3Error: They could not be listed, aborted or deleted; some may have been. Call it again.
     """
-    age = _as_timedelta(older_than)
+    age = unfinished.as_age(older_than)
     _check_flag("dry_run", dry_run)
     client = client or S3Client()
     bucket, folder = folder_of_uri(prefix)
@@ -192,19 +192,6 @@ def clean(
     notes = next(client.list_objects(bucket, f"{folder}{unfinished.FOLDER}", max_keys=1))
     left = Run(client, bucket, folder).finish(limit, dry_run=dry_run)[1] if notes.object_info else []
     return [*old, *left]
-
-
-def _as_timedelta(older_than: timedelta | float) -> timedelta:
-    given: object = older_than
-    if isinstance(given, bool) or not isinstance(given, (timedelta, int, float)):
-        raise ArgumentTypeError(f"older_than must be a timedelta, or seconds, got {older_than!r}.")
-    try:
-        age = given if isinstance(given, timedelta) else timedelta(seconds=given)
-    except (ValueError, OverflowError):  # not a number, or more than a timedelta holds
-        age = timedelta(seconds=-1)
-    if age < timedelta():
-        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds, or a timedelta.")
-    return age
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from s3torch._objects.deleting import Known, delete_unchanged
 from s3torch._objects.remote import RemoteObject
 from s3torch._transfer.buffers import BytesBuffer
-from s3torch.errors import CheckpointFormatError, ObjectNotFoundError
+from s3torch.errors import ArgumentError, ArgumentTypeError, CheckpointFormatError, ObjectNotFoundError
 
 if TYPE_CHECKING:
     from s3torch._objects.fetch import Fetch
@@ -36,6 +36,7 @@ __all__ = [
     "DAY",
     "FOLDER",
     "Note",
+    "as_age",
     "delete_note",
     "finish",
     "leftovers",
@@ -53,6 +54,25 @@ _VERSION = 1
 _MOST = 100_000_000  # bytes of a note or an index
 
 clock = time.time
+
+
+def as_age(older_than: timedelta | float) -> timedelta:
+    """Return an age that was given, as a timedelta or in seconds.
+
+    Raises:
+        ArgumentError: It is negative, or no number.
+        ArgumentTypeError: It is neither.
+    """
+    given: object = older_than
+    if isinstance(given, bool) or not isinstance(given, (timedelta, int, float)):
+        raise ArgumentTypeError(f"older_than must be a timedelta, or seconds, got {older_than!r}.")
+    try:
+        age = given if isinstance(given, timedelta) else timedelta(seconds=given)
+    except (ValueError, OverflowError):  # not a number, or more than a timedelta holds
+        age = timedelta(seconds=-1)
+    if age < timedelta():
+        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds, or a timedelta.")
+    return age
 
 
 def long_ago(client: S3Client, bucket: str, age: timedelta) -> float:

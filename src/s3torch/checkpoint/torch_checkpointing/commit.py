@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from datetime import timedelta
 from typing import NamedTuple
 
 from s3torch._aws.operations import DeleteObject
+from s3torch.checkpoint import unfinished
 from s3torch.checkpoint.torch_checkpointing.identity import Identity
 from s3torch.checkpoint.torch_checkpointing.marker import read_marker, store_marker
 from s3torch.checkpoint.torch_checkpointing.names import (
@@ -27,7 +28,6 @@ __all__ = ["clean", "commit", "delete_all", "own_files", "remove_folder"]
 
 _log = logging.getLogger(__name__)
 
-_DAY = 86400.0
 _AT_A_TIME = 100  # deletions that are under way together
 
 
@@ -186,13 +186,19 @@ def remove_folder(client: S3Client, folder: Place, *, is_staged: bool) -> bool:
     return bool(doomed)
 
 
-def clean(prefix: str, *, older_than: float = _DAY, dry_run: bool = False, client: S3Client | None = None) -> list[str]:
+def clean(
+    prefix: str,
+    *,
+    older_than: timedelta | float = unfinished.DAY,
+    dry_run: bool = False,
+    client: S3Client | None = None,
+) -> list[str]:
     """Delete what saves have left that were never completed: files that no marker names, and parts of files.
 
     Args:
         prefix: Only below this folder, such as ``s3://bucket/run``; a checkpoint or what holds some.
-        older_than: Only what was begun so many seconds ago, by the server's clock and this machine's. What is being
-            saved now must not be among it.
+        older_than: Only what was begun so long ago, by the server's clock and this machine's, a timedelta or seconds.
+            What is being saved now must not be among it.
         dry_run: Whether to delete nothing, and only return what would be.
         client: Sends the requests; None is a new one.
 
@@ -201,21 +207,21 @@ def clean(prefix: str, *, older_than: float = _DAY, dry_run: bool = False, clien
 
     Raises:
         ArgumentError: ``older_than`` is negative.
+        ArgumentTypeError: It is neither a timedelta nor a number.
         InvalidURIError: ``prefix`` leads elsewhere than to S3.
         CheckpointFormatError: The marker of a folder cannot be read, so nobody knows what it names.
         S3Error: Something could not be listed or deleted.
     """
-    if not older_than >= 0:
-        raise ArgumentError(f"older_than={older_than!r} must be 0 or more seconds.")
+    age = unfinished.as_age(older_than)
     client = client or S3Client()
     root = place_of(prefix)
-    limit = time.time() - older_than
     saved: dict[str, list[tuple[str, int]]] = {}
     for page in client.list_objects(root.bucket, root.prefix):
         for info in page.object_info:
             parsed = Saved.parse(info.key)
             if parsed is not None:
                 saved.setdefault(parsed.folder, []).append((info.key, info.last_modified))
+    limit = unfinished.long_ago(client, root.bucket, age)  # behind the listing, which may have told the server's clock
     doomed: list[str] = []
     for key, objects in saved.items():
         folder = Place(root.bucket, key)
