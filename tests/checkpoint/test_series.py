@@ -565,7 +565,7 @@ def test_saves_of_torch_checkpointing(there: Bucket):
     there.put(one)
     there.put("run/step-1/_COMPLETE", b'{"mark": "1"}')  # of a folder of plain objects, in which a save was begun
     there.put("run/step-1/plain")
-    there.save("model", 1.0)
+    there.save("model.safetensors", 1.0)
     there.put("run/step-2/other")
     there.put(two)
     before = there.found()
@@ -580,6 +580,6 @@ def test_saves_of_torch_checkpointing(there: Bucket):
     assert there.found() == before
     assert sorted(clean_saves(prefix, client=there.client)) == [f"s3://bucket/{key}" for key in (one, two)]
     assert there.found() == [key for key in before if key not in (one, two)]
-    assert there.load("model") == {1.0}
+    assert there.load("model.safetensors.index.json") == {1.0}
     with pytest.raises(ArgumentError, match="older_than"):
         clean_saves(prefix, older_than=-1, client=there.client)
