@@ -60,8 +60,9 @@ class S3ClientConfig:
             a read, a page of a listing, a part of an upload. Time in which nobody waits does not count. None (default)
             sets no limit; a fault then ends with ``max_attempts``.
         max_threads: Threads that one read is spread over at most, the caller's included, while the caller waits for it.
-            That is done from 64 MiB on, as long as there are cores, over TLS and into memory that the kernel has not
-            backed yet; not in the workers of a DataLoader. Each has connections of its own. 1: none is ever started.
+            That is done from 64 MiB on, as long as there are cores (a container's limit of CPU time counts), over TLS
+            and into memory that the kernel has not backed yet; not in the workers of a DataLoader. Each has connections
+            of its own. 1: none is ever started.
         hedging: Whether a read whose first byte is late, by what this host showed lately, or whose body has stopped,
             is sent a second time on another connection, 2 % of the requests at most. The first to answer wins.
         checksums: What is done against damaged bytes. ``on`` (default): uploads carry a CRC32, which the server
