@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from s3torch import ReaderType, S3ReaderConfig
-from s3torch.errors import ArgumentTypeError, ConfigError
+from s3torch import ReaderType, S3Client, S3ReaderConfig
+from s3torch.errors import ArgumentTypeError, ConfigError, TransientError
 from s3torch.readers import RangedS3Reader, SequentialS3Reader, check_reader_config
+from s3torch.testing import FaultyServer
 from tests.readers.conformance import ReaderConformance, store_samples
 
 KINDS = {
@@ -60,3 +63,26 @@ def test_a_buffer_is_not_negative():
     """A buffer of negative size is refused when it is configured."""
     with pytest.raises(ConfigError, match="buffer_size=-1"):
         S3ReaderConfig.range_based(-1)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_a_line_that_fails_in_the_middle(config, monkeypatch):
+    """A line whose second half cannot be read is read again from its beginning, by whoever tries again."""
+    content = b"x" * 12 * 1024 * 1024 + b"\nnext\n"
+    with FaultyServer({"k": content}) as server:
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=server.config)
+        with client.get_object("bucket", "k", reader_config=config) as reader:
+            chunks, calls = reader._chunk_at, itertools.count()
+
+            def fail(start: int) -> tuple[bytes, int]:
+                if next(calls) == 1:
+                    raise TransientError("once")
+                return chunks(start)
+
+            monkeypatch.setattr(reader, "_chunk_at", fail)
+            with pytest.raises(TransientError, match="once"):
+                reader.readline()
+            assert reader.tell() == 0
+            assert reader.readline() == content[:-5]
+            assert reader.readline() == b"next\n"
+        client.close()

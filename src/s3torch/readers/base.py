@@ -196,23 +196,29 @@ class S3Reader(S3File):
 
     @exclusive
     def readline(self, size: SupportsIndex | None = -1, /) -> bytes:
-        """Read up to and including the next newline, at most ``size`` bytes."""
+        """Read up to and including the next newline, at most ``size`` bytes.
+
+        Raises:
+            S3Error: As ``read``; the position stays as it was.
+        """
         self._check_open()
         limit = -1 if size is None else _buffer.as_index("size", size)
         pieces: list[bytes] = []
-        missing = limit
+        missing, position = limit, self._position
         while missing:
-            chunk, offset = self._chunk_at(self._position)
+            chunk, offset = self._chunk_at(position)
             newline = chunk.find(b"\n", offset) + 1
             stop = newline or len(chunk)
             if missing > 0:
                 stop = min(stop, offset + missing)
                 missing -= stop - offset
             pieces.append(chunk[offset:stop])
-            self._position += stop - offset
+            position += stop - offset
             if stop in (newline, offset):
                 break
-        return b"".join(pieces)
+        line = b"".join(pieces)
+        self._position = position  # only now: a line that fails in the middle is read again from its beginning
+        return line
 
     def write(self, _data: Buffer, /) -> int:
         """Refuse: a reader cannot write."""
