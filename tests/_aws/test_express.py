@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ from botocore.credentials import Credentials as TheirCredentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3torch._aws import sigv4
+from s3torch._aws import express, sigv4
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.endpoint import Scheme
 from s3torch._aws.express import CreateSession, DirectoryBucket, Session, Sessions
@@ -562,3 +564,29 @@ def test_the_services_clock_tells_the_end(expiration: str):
     answered(document(expiration))(request)
     assert request.session.ends - request.session.began == 300
     assert urlsplit("https://x/").path == "/"
+
+
+def test_ctrl_c_leaves_no_lock_locked():
+    """An interrupt just behind a lock does not keep other threads from asking."""
+    record = express._Record(0.8)
+
+    def trace(frame, _event, _argument):
+        is_lock = (frame.f_code.co_filename, frame.f_code.co_name) == (threading.__file__, "__enter__")
+        return interrupt if is_lock else None
+
+    def interrupt(_frame, event, _argument):
+        if event == "return":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return interrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.settrace(trace)
+        try:
+            record.end_asking()
+        finally:
+            sys.settrace(None)
+    other = threading.Thread(target=record.end_asking, daemon=True)
+    other.start()
+    other.join(10)
+    assert not other.is_alive()

@@ -140,20 +140,21 @@ class _Record:
 
     def make_locks(self) -> None:
         """Make the locks: at first, and anew in a child, where a thread of its parent may have held them."""
-        self.changed = threading.Condition(threading.RLock())  # signal handlers come in the middle of whoever holds it
+        self._lock = threading.RLock()  # signal handlers come in the middle of whoever holds it
+        self.changed = threading.Condition(self._lock)  # locked by the lock: Ctrl-C in its own method leaves it locked
         self.asking: int | None = None  # the thread that is asking for a session
 
     def begin_asking(self, left: float | None) -> bool:
         """Wait until no other thread is asking; returns whether the caller may ask, after ``left`` seconds at most."""
         me = threading.get_ident()
-        with self.changed:
+        with self._lock:
             may = self.changed.wait_for(lambda: self.asking in (None, me), left)
             self.asking = me if may else self.asking
         return may
 
     def end_asking(self) -> None:
         """Let another thread ask, if it was the caller that did."""
-        with self.changed:
+        with self._lock:
             if self.asking == threading.get_ident():
                 self.asking = None
                 self.changed.notify_all()
@@ -162,7 +163,7 @@ class _Record:
         """Whether the caller is to replace a session: one of all threads, now and then, while it is good but due."""
         if not self.is_due(session, now):
             return False
-        with self.changed:
+        with self._lock:
             is_mine = self.session is session and self.is_due(session, now)
             if is_mine:
                 self.not_before = now + _PAUSE
