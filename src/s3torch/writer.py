@@ -134,9 +134,13 @@ class S3Writer(S3File):
     def __del__(self) -> None:
         # A forked child inherits the writer, but the upload is its parent's.
         if getattr(self, "_state", None) is _State.OPEN and self._pid == os.getpid():
-            complaint = f"{self!r} was never closed: what was written is discarded"
-            with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
-                self._leave()
+            try:
+                complaint = f"{self!r} was never closed: what was written is discarded"
+                with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
+                    self._leave()
+            except BaseException:
+                self._leave()  # again: an interrupt may have come before it was done
+                raise
             warnings.warn(complaint, ResourceWarning, stacklevel=2, source=self)
 
     @property

@@ -71,16 +71,23 @@ class RemoteObject(VerifiedVersion):
         Returns:
             How many bytes were read.
         """
-        fetch = Fetch(self, start, stop, place, proves_ranges=True)
+        fetch = self.new_fetch(start, stop, place, proves_ranges=True)
         try:
             return fetch.finish()
         except BaseException:
             fetch.cancel()
             raise
 
-    def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
-        """Return what does the work of ``fetch``, and begins when it is told to; it verifies whole objects alone."""
-        return Fetch(self, start, stop, place)
+    def new_fetch(self, start: int, stop: int | None, place: Place, *, proves_ranges: bool = False) -> Fetch:
+        """Return what does the work of ``fetch``, and begins when it is told to.
+
+        Args:
+            start: First byte.
+            stop: The byte after the last; None for the end of the object.
+            place: As for ``fetch``.
+            proves_ranges: Whether ranges are verified as well, and not whole objects alone.
+        """
+        return Fetch(self, start, stop, place, proves_ranges=proves_ranges)
 
     def new_range_fetch(self, start: int, *views: memoryview) -> RangeFetch:
         """Return what fills memory with the bytes from ``start`` on, which the object is known to have."""

@@ -148,8 +148,9 @@ class StreamedObject(RemoteObject):
             self.size = self._get_object_info().size
         return self.size
 
-    def new_fetch(self, start: int, stop: int | None, place: Place) -> Fetch:
-        """Return what reads the range when it is waited for."""
+    def new_fetch(self, start: int, stop: int | None, place: Place, *, proves_ranges: bool = False) -> Fetch:
+        """Return what reads the range when it is waited for; nothing can be verified."""
+        del proves_ranges
         return _StreamFetch(self, start, stop, place)
 
     def read_ranges(  # noqa: D102  # as RemoteObject

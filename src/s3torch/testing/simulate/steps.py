@@ -587,9 +587,10 @@ class WriteTo(Step):
         writer: S3Writer | None = play.things.get(self.name)
         if writer is None or writer.closed:
             return
-        content = play.next_bytes(writer.key, self.size)
+        key = writer.key  # now: what is interrupted there is no write
+        content = play.next_bytes(key, self.size)
         play.things[f"{self.name} wrote"].append(content)
-        if play.attempt(repr(self), [writer.key], lambda: writer.write(content)) is FAILED and not writer.closed:
+        if play.attempt(repr(self), [key], lambda: writer.write(content)) is FAILED and not writer.closed:
             writer.abort()  # as leaving ``with`` would: nobody knows whether a write that was interrupted took anything
 
 
@@ -605,9 +606,9 @@ class EndWriter(Step):
         writer: S3Writer | None = play.things.get(self.name)
         if writer is None or writer.closed:
             return
-        content = b"".join(play.things[f"{self.name} wrote"])
-        done = play.attempt(repr(self), [writer.key], writer.close if self.how == "close" else writer.abort)
-        _check_written(play, repr(self), writer.key, content, is_certain=done is None and self.how == "close")
+        content, key = b"".join(play.things[f"{self.name} wrote"]), writer.key
+        done = play.attempt(repr(self), [key], writer.close if self.how == "close" else writer.abort)
+        _check_written(play, repr(self), key, content, is_certain=done is None and self.how == "close")
 
 
 @dataclass(frozen=True)
