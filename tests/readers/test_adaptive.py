@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
-import itertools
 import json
 import os
 import pickle
-import random
-import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -415,66 +411,3 @@ def test_costs_of_formats(client, case, request):
     requests, received = traffic.pop("adaptive")
     assert requests <= 2 * min(requests for requests, _ in traffic.values()) + HEAD_AND_TAIL
     assert received - requests * ANSWER <= 2 * min(received for _, received in traffic.values()) + SLACK
-
-
-def test_an_interrupt_in_the_middle_of_taking_memory():
-    """Wherever Ctrl-C comes, the memory is free when its reader is gone, and no other thread waits for anything."""
-    for nth in itertools.count(1):
-        budget = MemoryBudget(100)
-        left = nth
-
-        def trace(frame, event, _argument):
-            nonlocal left
-            if not frame.f_code.co_filename.endswith("budget.py"):
-                return None
-            frame.f_trace_opcodes = True
-            left -= event == "opcode"
-            if not left:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-            return trace
-
-        share = budget.share()
-        try:
-            sys.settrace(trace)
-            share.take(60)
-        except KeyboardInterrupt:
-            del share
-        else:
-            break
-        finally:
-            sys.settrace(None)
-        taken: list[int] = []
-        thread = threading.Thread(target=lambda budget=budget, taken=taken: taken.append(budget.share().take(100)))
-        thread.start()
-        thread.join()
-        assert taken == [100]
-    assert nth > 30
-
-
-def test_threads_take_no_more_than_there_is():
-    """Threads that take memory at the same time never have more of it than the limit."""
-    budget = MemoryBudget(100)
-    kept = [0] * 4  # of each thread, once it has it
-    sums: set[int] = set()
-
-    def take_often(number: int) -> None:
-        share, chance = budget.share(), random.Random(number)
-        for _ in range(2_000):
-            kept[number] = share.take(chance.randrange(80))
-            sums.add(sum(kept))
-            kept[number] = 0
-            share.held = 0
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=take_often, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert 0 < max(sums) <= 100
-    assert budget.held == 0
