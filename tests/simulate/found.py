@@ -11,6 +11,7 @@ from s3torch.testing.simulate import (
     Collect,
     DatasetSpec,
     Drop,
+    Elsewhere,
     EndWriter,
     Epoch,
     Forget,
@@ -281,5 +282,18 @@ FOUND: dict[str, Program] = {
         steps=(OpenWriter("w2", "w/1"), WriteTo("w2", 60_000), EndWriter("w2", "abort")),
         options=SMALL_PARTS,
         coincidences=(Interrupt(step=2, of="upload.py:cancel", call=1, at=1),),
+    ),
+    "a handler in the middle of a thread's first use of a client": Program(
+        seed=8068515,
+        objects=(300,),
+        steps=(Open("r1", "k/002", "range", told=False), Elsewhere((Seek("r1", 1_000_000),)), Read("r1", -1)),
+        coincidences=(Signal(step=2, at=20, of="ranged.py:_read_at", call=1, steps=(ListPages("k/", 5, 100),)),),
+    ),
+    "an interrupt in the finaliser of a writer": Program(
+        seed=8007417,
+        objects=(300,),
+        steps=(OpenWriter("w2", "w/1"), WriteTo("w2", 30_000), Drop("w2")),
+        options=SMALL_PARTS,
+        coincidences=(Interrupt(step=2, at=2, of="writer.py:__repr__", call=1),),
     ),
 }

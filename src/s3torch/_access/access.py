@@ -38,11 +38,19 @@ __all__ = ["Access"]
 
 
 class _ThreadEngines(threading.local):
-    """The engines of the calling thread: one, and another for each signal handler that came in the middle of a turn."""
+    """The engines of the calling thread: one, and another for each signal handler that came in the middle of a turn.
 
-    def __init__(self) -> None:
-        self.engines: list[Engine] = []
-        self.is_lent = False  # whether the thread, and what it has, lives no longer than a call
+    Attributes:
+        is_lent: Whether the thread, and what it has, lives no longer than a call.
+    """
+
+    is_lent = False
+
+    @property
+    def engines(self) -> list[Engine]:
+        """They are made by one call: a handler that comes in the middle of a constructor would find none."""
+        engines: list[Engine] = self.__dict__.setdefault("made", [])
+        return engines
 
 
 class _Sessions:
