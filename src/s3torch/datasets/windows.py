@@ -40,8 +40,11 @@ class Windows(threading.local):
     that comes meanwhile (a transform that reads another batch, a signal handler) finds it claimed, and uses another.
     """
 
-    def __init__(self) -> None:
-        self._kept: list[_Kept] = []
+    @property
+    def _kept(self) -> list[_Kept]:
+        # Made by one call: a handler that comes in the middle of a thread's first use would find none.
+        kept: list[_Kept] = self.__dict__.setdefault("kept", [])
+        return kept
 
     def __iter__(self) -> Iterator[_Kept]:
         return iter(self._kept)
