@@ -40,11 +40,8 @@ class Windows(threading.local):
     that comes meanwhile (a transform that reads another batch, a signal handler) finds it claimed, and uses another.
     """
 
-    @property
-    def _kept(self) -> list[_Kept]:
-        # Made by one call: a handler that comes in the middle of a thread's first use would find none.
-        kept: list[_Kept] = self.__dict__.setdefault("kept", [])
-        return kept
+    # Of the class, not made by a constructor: a handler that comes in the middle of that would find none.
+    _kept: Sequence[_Kept] = ()
 
     def __iter__(self) -> Iterator[_Kept]:
         return iter(self._kept)
@@ -79,7 +76,7 @@ class Windows(threading.local):
             call: That call.
         """
         if len(window):
-            self._kept.append(_Kept(window))
+            self.__dict__.setdefault("_kept", []).append(_Kept(window))
         self._kept = [kept for kept in self._kept if kept.claimed_by is not call]
 
     def cancel(self, call: object) -> None:
