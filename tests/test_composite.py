@@ -23,8 +23,6 @@ from s3torch.testing import FaultyServer, faults
 from s3torch.testing.faulty.faults import Fault
 from s3torch.testing.faulty.objects import error_answer, operation_of
 
-pytestmark = pytest.mark.usefixtures("botocore_loader")
-
 MiB = 1024 * 1024
 EVEN = [5 * MiB, 5 * MiB, MiB]
 UNEVEN = [6 * MiB, 5 * MiB, 7 * MiB + 1, 1]

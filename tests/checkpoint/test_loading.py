@@ -618,3 +618,19 @@ def test_which_pickles_read_no_values(state, is_blind):
 def test_a_load_is_an_argument_error_for_nobody():
     """The error of a damaged file can be caught with other bad input."""
     assert issubclass(CheckpointFormatError, ArgumentError)
+
+
+def test_a_record_that_is_called_a_folder(checkpoint, put, key, uri):
+    """torch would read nothing of it: its tensor would be whatever lay in its memory."""
+    file = io.BytesIO()
+    torch.save({"large": torch.arange(100_000.0), "small": torch.ones(3)}, file)
+    content = file.getvalue()
+    entry, found = 0, []
+    while (entry := content.find(b"PK\x01\x02", entry + 1)) > 0:
+        damaged = bytearray(content)
+        damaged[entry + 38] ^= 0x10  # of its attributes
+        put(key, bytes(damaged))
+        with pytest.raises(CheckpointFormatError, match=f"{uri} .*a folder"):
+            checkpoint.load(uri)
+        found.append(entry)
+    assert len(found) >= 5

@@ -31,6 +31,8 @@ _HAS_DESCRIPTOR = 0x0008
 _DESCRIPTORS = (16, 24)
 _ALIGNMENT = 64  # of a record's first byte
 _SMALLEST_ARCHIVE = 22
+# Of the attributes in a zip directory: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.4.15, and FAT's.
+_FOLDER = 0x10
 # Storages up to this size, header included, may be read with the directory, in bytes. Not tuned.
 _SMALL = 64 * 1024
 _PICKLE = "/data.pkl"
@@ -115,6 +117,7 @@ class Archive:
         if size < _SMALLEST_ARCHIVE:
             raise zipfile.BadZipFile("too small")
         infos, self.directory = _read_directory(file)
+        _check_are_files(infos)
         ends = [info.header_offset for info in infos[1:]] + [self.directory]
         _check_is_checkpoint([info.filename for info in infos])
         self.storages: dict[int, Record] = {}
@@ -228,6 +231,13 @@ def _check_is_checkpoint(names: Sequence[str]) -> None:
         raise CheckpointFormatError("It is an exported program: use torch.export.load(checkpoint.reader(uri)).")
     if not any(name.endswith(_PICKLE) for name in names):
         raise CheckpointFormatError("It is an archive without data.pkl, which torch.save did not write.")
+
+
+def _check_are_files(infos: Sequence[zipfile.ZipInfo]) -> None:
+    """Check that no record is called a folder: torch reads nothing of one, and leaves its tensor's memory as it is."""
+    for info in infos:
+        if info.external_attr & _FOLDER or info.filename.endswith("/"):
+            raise CheckpointFormatError(f"The directory calls the record {info.filename!r} a folder: it is damaged.")
 
 
 def _is_read_whole(info: zipfile.ZipInfo, end: int) -> bool:
