@@ -621,7 +621,7 @@ def test_a_load_is_an_argument_error_for_nobody():
 
 
 def test_a_record_that_is_called_a_folder(checkpoint, put, key, uri):
-    """torch would read nothing of it: its tensor would be whatever lay in its memory."""
+    """Of such a record torch reads nothing: its tensor would be whatever lay in its memory."""
     file = io.BytesIO()
     torch.save({"large": torch.arange(100_000.0), "small": torch.ones(3)}, file)
     content = file.getvalue()
