@@ -192,6 +192,12 @@ class _Stored:
         return self.length == len(note) and self.etag.strip('"') == _md5(note)
 
 
+def _is_noted(page: PartsPage, note: bytes) -> bool:
+    """Whether the note is among the parts: all are listed, as some servers take a part's number for its place."""
+    stored = [_Stored(part.etag, part.size) for part in page.parts if part.number == NOTE_NUMBER]
+    return any(part.is_note(note) for part in stored)
+
+
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
@@ -407,12 +413,12 @@ class MultipartUpload:
         ]
         for upload in sorted(uploads, key=lambda each: each.initiated, reverse=True):
             try:
-                if not self._holds(upload.upload_id, note):
-                    continue
                 pages = list(self._pages_of_parts(upload.upload_id))
             except S3Error as error:
                 if error.code != "NoSuchUpload":  # completed or aborted since it was listed
                     raise
+                continue
+            if not any(_is_noted(page, note) for page in pages):
                 continue
             self._began = upload.initiated
             self.can_be_resumed = self._has_note = True
@@ -422,12 +428,6 @@ class MultipartUpload:
             self._stored.pop(NOTE_NUMBER, None)
             return upload.upload_id
         return None
-
-    def _holds(self, upload_id: str, note: bytes) -> bool:
-        request = ListParts(self._access.bucket(self._bucket), self._key, upload_id, NOTE_NUMBER - 1)
-        self._access.run([request])
-        stored = [_Stored(part.etag, part.size) for part in request.page.parts if part.number == NOTE_NUMBER]
-        return any(part.is_note(note) for part in stored)
 
     def _pages_of_parts(self, upload_id: str) -> Iterator[PartsPage]:
         marker = 0
