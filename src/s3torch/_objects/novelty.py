@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._aws import etags
 from s3torch._aws.operations import HeadObject
-from s3torch.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError, S3Error
+from s3torch.errors import AccessDeniedError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError
 
 if TYPE_CHECKING:
     from s3torch._access import Access
@@ -52,18 +52,14 @@ def check_is_new(access: Access, bucket_name: str, key: str) -> None:
         ObjectExistsError: It is there.
         S3Error: It cannot be asked for.
     """
-    bucket = access.bucket(bucket_name)
-    if bucket.endpoint.is_amazons:
-        return
-    request = HeadObject(bucket, key)
     try:
-        access.run([request])
+        found = _asked(access, bucket_name, key, "written with if_none_match=True")
     except ObjectNotFoundError:
         return
-    except AccessDeniedError as error:
-        raise _explained(error, "written with if_none_match=True") from None
+    if found is None:
+        return
     raise ObjectExistsError(
-        f"{request.subject} is there already, and was not to be replaced.", bucket=bucket_name, key=key
+        f"{found.subject} is there already, and was not to be replaced.", bucket=bucket_name, key=key
     )
 
 
@@ -81,14 +77,9 @@ def check_is_same(access: Access, bucket_name: str, key: str, etag: str) -> None
         ObjectNotFoundError: It is not there.
         S3Error: It cannot be asked for.
     """
-    bucket = access.bucket(bucket_name)
-    if bucket.endpoint.is_amazons:
+    request = _asked(access, bucket_name, key, "replaced or deleted with if_match")
+    if request is None:
         return
-    request = HeadObject(bucket, key)
-    try:
-        access.run([request])
-    except AccessDeniedError as error:
-        raise _explained(error, "replaced or deleted with if_match") from None
     found = request.head.fields.get("etag", "") if request.head is not None else ""
     if not etags.are_same(etag, found):
         raise ObjectChangedError(
@@ -99,7 +90,27 @@ def check_is_same(access: Access, bucket_name: str, key: str, etag: str) -> None
         )
 
 
-def _explained(error: AccessDeniedError, what: str) -> S3Error:
-    why = f"Before it is {what} it is asked for, as not every server heeds that condition."
-    error.args = (f"{error.args[0]} {why}",)
-    return error
+def _asked(access: Access, bucket_name: str, key: str, what: str) -> HeadObject | None:
+    """Ask for an object, where the server is not known to heed conditions; None where it is.
+
+    Args:
+        access: Sends the request.
+        bucket_name: Of the object.
+        key: Of the object.
+        what: Happens to it afterwards, for the error of who may not ask.
+
+    Raises:
+        ObjectNotFoundError: It is not there.
+        S3Error: It cannot be asked for.
+    """
+    bucket = access.bucket(bucket_name)
+    if bucket.endpoint.is_amazons:
+        return None
+    request = HeadObject(bucket, key)
+    try:
+        access.run([request])
+    except AccessDeniedError as error:
+        why = f"Before it is {what} it is asked for, as not every server heeds that condition."
+        error.args = (f"{error.args[0]} {why}",)
+        raise
+    return request

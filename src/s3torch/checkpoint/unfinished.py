@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from s3torch._objects.beginnings import Beginning, read_beginnings
 from s3torch._objects.deleting import Known, delete_unchanged
 from s3torch._objects.remote import RemoteObject
-from s3torch._transfer.buffers import BytesBuffer
 from s3torch.errors import ArgumentError, ArgumentTypeError, CheckpointFormatError, ObjectNotFoundError
 
 if TYPE_CHECKING:
-    from s3torch._objects.fetch import Fetch
     from s3torch.client import S3Client
 
 __all__ = [
@@ -190,28 +189,14 @@ def finish(
         delete_note(client, bucket, note.known.key)
 
 
-class _Read:
-    """An object that is read from its beginning."""
-
-    def __init__(self, remote: RemoteObject, stop: int) -> None:
-        self._remote = remote
-        self._stop = stop
-        self._buffer = BytesBuffer(0)
-        self.fetch: Fetch = remote.new_fetch(0, stop, self._place)
-
-    def _place(self, size: int) -> memoryview:
-        self._buffer = BytesBuffer(min(size, self._stop))
-        return self._buffer.view
-
-    def finish(self) -> bytes | None:
-        try:
-            self.fetch.finish()
-        except ObjectNotFoundError:
-            return None
-        text = self._buffer.to_bytes()
-        if len(text) > _MOST:
-            raise CheckpointFormatError(f"s3://{self._remote.bucket}/{self._remote.key} has over {_MOST} bytes.")
-        return text
+def _finish(read: Beginning) -> bytes | None:
+    try:
+        text = read.finish()
+    except ObjectNotFoundError:
+        return None
+    if len(text) > _MOST:
+        raise CheckpointFormatError(f"s3://{read.remote.bucket}/{read.remote.key} has over {_MOST} bytes.")
+    return text
 
 
 def read_all(client: S3Client, bucket: str, keys: Iterable[str], stop: int = _MOST + 1) -> list[bytes | None]:
@@ -227,14 +212,4 @@ def read_all(client: S3Client, bucket: str, keys: Iterable[str], stop: int = _MO
         CheckpointFormatError: One is larger than any index.
         S3Error: One could not be read.
     """
-    reads: list[_Read] = []
-    try:
-        for key in keys:
-            read = _Read(RemoteObject(client._access, bucket, key), stop)
-            reads.append(read)  # first: what is in there is cancelled
-            read.fetch.begin()
-        return [read.finish() for read in reads]
-    except BaseException:
-        for read in reads:
-            read.fetch.cancel()
-        raise
+    return read_beginnings([RemoteObject(client._access, bucket, key) for key in keys], stop, _finish)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from s3torch._aws.operations import HeadObject
+from s3torch._objects.beginnings import Beginning, read_beginnings
 from s3torch._objects.remote import RemoteObject
 from s3torch._objects.spread import run
-from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
 from s3torch.checkpoint.safetensors.format import (
     LENGTH_SIZE,
@@ -44,7 +44,6 @@ from s3torch.uri import parse_version_uri
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from s3torch._objects.fetch import Fetch
 
 __all__ = [
     "ClientContext",
@@ -188,26 +187,14 @@ class File:
         return _where(self.remote)
 
 
-class _HeaderRead:
-    """The first request for a file, under way."""
-
-    def __init__(self, remote: RemoteObject) -> None:
-        self._remote = remote
-        self._buffer = BytesBuffer(0)
-        self.fetch: Fetch = remote.new_fetch(0, _HEAD_SIZE, self._place)
-
-    def _place(self, size: int) -> memoryview:
-        self._buffer = BytesBuffer(min(size, _HEAD_SIZE))
-        return self._buffer.view
-
-    def finish(self) -> File:
-        self.fetch.finish()
-        head, where = self._buffer.to_bytes(), _where(self._remote)
-        file_size = self._remote.size or 0
-        stop = LENGTH_SIZE + parse_header_size(head, file_size, where)
-        if stop > len(head):
-            head += self._remote.read(len(head), stop)
-        return File(self._remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
+def _finish(read: Beginning) -> File:
+    """Return a file whose first bytes are read: with its header, whatever the header's size."""
+    head, remote, where = read.finish(), read.remote, _where(read.remote)
+    file_size = remote.size or 0
+    stop = LENGTH_SIZE + parse_header_size(head, file_size, where)
+    if stop > len(head):
+        head += remote.read(len(head), stop)
+    return File(remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
 
 
 def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None) -> list[File]:
@@ -273,17 +260,8 @@ def _open_version(client: S3Client, bucket: str, key: str, version_id: str | Non
 def _open_files(client: S3Client, bucket: str, keys: Sequence[str], version_id: str | None = None) -> list[File]:
     if not all(keys):
         raise ArgumentError(f"s3://{bucket} is a bucket and no safetensors file: name the object.", bucket=bucket)
-    reads: list[_HeaderRead] = []
-    try:
-        for key in keys:
-            read = _HeaderRead(RemoteObject(client._access, bucket, key, version_id=version_id))
-            reads.append(read)  # first: what is in there is cancelled
-            read.fetch.begin()
-        return [read.finish() for read in reads]
-    except BaseException:
-        for read in reads:
-            read.fetch.cancel()
-        raise
+    remotes = [RemoteObject(client._access, bucket, key, version_id=version_id) for key in keys]
+    return read_beginnings(remotes, _HEAD_SIZE, _finish)
 
 
 def load_tensors(
