@@ -757,6 +757,21 @@ def test_resume_where_parts_cannot_be_noted():
         client.close()
 
 
+def test_resume_where_all_parts_must_be_named():
+    """A server that refuses an upload with an unnamed part, as Ceph does, stores nothing, and the error says why."""
+    with FaultyServer() as server:
+        client = S3Client(
+            "us-east-1", endpoint=server.endpoint, s3client_config=replace(server.config, part_size=_PART)
+        )
+        server.script(faults.on("CompleteMultipartUpload", fault=faults.status(400, "InvalidPart")))
+        writer = client.put_object("bucket", "key", resume=True)
+        writer.write(CONTENT)
+        with pytest.raises(RequestError, match=r"all parts to be named, also that of resume=True: write it again"):
+            writer.close()
+        assert "key" not in server.objects
+        client.close()
+
+
 def test_resume_where_the_note_gets_into_the_object():
     """A server that joins parts that are not named is found out: the object is damaged, and an error says so."""
 

@@ -286,7 +286,13 @@ class MultipartUpload:
         known = [(part.checksum, part.length) for part in parts if part.checksum is not None]
         fields = self._options.fields_to_complete() | self._checksums.fields_to_complete(known)
         bucket, engine = self._access.bucket(self._bucket), self._access.engine()
-        etag = multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
+        try:
+            etag = multipart.complete(engine, bucket, self._key, self._id, parts, self._began, fields)
+        except RequestError as error:
+            if self._has_note and error.code == "InvalidPart":
+                why = "The server may want all parts to be named, also that of resume=True: write it again without."
+                error.args = (f"{error.args[0]} {why}",)
+            raise
         if self._has_note and not bucket.endpoint.is_amazons:
             self._check_size(sum(part.length for part in parts))
         return etag
