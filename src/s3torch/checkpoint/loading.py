@@ -32,6 +32,7 @@ from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.archive import Archive, reads_no_values
 from s3torch.checkpoint.filling import Ahead, AtOnce, ElsewhereError, Fetcher, Location, Receive, check_crc32s
+from s3torch.checkpoint.positioned import PositionedFile
 from s3torch.config import S3ReaderConfig
 from s3torch.errors import ArgumentTypeError, CheckpointFormatError, InvalidURIError, S3Error
 from s3torch.readers import S3Reader, open_reader
@@ -56,16 +57,7 @@ _TORCHS_ARCHIVE = ("PytorchStreamReader", "inline_container.cc", "hasRecord(", "
 MapLocation = Callable[[Any, str], Any] | Location
 
 
-if TYPE_CHECKING:
-
-    class _File(io.RawIOBase, BinaryIO):
-        """A binary file, as type checkers are to see it."""
-
-else:
-    _File = io.RawIOBase
-
-
-class _Later(_File):
+class _Later(PositionedFile):
     """The file that torch.load reads.
 
     Args:
@@ -79,28 +71,12 @@ class _Later(_File):
     def __init__(
         self, reader: S3Reader | SharedFile, archive: Archive, size: int, storages: AtOnce | Ahead, *, is_strict: bool
     ) -> None:
-        super().__init__()
+        super().__init__(size)
         self._reader = reader
         self._archive = archive
         self._storages = storages
         self._is_strict = is_strict
         self._error: BaseException | None = None
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = origin + offset
-        return self._position
 
     def readinto(self, buffer: Buffer, /) -> int:
         try:
@@ -128,7 +104,7 @@ class _Later(_File):
 
     def _readinto(self, buffer: Buffer) -> int:
         view = _buffer.writable_bytes(buffer)
-        start, stop = self._position, min(self._position + len(view), self._size)
+        start, stop = self._position, min(self._position + len(view), self.size)
         record = self._archive.storages.get(start)
         if record is not None and record.stop == start + len(view):
             self._storages.read(record, view)
@@ -147,7 +123,7 @@ class _Later(_File):
         return count
 
     def _is_proven(self, start: int, stop: int, *, is_known: bool) -> bool:
-        if start >= self._archive.directory or stop == self._size:  # the directory's end is searched from the file's
+        if start >= self._archive.directory or stop == self.size:  # the directory's end is searched from the file's
             return True
         return is_known and self._archive.is_whole(start, stop)
 

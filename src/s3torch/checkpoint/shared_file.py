@@ -7,14 +7,14 @@ and what is much is read in shares. The end of the file, where its directory is,
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 
 from s3torch import _buffer
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
+from s3torch.checkpoint.positioned import PositionedFile
 from s3torch.checkpoint.together import Target, read_together
 
 if TYPE_CHECKING:
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
     from s3torch.checkpoint.ranks import Ranks
     from s3torch.client import S3Client
-
-    class _File(io.RawIOBase, BinaryIO):
-        """A binary file, as type checkers are to see it."""
-
-else:
-    _File = io.RawIOBase
 
 __all__ = ["SharedFile"]
 
@@ -37,7 +31,7 @@ _BLOCK = 64 * 1024  # bytes that are received for a smaller read
 _SHARED = 1024**2  # bytes of a read from which on each rank reads a share
 
 
-class SharedFile(_File):
+class SharedFile(PositionedFile):
     """One version of an object as a file.
 
     Args:
@@ -58,37 +52,15 @@ class SharedFile(_File):
     """
 
     def __init__(self, ranks: Ranks, client: S3Client, bucket: str, key: str, version_id: str | None) -> None:
-        super().__init__()
         self.bucket, self.key = bucket, key
         self.remote = RemoteObject(client._access, bucket, key, version_id=version_id)
         self._ranks = ranks
-        self._position = 0
         size, etag, modified, start, content = ranks.from_first(self._open)
         if ranks.rank:
             self.remote = RemoteObject(client._access, bucket, key, size=size, etag=etag, version_id=version_id)
             self.remote.modified = modified
-        self.size: int = size
+        super().__init__(size)
         self._blocks = [(start, content)]
-
-    def readable(self) -> bool:
-        """Whether it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether it has a position."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move the position, as in any file."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"negative seek value {origin + offset}")  # as of any other file
-        self._position = origin + offset
-        return self._position
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Read as much as there is into memory; returns how many bytes that is."""

@@ -22,7 +22,7 @@ from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
 from s3torch.uri import parse_checkpoint_uri
 
-__all__ = ["estimate_file", "save_file"]
+__all__ = ["check_tensors", "estimate_file", "save_file"]
 
 
 def save_file(
@@ -181,8 +181,13 @@ def _describe(name: str, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], in
     return dtype, shape_in_file(dtype, tensor.shape, name), tensor.nbytes
 
 
-def _check(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what would be another model when it is loaded, as the safetensors package does."""
+def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what has no bytes that a safetensors file could hold.
+
+    Raises:
+        ArgumentTypeError: It is no mapping of names to tensors.
+        ArgumentError: A tensor is sparse, or on the meta device.
+    """
     given: object = tensors
     if not isinstance(given, Mapping):
         raise ArgumentTypeError(f"tensors must be a dict of tensors by name, got {type(given).__name__}.")
@@ -193,6 +198,12 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
             raise ArgumentError(f"Tensor {name!r} is sparse ({tensor.layout}): call to_dense() first.")
         if tensor.is_meta:
             raise ArgumentError(f"Tensor {name!r} is on the meta device, and has no bytes to save.")
+
+
+def _check(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what would be another model when it is loaded, as the safetensors package does."""
+    check_tensors(tensors)
+    for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ArgumentError(f"Tensor {name!r} is not contiguous: call contiguous() first.")
     owners: dict[tuple[torch.device, int], str] = {}

@@ -12,6 +12,7 @@ from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT, check_group_timeout
 from s3torch.checkpoint.ranks import Ranks
 from s3torch.checkpoint.safetensors.format import shard_names
 from s3torch.checkpoint.safetensors.load import ClientContext, client_for
+from s3torch.checkpoint.safetensors.save import check_tensors
 from s3torch.checkpoint.safetensors.save_together import Item, complete, plan_model, write_parts
 from s3torch.errors import ArgumentError, ArgumentTypeError
 from s3torch.uri import parse_checkpoint_uri
@@ -179,16 +180,8 @@ def check_tensor(item: WriteItem, found: object) -> torch.Tensor:
 def _plan(tensors: Mapping[str, torch.Tensor]) -> SavePlan:
     from torch.distributed.checkpoint.default_planner import create_default_local_save_plan  # takes a second
 
-    given: object = tensors
-    if not isinstance(given, Mapping):
-        raise ArgumentTypeError(f"tensors must be a dict of tensors by name, got {type(given).__name__}.")
-    for name, tensor in given.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ArgumentTypeError(f"tensors must map str to tensors, got {name!r}: {type(tensor).__name__}.")
-        if tensor.layout is not torch.strided:
-            raise ArgumentError(f"Tensor {name!r} is sparse ({tensor.layout}): call to_dense() first.")
-        if tensor.is_meta:
-            raise ArgumentError(f"Tensor {name!r} is on the meta device, and has no bytes to save.")
+    check_tensors(tensors)
+    for name, tensor in tensors.items():
         if tensor.is_quantized:
             raise ArgumentError(f"Tensor {name!r} is quantised ({tensor.dtype}), which the safetensors format lacks.")
     return create_default_local_save_plan(dict(tensors), is_coordinator=True)
