@@ -27,6 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 _URI = "s3://bucket/key"
+# What looks at the values of a tensor while it is unpickled. The legacy format has them behind the pickle: torch.load
+# makes these of whatever the memory held before, so what comes of them there is chance.
+_LOOKS = ("looking", "nested", "jagged")
 _relaxed = settings(
     max_examples=60,
     phases=[Phase.explicit, Phase.generate],
@@ -85,6 +88,10 @@ _LOCATIONS: list[Any] = [
 ]
 
 
+def _looks(drawn: Any) -> bool:
+    return any(made.endswith(_LOOKS) for made in drawn.recipe)
+
+
 def _outcome(load: Callable[[], Any]) -> Any:
     """Return what is loaded, described; or the error."""
     try:
@@ -108,7 +115,7 @@ def test_load_is_torch_load(server, drawn, location, weights_only, checksums, is
     """Whatever torch.load makes of a file, load makes of it."""
     content = _saved(drawn.state, _use_new_zipfile_serialization=not is_legacy, pickle_protocol=protocol)
     assume(content is not None)
-    assume(not (is_legacy and "looking" in str(drawn)))  # torch.load reads its storages last: what is seen is chance
+    assume(not (is_legacy and _looks(drawn)))
     server.objects["key"] = content
     expected = _outcome(lambda: torch.load(io.BytesIO(content), location, weights_only=weights_only))
     checkpoint = _checkpoint(server, checksums)
@@ -180,7 +187,7 @@ def test_strict_finds_a_flipped_bit(server, drawn, is_legacy, weights_only, seed
     """With checksums="strict" a bit that flipped anywhere in a file is an error, or makes no difference."""
     content = _saved(drawn.state, _use_new_zipfile_serialization=not is_legacy)
     assume(content is not None)
-    assume(not (is_legacy and "looking" in str(drawn)))
+    assume(not (is_legacy and _looks(drawn)))
     expected = _outcome(lambda: torch.load(io.BytesIO(content), weights_only=weights_only))
     assume(not isinstance(expected, Exception))
     checkpoint = _checkpoint(server, "strict")
