@@ -29,6 +29,7 @@ from s3torch.testing.simulate import (
     Read,
     ReadRange,
     ReadRanges,
+    Replace,
     Save,
     Seek,
     Signal,
@@ -198,6 +199,19 @@ FOUND: dict[str, Program] = {
         objects=(4_000, None),
         datasets=(DatasetSpec("map", "objects"),),
         steps=(Batch(0, (0, 1)),),
+    ),
+    "an error that is kept keeps no memory of its adaptive reader": Program(
+        seed=7825,
+        objects=(300,),
+        steps=(Open("r3", "k/004", "adaptive", told=False), Read("r3", 5_000)),
+    ),
+    "an error that is kept keeps no memory of an object that was replaced": Program(
+        seed=5572,
+        objects=(300, 1, 0),
+        steps=(Batch(0, (6, 9, 11, 10, 10, 2, 2, 10, 1, 0, 10, 2, 10, 2, 11, 2), upcoming=(9,), keep=True),),
+        datasets=(DatasetSpec("map", transform="nested close"),),
+        options={"max_connections": 1},
+        coincidences=(Replace(step=0, at=3, of="engine.py:turn", call=88, key="k/002", size=20_000),),
     ),
     "an error that is kept keeps no memory of its upload": Program(
         seed=1,

@@ -117,7 +117,7 @@ class Fetch(LastingScope):
     def _receive(self, deadline: float | None) -> int:
         crew = None if self._is_begun else self._begin(spreads=True)
         if self._landing is not None:
-            crew = self._await_size(self._landing, deadline)
+            crew = self._await_size(deadline)
         if crew is None:
             self._engine.wait(self._exchanges, deadline)
         else:
@@ -138,14 +138,15 @@ class Fetch(LastingScope):
         self._exchanges, self._landing = [], None  # whose slices would outlive an error
         self._version.verifier.prove(self._start, [self._memory[:count]], deadline)
 
-    def _await_size(self, landing: _Landing, deadline: float | None) -> Crew | None:
+    def _await_size(self, deadline: float | None) -> Crew | None:
         first = self._exchanges[0]
         while first.total is None and not first.is_done:
             self._engine.turn(deadline)
         if first.error is not None:
             return None
         self._version.observe(first.total, first.etag, first.modified, has_bytes=False)
-        self._memory = landing.memory
+        # The landing and its memory are in no variable here: whoever keeps an error keeps this frame.
+        self._memory = None if self._landing is None else self._landing.memory
         return None if self._memory is None else self._get_parts(first.stop, spreads=True)
 
     def _get_parts(self, begin: int, *, spreads: bool) -> Crew | None:

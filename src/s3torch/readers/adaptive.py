@@ -8,6 +8,7 @@ asked for.
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 from s3torch._exclusive import exclusive
@@ -81,7 +82,12 @@ class AdaptiveS3Reader(S3Reader):
             self._pattern.note_read(start, stop)
             return held.content[start - held.start : stop - held.start]
         buffer = BytesBuffer(stop - start)
-        count = self._readinto_at(start, buffer.view)
+        try:
+            count = self._readinto_at(start, buffer.view)
+        except BaseException as error:
+            buffer.release()
+            traceback.clear_frames(error.__traceback__)  # those below hold slices; whoever keeps the error keeps them
+            raise
         content = buffer.to_bytes()
         return content if count == len(content) else content[:count]
 

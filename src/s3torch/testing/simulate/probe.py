@@ -57,6 +57,7 @@ def budget_held() -> int:
 # user's; an engine is its thread's.
 _CONTAINERS = (list, dict, tuple, deque, MethodType)
 _OTHERS = (S3Reader, S3Client, Block, Engine, Loop)
+_FILE_MEMORY = "_BytesIOBuffer"  # what a view of io.BytesIO shows; the class has no public name
 _LEAST = 1000  # bytes; less is a head or a name
 
 
@@ -87,16 +88,24 @@ def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
     while left:
         value, where = left.pop()
         if isinstance(value, memoryview):
-            value = value.obj
+            value = _base(value)
         if id(value) in seen or isinstance(value, _OTHERS):
             continue
         seen.add(id(value))
-        if isinstance(value, (bytes, bytearray)):
-            if len(value) >= _LEAST:
-                found.append(f"{len(value)} bytes by {where}")
+        if isinstance(value, (bytes, bytearray)) or type(value).__name__ == _FILE_MEMORY:
+            if (size := memoryview(value).nbytes) >= _LEAST:
+                found.append(f"{size} bytes by {where}")
         elif isinstance(value, _CONTAINERS) or _is_ours(value):
             left += [(each, where) for each in gc.get_referents(value)]
     return found
+
+
+def _base(view: memoryview) -> Any:
+    """Return what a view shows the memory of; None if it was released."""
+    try:
+        return view.obj
+    except ValueError:
+        return None
 
 
 def _running() -> set[int]:
