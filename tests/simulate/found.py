@@ -213,6 +213,14 @@ FOUND: dict[str, Program] = {
         options={"max_connections": 1},
         coincidences=(Replace(step=0, at=3, of="engine.py:turn", call=88, key="k/002", size=20_000),),
     ),
+    "an error that is kept keeps no memory of a reader that verifies": Program(
+        seed=9039717,
+        objects=(20_000,),
+        steps=(Batch(0, (0, 1, 2, 1), upcoming=(0, 2, 2, 2)),),
+        datasets=(DatasetSpec("map", "objects", transform="nested list", special=1),),
+        options={"part_size": 16 * KiB, "checksums": "strict", "call_timeout": 0.01},
+        faults=((4, "lost"),),
+    ),
     "an error that is kept keeps no memory of its upload": Program(
         seed=1,
         objects=(300,),

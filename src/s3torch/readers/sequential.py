@@ -364,21 +364,21 @@ class SequentialS3Reader(S3Reader):
         Args:
             before: How many bytes were there before the last fetch.
         """
-        store = self._store
-        if store.filled != self._remote.size:
+        if self._store.filled != self._remote.size:
             return
         if before and self._remote.is_strict:
-            self._verify(store)
+            self._verify()
         self._tail = self._behind = None  # all is kept after all
+        store = self._store
         self._store = _NOTHING  # first: an interrupt in the next line costs another fetch, and nothing else
         self._complete = store.buffer.to_bytes() if store.buffer is not None else b""
 
-    def _verify(self, store: _Store) -> None:
+    def _verify(self) -> None:
         """Verify what several fetches have brought; it is fetched anew by the next read if it is damaged."""
-        if store.buffer is None:
+        if self._store.buffer is None:
             raise AssertionError("nothing was fetched")
         try:
-            self._remote.verifier.prove(0, [store.buffer.view])
+            self._remote.verifier.prove(0, [self._store.buffer.view])
         except BaseException:
             self._forget()
             raise

@@ -100,7 +100,7 @@ def held_by(error: BaseException, known: dict[int, object]) -> list[str]:
     return found
 
 
-def _base(view: memoryview) -> Any:
+def _base(view: memoryview) -> object:
     """Return what a view shows the memory of; None if it was released."""
     try:
         return view.obj
