@@ -21,14 +21,16 @@ from s3torch.writer import S3Writer
 if TYPE_CHECKING:
     from s3torch import safetensors
     from s3torch.checkpoint import S3Checkpoint
-    from s3torch.datasets import LookAheadBatchSampler, S3IterableDataset, S3MapDataset
+    from s3torch.datasets import LookAheadBatchSampler, S3BatchSampler, S3DataLoader, S3IterableDataset, S3MapDataset
 
 __all__ = [
     "LookAheadBatchSampler",
     "ReaderType",
+    "S3BatchSampler",
     "S3Checkpoint",
     "S3Client",
     "S3ClientConfig",
+    "S3DataLoader",
     "S3Error",
     "S3IterableDataset",
     "S3MapDataset",
@@ -43,7 +45,9 @@ __all__ = [
 
 _NEED_TORCH = {
     "LookAheadBatchSampler": "s3torch.datasets",
+    "S3BatchSampler": "s3torch.datasets",
     "S3Checkpoint": "s3torch.checkpoint",
+    "S3DataLoader": "s3torch.datasets",
     "S3IterableDataset": "s3torch.datasets",
     "S3MapDataset": "s3torch.datasets",
 }

@@ -8,6 +8,7 @@ Each class is named by what the caller can do about it::
     │   ├── ConfigError                       fix the configuration
     │   ├── InvalidURIError                   fix the s3:// URI
     │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
+    │   ├── LoaderStateError                  the state is of other data, or damaged: resume what it was saved of
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -56,6 +57,7 @@ __all__ = [
     "DeadlineError",
     "IntegrityError",
     "InvalidURIError",
+    "LoaderStateError",
     "NotFoundError",
     "ObjectChangedError",
     "ObjectExistsError",
@@ -146,6 +148,10 @@ class InvalidURIError(ArgumentError):
 
 class CheckpointFormatError(ArgumentError):
     """A file is no checkpoint of the format that it is read as, is cut off or damaged, or is of a newer version."""
+
+
+class LoaderStateError(ArgumentError):
+    """A state of an S3DataLoader is of other data or of another order, is damaged, or was saved by a newer version."""
 
 
 class ObjectTableError(ArgumentError):

@@ -1,8 +1,17 @@
 """Datasets over the objects of S3: by index, and as a stream."""
 
 from s3torch.datasets.iterable import S3IterableDataset
+from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.sampling import LookAheadBatchSampler
 
-__all__ = ["LookAheadBatchSampler", "ObjectTable", "S3BucketKeyData", "S3IterableDataset", "S3MapDataset"]
+__all__ = [
+    "LookAheadBatchSampler",
+    "ObjectTable",
+    "S3BatchSampler",
+    "S3BucketKeyData",
+    "S3DataLoader",
+    "S3IterableDataset",
+    "S3MapDataset",
+]

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-import torch.distributed
 import torch.utils.data
 from torch.utils.data import IterableDataset
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
+from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
 from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position
@@ -80,7 +80,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if not isinstance(enable_sharding, bool):
             raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
         self._enable_sharding = enable_sharding
-        self._rank, self._world_size = _rank_and_world_size((0, 1))
+        self._rank, self._world_size = rank_and_world_size((0, 1))
         self._iterations = 0
 
     @classmethod
@@ -186,7 +186,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 
     def __getstate__(self) -> dict[str, object]:
         # A worker that is not forked has no process group: it is told what is known here by now.
-        rank, world_size = _rank_and_world_size((self._rank, self._world_size))
+        rank, world_size = rank_and_world_size((self._rank, self._world_size))
         return {**super().__getstate__(), "_rank": rank, "_world_size": world_size}
 
     def __repr__(self) -> str:
@@ -230,24 +230,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         return partial(self._one_listing.agree, name, self._list_objects, worker.id, worker.num_workers)
 
     def _position(self) -> Position:
-        rank, world_size = _rank_and_world_size((self._rank, self._world_size))
+        rank, world_size = rank_and_world_size((self._rank, self._world_size))
         worker = torch.utils.data.get_worker_info()  # by this name tests of programs patch it
         if worker is None:
             return Position(rank, world_size)
         return Position(rank, world_size, worker.id, worker.num_workers)
-
-
-def _rank_and_world_size(known: tuple[int, int]) -> tuple[int, int]:
-    """Return what the process group says, else what torchrun set, else what was known.
-
-    A DataLoader worker that is not forked has no process group: it uses what was known when the dataset was pickled for
-    it, or torchrun's variables.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if known == (0, 1) and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return known
 
 
 def _warn_of_duplicates(position: Position) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import operator
@@ -79,7 +80,7 @@ class ObjectTable:
         ArgumentTypeError: An item is not of the form of S3BucketKeyData.
     """
 
-    __slots__ = ("_bucket_of", "_buckets", "_ends", "_keys", "_sizes")
+    __slots__ = ("_bucket_of", "_buckets", "_digest", "_ends", "_keys", "_sizes")
 
     def __init__(self, objects: Iterable[S3BucketKeyData] = ()) -> None:
         keys = bytearray()
@@ -95,6 +96,20 @@ class ObjectTable:
             self._bucket_of.append(numbers.setdefault(name, len(numbers)))
         self._keys = bytes(keys)
         self._buckets = list(numbers)
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """What tells this table from any other: 128 bits in hexadecimal, of buckets, keys, sizes and their order.
+
+        It is computed once, at about 1 GB/s, and is the same on all machines.
+        """
+        if self._digest is None:
+            state = hashlib.blake2b(digest_size=16)
+            for part in self._to_bytes():
+                state.update(part)
+            self._digest = state.hexdigest()
+        return self._digest
 
     @classmethod
     def of_columns(cls, bucket: str, columns: Iterable[KeyColumns]) -> ObjectTable:
@@ -215,6 +230,7 @@ class ObjectTable:
 
     def __setstate__(self, state: tuple[bytes, array[int], array[int], array[int], list[str]]) -> None:
         self._keys, self._ends, self._sizes, self._bucket_of, self._buckets = state
+        self._digest = None
 
     def __repr__(self) -> str:
         return f"<ObjectTable of {len(self)} objects in {len(self._buckets)} buckets>"

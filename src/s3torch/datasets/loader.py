@@ -1,0 +1,402 @@
+"""S3DataLoader: batches in an order that is arithmetic, which a job resumes exactly where its training loop was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from s3torch._buffer import as_index
+from s3torch.datasets.cursor import Course, Cursor, Even, Share, cursor_of, share_of, state_of
+from s3torch.datasets.here import rank_and_world_size
+from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.order import InOrder, Order, Shuffled
+from s3torch.datasets.sampling import Batch, LookAheadBatchSampler
+from s3torch.errors import ArgumentError, ArgumentTypeError
+
+__all__ = ["S3BatchSampler", "S3DataLoader"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+_EVEN = ("drop", "pad", "wrap")
+_ORDERED_AT_ONCE = 4096  # indices: one of many costs a tenth of one of a few
+
+
+class S3BatchSampler(Sampler[list[int]]):
+    """Yields the batches of this rank, each a list of indices, in an order that is arithmetic.
+
+    It is what S3DataLoader takes its batches from, for those who make a ``DataLoader`` themselves. Its state is a few
+    numbers, the same on all ranks, and any number of ranks with batches of any size resumes it::
+
+        sampler = S3BatchSampler(dataset, batch_size=64, shuffle=True, num_workers=4)
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
+
+    **With workers, a plain DataLoader asks for batches before the training loop receives them**, so the state is ahead
+    by ``num_workers * prefetch_factor`` batches. S3DataLoader counts what the loop receives; torchdata's
+    StatefulDataLoader keeps the state that belongs to each batch.
+
+    Args: see S3DataLoader.
+
+    Raises:
+        ArgumentError: A number is out of range.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int = 1,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        even: Even | None = None,
+        num_workers: int = 0,
+        batches_ahead: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        _check(dataset, shuffle=shuffle, drop_last=drop_last, even=even)
+        self.batch_size = as_index("batch_size", batch_size)
+        self.drop_last = drop_last
+        self._dataset = dataset
+        self._shuffle = shuffle
+        self._seed = as_index("seed", seed)
+        self._even = even
+        self._num_workers = as_index("num_workers", num_workers)
+        if self.batch_size < 1 or self._num_workers < 0:
+            raise ArgumentError(
+                f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}."
+            )
+        self._batches_ahead = _batches_ahead(dataset, self.batch_size, batches_ahead)
+        self._ranks = _given_ranks(rank, world_size)
+        self._due = Cursor()  # where the next iteration begins
+        self._now = Cursor()  # where the newest one is
+        self._running: _Running | None = None
+        self._begun: _Running | None = None  # by the loader, for which the next iterator is
+        self._counts = True  # else a loader counts what is received
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of."""
+        return self._due.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration with an epoch, at its start. The epoch that is due anyway is not begun anew.
+
+        Frameworks call this before each epoch. Epochs advance by themselves without it.
+
+        Raises:
+            ArgumentError: It is negative.
+        """
+        if as_index("epoch", epoch) < 0:
+            raise ArgumentError(f"An epoch is at least 0, got {epoch}.")
+        if epoch != self._due.epoch:
+            self._due = self._now = Cursor(epoch)
+            self._running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the newest iteration is, as plain values that are equal on all ranks."""
+        return state_of(self._course(), self._now)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Begin the next iteration where another one was.
+
+        Raises:
+            LoaderStateError: The state is of other data or another order, is damaged, or of a newer version.
+        """
+        self._due = self._now = cursor_of(self._course(), state_dict)
+        self._running = None
+
+    def __len__(self) -> int:
+        """Return the number of this rank's batches in a whole epoch."""
+        return len(self._share(Cursor()))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches from where the job is to the end of the epoch. The next iteration is of the next epoch.
+
+        An iteration begins when its first batch is asked for: a DataLoader with workers calls ``iter()`` twice.
+        """
+        return self._yielded(self._begun)
+
+    def _yielded(self, running: _Running | None) -> Iterator[Batch]:
+        running = running or self._begin()
+        ahead = LookAheadBatchSampler(
+            running.batches(), num_workers=self._num_workers, batches_ahead=self._batches_ahead
+        )
+        for batch in ahead:
+            running.yielded += 1
+            if self._counts:
+                running.note(running.yielded)
+            yield batch
+        if self._counts:
+            running.end()
+
+    def _begin(self) -> _Running:
+        begin = self._due
+        running = _Running(self, self._share(begin), self._order(begin.epoch))
+        self._due, self._now, self._running = Cursor(begin.epoch + 1), begin, running
+        return running
+
+    def _course(self) -> Course:
+        table = self._dataset.objects if isinstance(self._dataset, S3MapDataset) else None
+        return Course(len(self._dataset), table.digest if table is not None else None, self._shuffle, self._seed)
+
+    def _order(self, epoch: int) -> Order:
+        samples = len(self._dataset)
+        return Shuffled(samples, self._seed, epoch) if self._shuffle else InOrder(samples)
+
+    def _share(self, begin: Cursor) -> Share:
+        rank, world_size = self._ranks or rank_and_world_size()
+        return share_of(
+            begin,
+            len(self._dataset),
+            rank=rank,
+            world_size=world_size,
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
+            even=self._even,
+        )
+
+
+class _Running:
+    """One iteration over the rest of an epoch.
+
+    Args:
+        sampler: Whose state it keeps while it is the newest.
+        share: What is read.
+        order: Of the epoch.
+    """
+
+    def __init__(self, sampler: S3BatchSampler, share: Share, order: Order) -> None:
+        self._sampler = sampler
+        self._share = share
+        self._order = order
+        self.yielded = 0
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield the indices of each batch."""
+        share = self._share
+        left: list[int] = []
+        for first in range(0, len(share.places), _ORDERED_AT_ONCE):
+            left += self._order.at(share.places[first : first + _ORDERED_AT_ONCE])
+            while len(left) > share.batch_size:  # what may be the last one waits for the extra sample
+                yield left[: share.batch_size]
+                del left[: share.batch_size]
+        if share.extra is not None:
+            left.append(self._order[share.extra])
+        for first in range(0, len(left), share.batch_size):
+            yield left[first : first + share.batch_size]
+
+    def note(self, batches: int) -> None:
+        """Note how many batches were received."""
+        if self._sampler._running is self:
+            self._sampler._now = self._share.after(batches)
+
+    def end(self) -> None:
+        """Note that the epoch is over."""
+        if self._sampler._running is self:
+            self._sampler._now = self._sampler._due
+
+
+class _Received(Iterator[Any]):
+    """The batches that a training loop receives.
+
+    Args:
+        batches: A DataLoader's iterator.
+        running: Is told of them.
+        has_workers: Whether there are batches that were yielded and not received.
+    """
+
+    def __init__(self, batches: Iterator[Any], running: _Running, *, has_workers: bool) -> None:
+        self._batches = batches
+        self._running = running
+        self._has_workers = has_workers
+        self._received = 0
+
+    def __next__(self) -> Any:  # noqa: ANN401  # whatever collate_fn makes
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._running.end()
+            raise
+        except Exception:  # a batch that failed is over as well: the next call is for the one behind it
+            self._count()
+            raise
+        self._count()
+        return batch
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the iterator of torch has
+        if name.startswith("__") or name == "_batches":
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+    def _count(self) -> None:
+        # Without workers an interrupted call may have taken a batch that nobody gets. It is over, too.
+        self._received = self._received + 1 if self._has_workers else self._running.yielded
+        self._running.note(self._received)
+
+
+class S3DataLoader(DataLoader[T_co]):
+    """A DataLoader that resumes exactly: shuffled by arithmetic, divided among ranks, with the next batches in flight.
+
+    Example::
+
+        dataset = S3MapDataset.from_prefix("s3://bucket/train/", transform=decode)
+        loader = S3DataLoader(dataset, batch_size=64, shuffle=True, num_workers=4)
+        for epoch in range(90):
+            for batch in loader:
+                train(batch)
+                checkpoint = {"model": model.state_dict(), "loader": loader.state_dict()}
+
+        loader.load_state_dict(checkpoint["loader"])  # in the next job: its first batch is the one that was next
+
+    **The state** is below 1 kB, is the same on all ranks, and says what the training loop has received, not what was
+    read ahead. Any number of ranks, with any number of workers and batches of any size, goes on with exactly the
+    samples that are left.
+
+    **Epochs** advance by themselves, each with another order. To leave an epoch by ``break`` is to be done with it: the
+    next ``for`` begins the next epoch. ``set_epoch`` chooses one.
+
+    **Ranks** are those of the process group, or torchrun's, when an iteration begins. Each sample comes to one of them.
+    Their numbers of samples may differ by one, and so may the numbers of batches: where a rank that has one more
+    would wait for the others for ever (DistributedDataParallel), say how to make them equal by ``even``.
+
+    The batches are made as ``torch.utils.data.DataLoader`` makes them. There is no ``sampler``: who has one of their
+    own uses that class.
+
+    Args:
+        dataset: With ``len()`` and ``[index]``, such as S3MapDataset.
+        batch_size: Samples of a batch of one rank.
+        shuffle: Each epoch in another order; else in the order in which the samples lie.
+        seed: Of the orders: any integer, the same on all ranks.
+        drop_last: Leave out the samples that do not fill a batch on all ranks.
+        even: ``"drop"`` leaves out what cannot be divided evenly among the ranks, at most one sample less than there
+            are ranks. ``"pad"`` gives the epoch's last sample once more to the ranks that would have one less,
+            ``"wrap"`` the epoch's first ones. None: ranks may differ by one sample.
+        num_workers: Processes that make samples; 0 makes them here.
+        batches_ahead: How many batches each process has in flight behind the one that it makes; None fills the
+            client's ``max_objects_ahead``.
+        rank: Of this process; None finds it.
+        world_size: Number of ranks; None finds it.
+        options: All others of ``torch.utils.data.DataLoader``, such as ``collate_fn``, ``pin_memory``,
+            ``persistent_workers``.
+
+    Raises:
+        ArgumentError: A number is out of range, or an option is one that this class decides itself.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[T_co],
+        batch_size: int = 1,
+        shuffle: bool = False,  # noqa: FBT001, FBT002  # the place it has in torch
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        even: Even | None = None,
+        num_workers: int = 0,
+        batches_ahead: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        **options: Any,  # noqa: ANN401  # of DataLoader, which checks them
+    ) -> None:
+        if taken := sorted({"sampler", "batch_sampler"} & options.keys()):
+            raise ArgumentError(
+                f"S3DataLoader decides which samples come, and takes no {' and no '.join(taken)}. Use "
+                "torch.utils.data.DataLoader with it."
+            )
+        sampler = S3BatchSampler(
+            dataset,  # type: ignore[arg-type]  # whether it has a length is checked
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            even=even,
+            num_workers=num_workers,
+            batches_ahead=batches_ahead,
+            rank=rank,
+            world_size=world_size,
+        )
+        sampler._counts = False
+        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, **options)
+        # torch leaves these to those who have no batch sampler. Programs look at them.
+        self.__dict__.update(batch_size=sampler.batch_size, drop_last=drop_last)
+        self._batches = sampler
+
+    def __iter__(self) -> Any:  # noqa: ANN401  # DataLoader's has a private type
+        """Yield the batches from where the job is to the end of the epoch."""
+        self._batches._begun = running = self._batches._begin()
+        try:
+            iterator = super().__iter__()
+        finally:
+            self._batches._begun = None
+        return _Received(iterator, running, has_workers=self.num_workers > 0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of."""
+        return self._batches.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration with an epoch; see S3BatchSampler."""
+        self._batches.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the training loop is, as plain values that JSON can hold.
+
+        It lists the objects, if nothing did so before.
+
+        Raises:
+            S3Error: The objects could not be listed.
+        """
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Begin the next iteration where the training loop was that saved a state.
+
+        Raises:
+            LoaderStateError: The state is of other data or another order, is damaged, or of a newer version.
+            S3Error: The objects could not be listed.
+        """
+        self._batches.load_state_dict(state_dict)
+
+    def __repr__(self) -> str:
+        now = self._batches._now
+        order = f"shuffled by seed {self._batches._seed}" if self._batches._shuffle else "in order"
+        return (
+            f"<{type(self).__name__} of {self.dataset!r}, {order}, batches of {self.batch_size}, "
+            f"{self.num_workers} workers, epoch {now.epoch}, {now.consumed} samples consumed>"
+        )
+
+
+def _check(dataset: object, *, shuffle: object, drop_last: object, even: object) -> None:
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        raise ArgumentTypeError(
+            f"S3DataLoader needs a dataset with len() and [index], such as S3MapDataset, got {dataset!r}."
+        )
+    for name, value in (("shuffle", shuffle), ("drop_last", drop_last)):
+        if not isinstance(value, bool):
+            raise ArgumentTypeError(f"{name} must be a bool, got {value!r}.")
+    if even is not None and even not in _EVEN:
+        raise ArgumentError(f"even must be one of {', '.join(map(repr, _EVEN))}, or None, got {even!r}.")
+
+
+def _batches_ahead(dataset: object, batch_size: int, given: int | None) -> int:
+    if given is not None:
+        return as_index("batches_ahead", given)
+    if not isinstance(dataset, S3MapDataset):
+        return 1
+    return max(1, -(-dataset.client.s3client_config.max_objects_ahead // batch_size))
+
+
+def _given_ranks(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    if rank is None and world_size is None:
+        return None
+    if rank is None or world_size is None or not 0 <= as_index("rank", rank) < as_index("world_size", world_size):
+        raise ArgumentError(
+            f"rank={rank} and world_size={world_size} do not fit: give both, with 0 <= rank < world_size, or neither."
+        )
+    return rank, world_size
