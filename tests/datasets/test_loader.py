@@ -35,9 +35,11 @@ def folder(client, bucket) -> str:
 
 
 @pytest.fixture
-def dataset(s3, folder) -> S3MapDataset[int]:
+def dataset(s3, folder) -> Iterator[S3MapDataset[int]]:
     """The numbers."""
-    return S3MapDataset.from_prefix(folder, region=s3.region, endpoint=s3.endpoint, transform=number)
+    dataset = S3MapDataset.from_prefix(folder, region=s3.region, endpoint=s3.endpoint, transform=number)
+    yield dataset
+    dataset.client.close()
 
 
 def numbers(batches: Iterator[torch.Tensor]) -> list[int]:
@@ -146,12 +148,29 @@ def test_set_epoch(dataset):
 
 
 def test_an_iterator_that_was_left_tells_nothing(dataset):
-    """The newest iterator decides what the state is."""
+    """The newest iteration decides what the state is."""
     loader = S3DataLoader(dataset, batch_size=10)
     old, new = iter(loader), iter(loader)
+    assert some(old, 1) == list(range(10))
     some(new, 2)
     some(old, 5)
     assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (1, 20)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_iteration_begins_with_its_first_batch(dataset, num_workers: int):
+    """Frameworks call iter() to see whether it works, and tell the epoch, or load a state, afterwards."""
+    loader = S3DataLoader(dataset, batch_size=10, shuffle=True, num_workers=num_workers)
+    iter(loader)
+    assert loader.epoch == 0
+    iterator = iter(loader)
+    loader.sampler.set_epoch(3)
+    assert some(iterator, 2) == in_order(3)[:20]
+    state = loader.state_dict()
+    numbers(iterator)
+    iterator = iter(loader)
+    loader.load_state_dict(state)
+    assert numbers(iterator) == in_order(3)[20:]
 
 
 def test_an_error_is_no_batch_to_come_again(dataset):
@@ -173,6 +192,7 @@ def test_an_error_is_no_batch_to_come_again(dataset):
         assert some(iterator, 1) == list(range(30, 40))
         assert loader.state_dict()["consumed"] == 40
         assert numbers(iterator) == list(range(40, _COUNT))  # else torch waits for the workers
+    failing.client.close()
 
 
 @pytest.mark.parametrize("even", [None, "drop", "pad", "wrap"])
@@ -225,6 +245,7 @@ def test_a_state_is_of_its_data(dataset, folder, s3):
         LoaderStateError, match=r"samples 100 \(here 10\), digest '[0-9a-f]{32}' \(here '[0-9a-f]{32}'\)"
     ):
         S3DataLoader(fewer, shuffle=True, seed=1).load_state_dict(state)
+    fewer.client.close()
     loader = S3DataLoader(dataset, shuffle=True, seed=1)
     with pytest.raises(LoaderStateError, match="The state has version 2, and this s3torch reads up to 1"):
         loader.load_state_dict({**state, "version": 2})
@@ -298,7 +319,9 @@ def test_more_ranks_than_samples(dataset):
     """Ranks that cannot all have a sample cannot be made even; the error says the numbers."""
     loader = S3DataLoader(dataset, even="wrap", rank=0, world_size=101)
     with pytest.raises(ArgumentError, match="cannot make 101 ranks equal with 100 samples"):
-        iter(loader)
+        next(iter(loader))
+    with pytest.raises(ArgumentError, match="cannot make 101 ranks equal with 100 samples"):
+        len(loader)
 
 
 def test_a_stream_has_no_index(folder, s3):

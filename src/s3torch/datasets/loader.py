@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -74,7 +74,6 @@ class S3BatchSampler(Sampler[list[int]]):
         self._due = Cursor()  # where the next iteration begins
         self._now = Cursor()  # where the newest one is
         self._running: _Running | None = None
-        self._begun: _Running | None = None  # by the loader, for which the next iterator is
         self._counts = True  # else a loader counts what is received
 
     @property
@@ -116,12 +115,10 @@ class S3BatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches from where the job is to the end of the epoch. The next iteration is of the next epoch.
 
-        An iteration begins when its first batch is asked for: a DataLoader with workers calls ``iter()`` twice.
+        An iteration begins when its first batch is asked for: Lightning calls ``iter()`` to see whether that works, and
+        a DataLoader with workers calls it twice.
         """
-        return self._yielded(self._begun)
-
-    def _yielded(self, running: _Running | None) -> Iterator[Batch]:
-        running = running or self._begin()
+        running = self._begin()
         ahead = LookAheadBatchSampler(
             running.batches(), num_workers=self._num_workers, batches_ahead=self._batches_ahead
         )
@@ -204,22 +201,28 @@ class _Received(Iterator[Any]):
     """The batches that a training loop receives.
 
     Args:
-        batches: A DataLoader's iterator.
-        running: Is told of them.
+        start: Returns a DataLoader's iterator.
+        sampler: Whose state it keeps.
         has_workers: Whether there are batches that were yielded and not received.
     """
 
-    def __init__(self, batches: Iterator[Any], running: _Running, *, has_workers: bool) -> None:
-        self._batches = batches
-        self._running = running
+    def __init__(self, start: Callable[[], Iterator[Any]], sampler: S3BatchSampler, *, has_workers: bool) -> None:
+        self._start = start
+        self._sampler = sampler
         self._has_workers = has_workers
+        self._batches: Iterator[Any] | None = None
+        self._running: _Running | None = None
         self._received = 0
 
     def __next__(self) -> Any:  # noqa: ANN401  # whatever collate_fn makes
+        # Started here, as an iteration begins with its first batch: what was said since ``iter()`` is heard.
+        if self._batches is None:
+            self._batches = self._start()
         try:
             batch = next(self._batches)
         except StopIteration:
-            self._running.end()
+            if running := self._newest():
+                running.end()
             raise
         except Exception:  # a batch that failed is over as well: the next call is for the one behind it
             self._count()
@@ -228,14 +231,21 @@ class _Received(Iterator[Any]):
         return batch
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the iterator of torch has
-        if name.startswith("__") or name == "_batches":
-            raise AttributeError(name)
+        if name.startswith("__") or name == "_batches" or self._batches is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._batches, name)
 
+    def _newest(self) -> _Running | None:
+        """Return the iteration of the sampler that this one has begun."""
+        if self._running is None:
+            self._running = self._sampler._running
+        return self._running
+
     def _count(self) -> None:
-        # Without workers an interrupted call may have taken a batch that nobody gets. It is over, too.
-        self._received = self._received + 1 if self._has_workers else self._running.yielded
-        self._running.note(self._received)
+        if running := self._newest():
+            # Without workers an interrupted call may have taken a batch that nobody gets. It is over, too.
+            self._received = self._received + 1 if self._has_workers else running.yielded
+            running.note(self._received)
 
 
 class S3DataLoader(DataLoader[T_co]):
@@ -324,16 +334,12 @@ class S3DataLoader(DataLoader[T_co]):
         super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, **options)
         # torch leaves these to those who have no batch sampler. Programs look at them.
         self.__dict__.update(batch_size=sampler.batch_size, drop_last=drop_last)
+        self.__dict__.update(sampler=sampler)  # whose set_epoch frameworks call before each epoch
         self._batches = sampler
 
     def __iter__(self) -> Any:  # noqa: ANN401  # DataLoader's has a private type
         """Yield the batches from where the job is to the end of the epoch."""
-        self._batches._begun = running = self._batches._begin()
-        try:
-            iterator = super().__iter__()
-        finally:
-            self._batches._begun = None
-        return _Received(iterator, running, has_workers=self.num_workers > 0)
+        return _Received(super().__iter__, self._batches, has_workers=self.num_workers > 0)
 
     @property
     def epoch(self) -> int:
