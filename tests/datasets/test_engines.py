@@ -8,8 +8,14 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from s3torch import S3DataLoader
+from s3torch import S3BatchSampler, S3DataLoader
+from s3torch.errors import ArgumentError
+
+_DATA: Dataset[int] = range(40)  # type: ignore[assignment]
 
 
 class Noting(lightning.LightningModule):
@@ -44,7 +50,7 @@ def fit(folder: Path, resumed: int | None = None) -> list[tuple[int, list[int]]]
         callbacks=[] if resumed else [keep],
         default_root_dir=folder,
     )
-    loader = S3DataLoader(list(range(40)), batch_size=4, shuffle=True)  # type: ignore[arg-type]
+    loader = S3DataLoader(_DATA, batch_size=4, shuffle=True)
     trainer.fit(module, loader, ckpt_path=str(folder / f"step={resumed}.ckpt") if resumed else None, weights_only=False)
     return module.seen
 
@@ -58,3 +64,36 @@ def test_lightning_resumes_by_its_own_checkpoints(tmp_path):
         assert sorted(sample for each, batch in seen if each == epoch for sample in batch) == list(range(40))
     for step in (4, 10, 11, 20, 29):
         assert fit(tmp_path, step) == seen[step:], step
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_on_several_ranks_is_told_what_to_set(tmp_path):
+    """Lightning would put its own sampler in: the error says how to keep it from that."""
+    loader = S3DataLoader(_DATA, batch_size=4)
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_notebook", logger=False, default_root_dir=tmp_path
+    )
+    with pytest.raises(ArgumentError, match=r"Trainer\(use_distributed_sampler=False\)"):
+        trainer._data_connector._prepare_dataloader(loader, shuffle=True, mode=RunningStage.TRAINING)
+
+
+def stateful(batch_size: int = 4) -> StatefulDataLoader[torch.Tensor]:
+    """Return torchdata's loader with our batches."""
+    sampler = S3BatchSampler(_DATA, batch_size, shuffle=True, num_workers=2)
+    return StatefulDataLoader(_DATA, batch_sampler=sampler, num_workers=2)
+
+
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")  # of torch, about torchdata
+@pytest.mark.parametrize("batches", [0, 3, 9, 10])
+def test_stateful_dataloader_carries_the_state(batches: int):
+    """Its state is that of the batches that were received, though its workers read ahead."""
+    loader = stateful()
+    iterator = iter(loader)
+    seen = [next(iterator).tolist() for _ in range(batches)]
+    state = loader.state_dict()
+    rest = [batch.tolist() for batch in iterator]
+    assert sorted(sample for batch in seen + rest for sample in batch) == list(range(40))
+    later = stateful()
+    later.load_state_dict(state)
+    assert [batch.tolist() for batch in later] == rest
+    assert [batch.tolist() for batch in later] == [batch.tolist() for batch in loader]

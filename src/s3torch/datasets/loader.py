@@ -314,10 +314,7 @@ class S3DataLoader(DataLoader[T_co]):
         **options: Any,  # noqa: ANN401  # of DataLoader, which checks them
     ) -> None:
         if taken := sorted({"sampler", "batch_sampler"} & options.keys()):
-            raise ArgumentError(
-                f"S3DataLoader decides which samples come, and takes no {' and no '.join(taken)}. Use "
-                "torch.utils.data.DataLoader with it."
-            )
+            raise _no_sampler(f"no {' and no '.join(taken)}")
         sampler = S3BatchSampler(
             dataset,  # type: ignore[arg-type]  # whether it has a length is checked
             batch_size,
@@ -378,7 +375,17 @@ class S3DataLoader(DataLoader[T_co]):
         )
 
 
+def _no_sampler(what: str) -> ArgumentError:
+    return ArgumentError(
+        f"S3DataLoader decides itself which samples come to which rank, and takes {what}. Use "
+        "torch.utils.data.DataLoader with one of your own. With Lightning on several ranks, set "
+        "Trainer(use_distributed_sampler=False)."
+    )
+
+
 def _check(dataset: object, *, shuffle: object, drop_last: object, even: object) -> None:
+    if isinstance(dataset, Sampler):  # as Lightning makes a batch sampler anew
+        raise _no_sampler(f"no sampler, got {dataset!r}")
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise ArgumentTypeError(
             f"S3DataLoader needs a dataset with len() and [index], such as S3MapDataset, got {dataset!r}."
