@@ -11,5 +11,10 @@ def test_a_short_run(capsys):
     """Times for each count, and each test of chance for ours and torch's."""
     assert order.main(["--share", "50"]) == 0
     printed = capsys.readouterr().out
-    assert re.findall(r"^ +(\d+)(?: +[\d.]+){3}$", printed, re.M) == ["1000", "1000000", "100000000", str(2**48)]
-    assert len(re.findall(r"^(?:s3torch|torch\.randperm)(?: +-?[\d.]+){3}$", printed, re.M)) == 2
+    assert re.findall(r"^ +(\d+)(?: +[\d.]+){3}$", printed, re.MULTILINE) == [
+        "1000",
+        "1000000",
+        "100000000",
+        str(2**48),
+    ]
+    assert len(re.findall(r"^(?:s3torch|torch\.randperm)(?: +-?[\d.]+){3}$", printed, re.MULTILINE)) == 2
