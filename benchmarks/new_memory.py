@@ -7,7 +7,8 @@ One process, in turns, against one nginx on the loopback, which sends from the p
   is what programs do that were written for files;
 * TLS: ``read_ranges`` into new tensors by one thread and by two. What part of their time threads wait for the
   interpreter is measured where they receive: a receive blocks for nothing else, so what it takes beyond its own CPU
-  time is that, or another process on the core. The same share of one thread, which has nobody to wait for, stands beside it.
+  time is that, or another process on the core. The same share of one thread, which has nobody to wait for, stands
+  beside it.
 
 Rates are those of the median turn. A server on the same cores takes from all alike.
 """

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,15 +79,31 @@ def received(run: Run, samplers: list[S3BatchSampler], met: dict[int, Counter[in
             return
 
 
+JOBS = {
+    "samples": st.one_of(st.integers(1, 40), st.integers(1, 3000)),
+    "shuffle": st.booleans(),
+    "seed": st.integers(-3, 3),
+    "schedule": st.lists(runs, min_size=1, max_size=6),
+}
+
+
 @settings(max_examples=60)
-@given(
-    samples=st.one_of(st.integers(1, 40), st.integers(1, 3000)),
-    shuffle=st.booleans(),
-    seed=st.integers(-3, 3),
-    schedule=st.lists(runs, min_size=1, max_size=6),
-)
+@given(**JOBS)
 def test_each_sample_comes_once_an_epoch(samples: int, shuffle: bool, seed: int, schedule: list[Run]):
     """Whatever ranks, batches and workers a job has: each sample comes exactly once in each epoch that is over."""
+    check(samples, shuffle, seed, schedule)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000)
+@given(**JOBS)
+def test_each_sample_comes_once_an_epoch_of_many_jobs(samples: int, shuffle: bool, seed: int, schedule: list[Run]):
+    """The same for ten thousand jobs."""
+    check(samples, shuffle, seed, schedule)
+
+
+def check(samples: int, shuffle: bool, seed: int, schedule: list[Run]) -> None:
+    """Play some jobs that follow each other, and count what they received."""
     state: dict[str, Any] | None = None
     met: dict[int, Counter[int]] = {}
     for run in schedule:
