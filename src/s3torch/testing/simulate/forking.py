@@ -15,10 +15,12 @@ import select
 import signal
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+from s3torch.testing.simulate import probe
 from s3torch.testing.simulate.invariants import IN_CHILD
 from s3torch.testing.simulate.model import PROBE
 from s3torch.testing.simulate.play import Play
@@ -108,9 +110,13 @@ def _play(play: Play, steps: tuple[Step, ...]) -> None:
     # What is dropped here is dropped by no ``close``: a finaliser must know whose it is.
     play.kept.clear()
     play.things.clear()
+    datasets = [weakref.ref(each) for each in play.datasets]
     play.datasets.clear()
     play.forget_checkpoints()
     gc.collect()
+    for kept in datasets:  # by frames of the parent's threads, which are in the middle of it and not there
+        if dataset := kept():
+            probe.cancel_ahead(dataset)
     play.world.heal()
     for client in play.clients:  # sends what finalisers have left
         play.attempt("a call afterwards", [PROBE], partial(client.head_object, BUCKET, PROBE))

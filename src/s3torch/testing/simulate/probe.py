@@ -18,6 +18,7 @@ from s3torch.testing.simulate.coincidences import name_of
 __all__ = [
     "ahead",
     "budget_held",
+    "cancel_ahead",
     "client_of_checkpoint",
     "client_of_dataset",
     "engines",
@@ -132,6 +133,13 @@ def ahead(dataset: Any) -> tuple[int, int]:  # noqa: ANN401  # either dataset
     """Return the bytes that a dataset's look-ahead counts, and those of what it has begun."""
     windows = [kept.window for kept in getattr(dataset, "_windows", None) or ()]
     return sum(window._bytes for window in windows), sum(each.footprint for window in windows for each in window)
+
+
+def cancel_ahead(dataset: Any) -> None:  # noqa: ANN401  # either dataset
+    """Cancel what a dataset has begun for the next batch of this thread, as its end would."""
+    windows: Any = getattr(dataset, "_windows", None) or ()
+    for kept in list(windows):
+        windows._end(kept)
 
 
 def client_of_checkpoint(checkpoint: S3Checkpoint) -> S3Client:
