@@ -41,6 +41,7 @@ _LONG_BENCHMARKS = {
     "test_other_cases[in-flight]",
     "test_other_cases[integrity]",
     "test_other_cases[listing]",
+    "test_other_cases[loader]",
 }
 
 
