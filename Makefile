@@ -60,6 +60,8 @@ audit: $(VENV)/$(READY)  ## what is installed fits together, is declared, and ma
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -q tests/test_dependencies.py
 
+# Workers, and the hundreds of processes that tests start, would compile the same modules again and again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/$(READY)  ## run the tests and the documentation's code blocks
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 

@@ -27,6 +27,11 @@ MiB = 1024 * 1024
 _BUCKET = "tests"
 _numbers = itertools.count()
 
+# The last ones are imported at the first request and by the first process group: each rank would take 0.6 s for them.
+_PRELOADED = [
+    *("s3torch.datasets", "s3torch.dcp", "s3torch.safetensors", "torch.distributed.tensor"),
+    *("botocore.session", "botocore.client", "botocore.httpsession", "botocore.crt.auth", "torch._dynamo"),
+]
 
 # Whole runs of the benchmarks that take longest; shorter ones of other cases and tests of their parts stay.
 _LONG_BENCHMARKS = {
@@ -36,6 +41,7 @@ _LONG_BENCHMARKS = {
     "test_other_cases[in-flight]",
     "test_other_cases[integrity]",
     "test_other_cases[listing]",
+    "test_other_cases[loader]",
 }
 
 
@@ -95,12 +101,12 @@ def boto(server):
 
 @pytest.fixture(scope="session")
 def forkserver() -> ForkServerContext:
-    """A start method whose server has imported torch once for all tests.
+    """A start method whose server has imported once, for all tests, what a rank or worker uses.
 
     That server has the environment in which it is first used; who uses it needs ``s3``.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["s3torch.datasets", "s3torch.dcp", "torch.distributed.tensor"])
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from s3torch import S3Client, S3ClientConfig
+from s3torch import config as config_module
 from s3torch._access import access as access_module
 from s3torch._aws.session import AwsSession
 from s3torch._objects.upload import note_of
@@ -21,12 +22,12 @@ from s3torch.testing.faulty.objects import Answer, Objects, error_answer, s3_err
 from s3torch.testing.faulty.wire import encode_response
 from tests.support.server import Request, ScriptedServer, Wire
 
-MiB = 1024 * 1024
+PART_SIZE = 64 * 1024  # bytes; S3 wants 5 MiB, which would take most of the time
 WATCHDOG = 120.0  # seconds; what is silent takes one
 SILENCE = 0.5  # seconds
 CONTENT = bytes(range(256)) * 8
 NEW = bytes(reversed(range(256))) * 8
-LARGE = os.urandom(5 * MiB + 1000)  # two parts
+LARGE = os.urandom(PART_SIZE + 1000)  # two parts
 KEYS = ("a", "b", "c")
 PORTAL = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>"
 ETAG = {"ETag": '"e"', "Last-Modified": "Mon, 05 Jan 2026 00:00:00 GMT", "x-amz-request-id": "R"}
@@ -34,13 +35,14 @@ ETAG = {"ETag": '"e"', "Last-Modified": "Mon, 05 Jan 2026 00:00:00 GMT", "x-amz-
 
 @pytest.fixture(autouse=True, scope="module")
 def no_pauses() -> Iterator[None]:
-    """Attempts follow each other at once."""
+    """Attempts follow each other at once, and parts may be small."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("AWS_") or name.lower().endswith("_proxy"):
                 patch.delenv(name)
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setattr(config_module, "_MIN_PART_SIZE", PART_SIZE)
         patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
         patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
         yield
@@ -98,7 +100,7 @@ class Server:
         begun = self.objects.answer(self._request("POST", "/bucket/resumed?uploads"))
         self.upload_id = re.findall(rb"<UploadId>(.*?)</UploadId>", begun.body)[0].decode()
         part = f"/bucket/resumed?partNumber=1&uploadId={self.upload_id}"
-        self.objects.answer(self._request("PUT", part, LARGE[: 5 * MiB]))
+        self.objects.answer(self._request("PUT", part, LARGE[:PART_SIZE]))
         note = note_of({"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-type": "FULL_OBJECT"})
         self.objects.answer(self._request("PUT", part.replace("partNumber=1&", "partNumber=10000&"), note))
 
@@ -383,7 +385,7 @@ def outcome(server: Server, endpoint: str, operation: Operation) -> str:
     config = S3ClientConfig(
         unsigned=True,
         max_attempts=2,
-        part_size=5 * MiB,
+        part_size=PART_SIZE,
         connect_timeout=2.0,
         first_byte_timeout=SILENCE,
         stall_timeout=SILENCE,

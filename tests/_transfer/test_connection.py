@@ -646,8 +646,13 @@ def test_broken_handshake(authority: Authority, act: Callable[[socket.socket], N
 # Descriptors and processes
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the same for Path, which opens another one
+def descriptors() -> set[tuple[str, str]]:
+    """Return number and target of each descriptor: a number may be that of another one before."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the same for Path, which opens another one
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))  # noqa: PTH115 - as above
+    return found
 
 
 @needs_proc
@@ -689,7 +694,10 @@ def test_fork():
                 mine.close()
                 own.close()
                 # The listener, and the server's end of the parent's connection. Others may close theirs at a fork.
-                code = 0 if len(descriptors() - before) == 2 else 2
+                left = descriptors() - before
+                code = 0 if len(left) == 2 else 2
+                if code:
+                    os.write(2, f"left in the child: {sorted(left)}\n".encode())
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -213,7 +213,8 @@ def test_workers_share(uri, num_workers, reader):
     assert sorted(epochs[0]) == list(range(_COUNT))
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+# Who is spawned imports torch, which takes seconds; test_one_listing.py has such workers.
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.soak), "forkserver"])
 def test_workers_that_are_not_forked(uri, forkserver, method):
     """A dataset is pickled to workers that are not forked, and divided among them as well."""
     dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
@@ -315,12 +316,15 @@ def test_ranks_of_a_process_group(uri, tmp_path, forkserver):
 
 
 def _late_rank(rank: int, uri: str, meeting: str) -> list[int]:
-    """Be one of two ranks whose process group is made after the dataset; returns what a spawned worker yields."""
+    """Be one of two ranks whose process group is made after the dataset; returns what a worker yields.
+
+    That of the second is spawned, and has no process group. It is the one that would take itself for the only one.
+    """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dataset = S3IterableDataset.from_prefix(uri, transform=decode, enable_sharding=True)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        return list(_loader(dataset, 1, "spawn"))
+        return list(_loader(dataset, 1, "spawn" if rank else "fork"))
     finally:
         torch.distributed.destroy_process_group()
 

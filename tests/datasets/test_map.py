@@ -386,7 +386,8 @@ def _fork(num_workers: int) -> str | None:
     return "fork" if num_workers else None
 
 
-@pytest.mark.parametrize(("method", "workers"), [("spawn", 1), ("forkserver", 2)])  # who is spawned imports torch
+# Who is spawned imports torch, which takes seconds; test_one_listing.py has such workers.
+@pytest.mark.parametrize(("method", "workers"), [pytest.param("spawn", 1, marks=pytest.mark.soak), ("forkserver", 2)])
 def test_workers_that_are_not_forked(dataset, forkserver, method, workers):
     """A dataset is pickled to workers that are not forked, and reads there."""
     context = forkserver if method == "forkserver" else method

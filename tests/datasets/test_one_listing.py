@@ -399,8 +399,16 @@ def test_who_asks_while_it_lists(shared):
     assert list(listing.agree("t", lambda: outer)) == list(inner)
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["", "no hard links"])
-@pytest.mark.parametrize("context", METHODS, indirect=True)
+@pytest.mark.parametrize(
+    ("context", "links"),
+    [
+        *((method, True) for method in METHODS),
+        ("fork", False),
+        ("forkserver", False),
+        pytest.param("spawn", False, marks=pytest.mark.soak),  # its children know as little of that as a fork server's
+    ],
+    indirect=["context"],
+)
 def test_who_starts_processes_while_it_lists(context, links, shared, monkeypatch):
     """A signal handler in the middle of a listing may start processes that list, and wait for them: all agree."""
     if not links:
