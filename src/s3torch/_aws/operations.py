@@ -55,6 +55,8 @@ __all__ = [
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
 _IF_MATCH = "if-match"  # signed where something is to be replaced or deleted, and not where it is read
+# That a request is corrected with, one after the other. Not tuned.
+_MOST_KEYS = 5
 # What a server answers that takes the first segment of a key for the bucket.
 _WITHOUT_BUCKET = {"InvalidBucketName", "MethodNotAllowed"}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
@@ -186,6 +188,9 @@ class Operation(Exchange):
     def recover(self, error: S3Error) -> bool:
         """Let the bucket correct region, clock or credentials, once for each key unless another fault came between.
 
+        That is five keys at most: where each look brings another one (a session, what a process hands out), and the
+        server refuses them all, it would never end.
+
         The answer to a HEAD has no body, so it does not say what is wrong. Then a GET of one byte is sent, once before
         each correction: its answer says it.
         """
@@ -194,7 +199,7 @@ class Operation(Exchange):
             self.attempts -= 1  # the two requests are one attempt
             return True
         correction = type(error), self._access_key
-        if correction in self._corrected:
+        if correction in self._corrected or sum(kind is type(error) for kind, _ in self._corrected) == _MOST_KEYS:
             return False
         if self.head is None or not self._bucket.correct(error, self.head.fields, self._answered.corrections):
             self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
