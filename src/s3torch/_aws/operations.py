@@ -248,7 +248,8 @@ class Operation(Exchange):
         document = ErrorDocument()
         if self._method != "HEAD" or self._mute is not None:
             document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
-        if head.status == 407 or (head.status == 403 and not document.code):  # S3 gives its refusals an id, at least
+        # S3 gives its refusals an id, at least. Some proxies ask for a password by 401 (tinyproxy).
+        if head.status == 407 or (head.status in (401, 403) and not document.code):
             proxy = self._bucket.proxy
             if proxy is not None and "x-amz-request-id" not in head.fields:
                 return proxy.refusal(str(self.origin), head.status)
