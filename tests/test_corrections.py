@@ -354,7 +354,9 @@ def test_conflict_is_tried_again(code: str):
     turns = first(2, conflict, says(200, ETag='"e"'))
 
     def handler(request: Request, wire: Wire) -> None:
-        (says(404) if request.method == "HEAD" else turns)(request, wire)  # it is asked first whether the object is new
+        (says(404, x_amz_request_id="R") if request.method == "HEAD" else turns)(
+            request, wire
+        )  # it is asked first whether the object is new
 
     with ScriptedServer(handler) as server:
         client = client_of(server)
@@ -393,7 +395,7 @@ class Losing:
     def __call__(self, request: Request, wire: Wire) -> None:
         self.log.append(request.method)
         if request.method == "HEAD" and request.path not in self.objects:
-            wire.respond(404, {})
+            wire.respond(404, {"x-amz-request-id": "R"})
         elif request.method == "HEAD":
             content = self.objects[request.path]
             wire.respond(200, {"Content-Length": str(len(content)), **self._head(content)})
