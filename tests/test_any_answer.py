@@ -14,10 +14,14 @@ import pytest
 from s3torch import S3Client, S3ClientConfig
 from s3torch import config as config_module
 from s3torch._access import access as access_module
+from s3torch._aws.express import PROCESS_SESSIONS
 from s3torch._aws.session import AwsSession
+from s3torch._aws.sigv4 import Credentials
+from s3torch._objects import copying
 from s3torch._objects.upload import note_of
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import S3Error
+from s3torch.testing.express import ExpressObjects
 from s3torch.testing.faulty.objects import Answer, Objects, error_answer, s3_error
 from s3torch.testing.faulty.wire import encode_response
 from tests.support.server import Request, ScriptedServer, Wire
@@ -30,6 +34,10 @@ NEW = bytes(reversed(range(256))) * 8
 LARGE = os.urandom(PART_SIZE + 1000)  # two parts
 KEYS = ("a", "b", "c")
 PORTAL = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>"
+USER = Credentials("USER", "secret")
+REGION = "us-west-2"
+DIRECTORY = "bucket--usw2-az1--x-s3"
+OF_DIRECTORIES = {"CreateSession", "RenameObject", "AppendObject"}
 ETAG = {"ETag": '"e"', "Last-Modified": "Mon, 05 Jan 2026 00:00:00 GMT", "x-amz-request-id": "R"}
 
 
@@ -43,9 +51,14 @@ def no_pauses() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setattr(config_module, "_MIN_PART_SIZE", PART_SIZE)
+        patch.setenv("AWS_ACCESS_KEY_ID", USER.access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", USER.secret_key)
+        patch.setattr(copying, "_MOST_OF_ONE_REQUEST", 0)  # what CopyObject refuses is copied in two parts
+        patch.setattr(copying, "_PART_SIZE", len(CONTENT) // 2)
         patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
         patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
         yield
+    PROCESS_SESSIONS.forget_all()
 
 
 # --- The operations --------------------------------------------------------------------------------------------------
@@ -54,6 +67,8 @@ def no_pauses() -> Iterator[None]:
 def name_of(request: Request) -> str:
     """Return which operation of S3's a request is."""
     query = request.target.partition("?")[2]
+    if "uploadId=" in query and "x-amz-copy-source" in request.headers:
+        return "UploadPartCopy"
     if "uploadId=" in query:
         return {"GET": "ListParts", "PUT": "UploadPart", "POST": "CompleteMultipartUpload"}.get(
             request.method, "AbortMultipartUpload"
@@ -64,6 +79,12 @@ def name_of(request: Request) -> str:
         return "ListObjectsV2"
     if "x-amz-copy-source" in request.headers:
         return "CopyObject"
+    if "x-amz-write-offset-bytes" in request.headers:
+        return "AppendObject"
+    if re.search(r"(^|&)renameObject(=|&|$)", query):
+        return "RenameObject"
+    if re.search(r"(^|&)session(=|&|$)", query):
+        return "CreateSession"
     if re.search(r"(^|&)attributes(=|&|$)", query):
         return "GetObjectAttributes"
     if "partNumber=" in query and request.method == "HEAD":
@@ -80,6 +101,7 @@ class Server:
         left: How many of them are still answered badly.
         met: How many were.
         refused: Operations that are refused.
+        refusal: How.
     """
 
     def __init__(self) -> None:
@@ -87,14 +109,22 @@ class Server:
         self.bad: Bad = BADS["nothing"]
         self.left = self.met = 0
         self.refused: set[str] = set()
+        self.refusal = 403, "AccessDenied"
         self.objects = Objects("bucket")
         self.upload_id = ""
 
     def prepare(self, target: str, bad: Bad, count: int) -> None:
         """Begin anew, with three objects, and for an operation on uploads with one of one part that was interrupted."""
-        self.objects = Objects("bucket", dict.fromkeys(KEYS, CONTENT))
+        contents = dict.fromkeys(KEYS, CONTENT)
+        if target in OF_DIRECTORIES:
+            PROCESS_SESSIONS.forget_all()
+            self.objects = ExpressObjects(DIRECTORY, contents, USER, REGION)
+        else:
+            self.objects = Objects("bucket", contents)
         self.target, self.bad, self.left, self.met = target, bad, count, 0
-        self.refused = set()
+        self.refused, self.refusal = set(), (403, "AccessDenied")
+        if target == "UploadPartCopy":
+            self.refused, self.refusal = {"CopyObject"}, (400, "EntityTooLarge")
         if target not in {"ListParts", "ListMultipartUploads", "AbortMultipartUpload"}:
             return
         begun = self.objects.answer(self._request("POST", "/bucket/resumed?uploads"))
@@ -116,7 +146,7 @@ class Server:
     def right(self, request: Request) -> Answer:
         """Carry a request out."""
         if name_of(request) in self.refused:
-            return error_answer(403, "AccessDenied")
+            return error_answer(*self.refusal)
         return self.objects.answer(request)
 
     @staticmethod
@@ -179,6 +209,23 @@ def uploads(client: S3Client, server: Server) -> bool:
     return [upload.upload_id for upload in client.list_multipart_uploads("bucket")] == [server.upload_id]
 
 
+def with_session(client: S3Client, server: Server) -> bool:
+    """Read an object of a directory bucket."""
+    return client.read_range(DIRECTORY, "a", 0) == CONTENT
+
+
+def rename(client: S3Client, server: Server) -> bool:
+    """Rename an object of a directory bucket."""
+    client.rename_object(DIRECTORY, "a", "new")
+    return dict(server.objects) == dict.fromkeys(("b", "c", "new"), CONTENT)
+
+
+def append(client: S3Client, server: Server) -> bool:
+    """Append to an object of a directory bucket."""
+    client.append_object(DIRECTORY, "a", NEW, offset=len(CONTENT))
+    return server.objects["a"] == CONTENT + NEW
+
+
 def verified(client: S3Client, server: Server, *refused: str) -> bool:
     """Read an object whose checksum is one of parts that nobody guesses."""
     server.refused = set(refused)
@@ -211,6 +258,21 @@ OPERATIONS = {
         delete, lambda server: dict(server.objects).items() >= dict.fromkeys("bc", CONTENT).items()
     ),
     "AbortMultipartUpload": Operation(abort),
+    "UploadPartCopy": stored("new", CONTENT)(lambda client: client.copy_object("bucket", "a", "bucket", "new")),
+    "CreateSession": Operation(with_session),
+    "RenameObject": Operation(
+        rename,
+        lambda server: (
+            dict(server.objects) in (dict.fromkeys(KEYS, CONTENT), dict.fromkeys(("b", "c", "new"), CONTENT))
+        ),
+    ),
+    "AppendObject": Operation(
+        append,
+        lambda server: (
+            server.objects["a"] in (CONTENT, CONTENT + NEW)
+            and dict(server.objects).items() >= dict.fromkeys("bc", CONTENT).items()
+        ),
+    ),
 }
 
 
@@ -383,7 +445,7 @@ UNNOTICED = {
 def outcome(server: Server, endpoint: str, operation: Operation) -> str:
     """Return what comes of an operation: "right", "wrong", or the class of an S3Error."""
     config = S3ClientConfig(
-        unsigned=True,
+        unsigned=server.target not in OF_DIRECTORIES,
         max_attempts=2,
         part_size=PART_SIZE,
         connect_timeout=2.0,
@@ -395,7 +457,7 @@ def outcome(server: Server, endpoint: str, operation: Operation) -> str:
     strange: list[BaseException] = []
 
     def work() -> None:
-        client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
+        client = S3Client(REGION, endpoint=endpoint, s3client_config=config)
         try:
             found.append("right" if operation.run(client, server) else "wrong")
         except S3Error as error:

@@ -1116,6 +1116,26 @@ def test_keys_that_are_withdrawn_in_a_row(monkeypatch: pytest.MonkeyPatch):
         assert signed == ["ACCESS", "SECOND", "THIRD", "THIRD"]
 
 
+@pytest.mark.parametrize(
+    "act", [lambda client: client.read_range("bucket", "key", 0), lambda client: client.head_object("bucket", "key")]
+)
+def test_keys_that_are_all_refused(monkeypatch: pytest.MonkeyPatch, act: Callable[[S3Client], object]):
+    """Where each look brings another key and the server refuses all of them, a request comes to an end."""
+    numbers = itertools.count(1)
+    left = 50  # more than any request is sent
+
+    def handle(request: Request, wire: Wire) -> None:
+        nonlocal left
+        left -= 1
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"KEY{next(numbers)}")
+        (fail(403, "InvalidAccessKeyId") if left else fail(404, "NoSuchKey"))(request, wire)
+
+    with serving(handle) as (server, client):
+        with pytest.raises(CredentialsError, match="unknown"):
+            act(client)
+        assert len(server.requests) <= 12
+
+
 def test_credentials_are_refreshed_after_each_outage(monkeypatch: pytest.MonkeyPatch):
     """Keys that are rotated once more while a request is retried are found anew once more."""
     rotations = {"ACCESS": "SECOND", "SECOND": "THIRD"}
@@ -1598,9 +1618,9 @@ def test_checksum_of_a_resumed_upload(told: bytes, is_sent: bool):
         with client.put_object("bucket", "key", resume=True) as writer:
             writer.write(LARGE[: PART + 1])
         assert "Create" not in uploads.log
-        assert uploads.log[-2:] == ["Complete", "Head"]  # and whether the note was dropped
-        assert ("x-amz-checksum-crc32" in server.requests[-2].headers) is is_sent
-        assert "uploadId=LAST" in server.requests[-2].target
+        assert uploads.log[-2:] == ["Part 10000", "Complete"]  # in place of the note
+        assert ("x-amz-checksum-crc32" in server.requests[-1].headers) is is_sent
+        assert "uploadId=LAST" in server.requests[-1].target
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, PART])

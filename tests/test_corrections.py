@@ -19,9 +19,11 @@ from s3torch._aws.session import AwsSession
 from s3torch.errors import (
     AccessDeniedError,
     ClockSkewError,
+    ConnectionFailedError,
     CredentialsError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ProtocolError,
     RequestError,
     S3Error,
     ServerError,
@@ -286,13 +288,59 @@ def test_nobody_says_why(fault: Callable[[Wire], object]):
         client.close()
 
 
-def test_head_of_what_is_not_there():
-    """A 404 to HEAD needs no reason."""
-    with ScriptedServer(says(404)) as server:
+@pytest.mark.parametrize(("fields", "requests"), [({"x-amz-request-id": "R"}, 1), ({}, 2)])
+def test_head_of_what_is_not_there(fields: dict[str, str | None], requests: int):
+    """A 404 of S3's to HEAD needs no reason; for any other one a GET is asked."""
+    body = b"<Error><Code>NoSuchKey</Code></Error>"
+    with ScriptedServer(lambda request, wire: wire.respond(404, fields, body)) as server:
         client = client_of(server)
         with pytest.raises(ObjectNotFoundError):
             client.head_object("bucket", "key")
-        assert len(server.requests) == 1
+        assert len(server.requests) == requests
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("answered", "kind"),
+    [
+        (lambda wire: wire.respond(404, {"Content-Type": "text/html"}, b"<html>Not found</html>"), ProtocolError),
+        (lambda wire: wire.respond(200, {"ETag": '"e"'}, b"c"), ProtocolError),
+        (lambda wire: wire.respond(403, {}, b"<Error><Code>AccessDenied</Code></Error>"), AccessDeniedError),
+        (lambda wire: wire.respond(503, {}), TransientError),
+        (lambda wire: wire.close(), ConnectionFailedError),
+    ],
+)
+def test_404_to_head_that_is_not_s3s(answered: Callable[[Wire], object], kind: type[S3Error]):
+    """What a router or a portal answers to HEAD is no missing object: whoever believed it would write it anew."""
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.method == "HEAD":
+            wire.respond(404, {"Content-Type": "text/html"})
+        else:
+            answered(wire)
+
+    with ScriptedServer(handle) as server:
+        client = client_of(server)
+        with pytest.raises(kind):
+            client.head_object("bucket", "key")
+        assert len(server.requests) <= 6
+        client.close()
+
+
+def test_head_of_what_is_written_meanwhile():
+    """An object that appears between HEAD and the GET behind it is found."""
+    left = [404, 200]
+
+    def handle(request: Request, wire: Wire) -> None:
+        if request.method == "HEAD" and left.pop(0) == 404:
+            wire.respond(404, {})
+        else:
+            serve_object(CONTENT)(request, wire)
+
+    with ScriptedServer(handle) as server:
+        client = client_of(server)
+        assert client.head_object("bucket", "key").size == len(CONTENT)
+        assert [request.method for request in server.requests] == ["HEAD", "GET", "HEAD"]
         client.close()
 
 
@@ -306,7 +354,9 @@ def test_conflict_is_tried_again(code: str):
     turns = first(2, conflict, says(200, ETag='"e"'))
 
     def handler(request: Request, wire: Wire) -> None:
-        (says(404) if request.method == "HEAD" else turns)(request, wire)  # it is asked first whether the object is new
+        (says(404, x_amz_request_id="R") if request.method == "HEAD" else turns)(
+            request, wire
+        )  # it is asked first whether the object is new
 
     with ScriptedServer(handler) as server:
         client = client_of(server)
@@ -345,7 +395,7 @@ class Losing:
     def __call__(self, request: Request, wire: Wire) -> None:
         self.log.append(request.method)
         if request.method == "HEAD" and request.path not in self.objects:
-            wire.respond(404, {})
+            wire.respond(404, {"x-amz-request-id": "R"})
         elif request.method == "HEAD":
             content = self.objects[request.path]
             wire.respond(200, {"Content-Length": str(len(content)), **self._head(content)})

@@ -321,8 +321,8 @@ class S3Client:
             resume: Whether to go on where an earlier writer of this key was interrupted: parts that arrived then, and
                 hold the same bytes, are not sent again. If this one is interrupted in turn, by an exception, an exit or
                 a crash, what arrived stays for the next, and is paid for until ``abort_multipart_upload``. Parts of
-                objects that KMS encrypts cannot be compared, and are sent again. Not for Ceph, which refuses such an
-                upload in the end.
+                objects that KMS encrypts cannot be compared, and are sent again. Say ``size`` in all of these writers,
+                or in none.
             size: Bytes that will be written, where that is known. Then all parts are of one size, no larger than 10,000
                 of them must be. Else parts grow, and with them the memory: see docs/checkpoints.md. To write more, or
                 to close the writer after fewer, is an ArgumentError, and stores nothing.

@@ -296,7 +296,7 @@ class S3Writer(S3File):
             if self._upload is None:
                 self._put_whole()
             else:
-                self._send(self._upload)
+                self._send(self._upload, is_last=True)
                 self.etag = self._upload.complete() or None
             self._end(_State.COMMITTED)
 
@@ -405,15 +405,16 @@ class S3Writer(S3File):
         if upload is None:
             # Known before it begins: whatever interrupts that, the upload is aborted.
             self._upload = upload = MultipartUpload(self._access, self.bucket, self.key, self.options)
-            upload.begin(resumes=self._resumes)
+            last = None if self._size is None else -(-self._size // self._part_size())
+            upload.begin(resumes=self._resumes, last=last)
         self._send(upload)
         self._buffer = upload.buffer(self._part_size())
         if self.closed:
             upload.abort(leftovers.WITHIN)  # another thread has aborted what was there before this part
             raise in_use(self)
 
-    def _send(self, upload: MultipartUpload) -> None:
-        upload.send(self._buffer)
+    def _send(self, upload: MultipartUpload, *, is_last: bool = False) -> None:
+        upload.send(self._buffer, is_last=is_last)
         self._parts += 1
 
     def _put_whole(self) -> None:

@@ -279,6 +279,8 @@ def test_sessions_can_be_switched_off(monkeypatch: pytest.MonkeyPatch):
         (document("2026-01-01T00:00:00Z"), "has expired"),
         (document(""), "holds no session"),
         (document().replace(b"<SessionToken>token of the session</SessionToken>", b""), "holds no session"),
+        (document().replace(b"token of the session", b"token\nof the session"), "cannot be sent"),
+        (document().replace(b">SESSION<", ">SITZUNG-Ü<".encode()), "cannot be sent"),
     ],
 )
 @pytest.mark.usefixtures("user")

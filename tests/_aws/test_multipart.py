@@ -22,7 +22,7 @@ from .answering import answer, bucket
 
 def completing() -> CompleteMultipartUpload:
     """Return a request that was not sent yet."""
-    return CompleteMultipartUpload(bucket(), "key", "upload", [UploadedPart('"etag"', 5)])
+    return CompleteMultipartUpload(bucket(), "key", "upload", {1: UploadedPart('"etag"', 5)})
 
 
 def test_nothing_was_sent():
@@ -110,7 +110,14 @@ def completed(etags: list[str], began: float | None = BEGAN, **stored: object) -
         stored: What HeadObject answers.
     """
     engine: Any = Engine((504, {}), (200, {"content_length": 10, **stored}))
-    complete(engine, bucket(), "key", "upload", [UploadedPart(etag, 5) for etag in etags], began)
+    complete(
+        engine,
+        bucket(),
+        "key",
+        "upload",
+        {number: UploadedPart(etag, 5) for number, etag in enumerate(etags, 1)},
+        began,
+    )
     return engine.asked
 
 
@@ -151,7 +158,7 @@ def test_nothing_is_stored():
     """Where no object is, what failed has failed, and nothing is said of an object."""
     engine: Any = Engine((504, {}), (404, {}))
     with pytest.raises(ServerError) as raised:
-        complete(engine, bucket(), "key", "upload", [UploadedPart("a", 5)], BEGAN)
+        complete(engine, bucket(), "key", "upload", {1: UploadedPart("a", 5)}, BEGAN)
     assert "object that is there" not in str(raised.value)
     assert engine.asked == ["CompleteMultipartUpload", "HeadObject"]
 
@@ -160,7 +167,7 @@ def test_a_refused_upload_is_not_looked_for():
     """An upload that was refused for certain was not completed by us, whatever object is there."""
     engine: Any = Engine((404, {}))
     with pytest.raises(S3Error):
-        complete(engine, bucket(), "key", "upload", [UploadedPart("a", 5)], BEGAN)
+        complete(engine, bucket(), "key", "upload", {1: UploadedPart("a", 5)}, BEGAN)
     assert engine.asked == ["CompleteMultipartUpload"]
 
 
@@ -168,7 +175,7 @@ def test_nobody_can_tell_what_is_stored():
     """If the object cannot be looked at, the error says that it may be there."""
     engine: Any = Engine((504, {}), (403, {}))
     with pytest.raises(ServerError, match=r"is not known, as asking for it failed, too: .*403"):
-        complete(engine, bucket(), "key", "upload", [UploadedPart("a", 5)], BEGAN)
+        complete(engine, bucket(), "key", "upload", {1: UploadedPart("a", 5)}, BEGAN)
 
 
 def test_an_upload_that_is_gone():

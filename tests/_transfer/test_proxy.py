@@ -66,6 +66,7 @@ def test_it_leads(answer: bytes):
     ("answer", "kind", "status", "text"),
     [
         (b"HTTP/1.1 407 Who?\r\n", ProxyRefusedError, 407, "wants another user name and password"),
+        (b"HTTP/1.1 401 Unauthorized\r\n", ProxyRefusedError, 401, "wants another user name and password"),
         (b"HTTP/1.1 403 No\r\nContent-Length: 99\r\n", ProxyRefusedError, 403, "has a rule against it"),
         (b"HTTP/1.1 405 No\r\n\r\n<html>", ProxyRefusedError, 405, "has a rule against it"),
         (b"HTTP/1.1 502 Bad Gateway\r\n", ProxyError, 502, "could not reach https://bucket.test:443"),

@@ -198,7 +198,7 @@ def _operations() -> list[Operation]:
         PutObject(where, "key", body, None),
         UploadPart(where, "key", body, None, upload_id="u", part_number=1),
         CreateMultipartUpload(where, "key"),
-        CompleteMultipartUpload(where, "key", "u", [UploadedPart("e", 4)]),
+        CompleteMultipartUpload(where, "key", "u", {1: UploadedPart("e", 4)}),
         AbortMultipartUpload(where, "key", "u"),
         DeleteObject(where, "key"),
         CreateSession(where),

@@ -31,6 +31,7 @@ from s3torch.dcp import S3StorageReader, S3StorageWriter
 from s3torch.errors import (
     ArgumentError,
     ConnectionFailedError,
+    CredentialsError,
     DeadlineError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -39,7 +40,8 @@ from s3torch.errors import (
     ServerError,
 )
 from s3torch.testing import ExpressServer
-from s3torch.testing.faulty.objects import s3_error
+from s3torch.testing.faulty.objects import Answer, error_answer, s3_error
+from s3torch.testing.faulty.wire import Request
 
 MiB = 1024 * 1024
 CONTENTS = {f"train/{number // 10}/{number:03}": bytes([number]) * (1000 + number) for number in range(60)}
@@ -443,3 +445,19 @@ def test_uploads_in_parts(server: ExpressServer, client: S3Client):
 def test_it_says_what_it_is(server: ExpressServer):
     """The double tells address, bucket and sessions."""
     assert repr(server) == f"ExpressServer({server.endpoint!r}, bucket='bucket--usw2-az1--x-s3', sessions=0)"
+
+
+def test_sessions_that_are_all_refused(server: ExpressServer, client: S3Client):
+    """Where each session is given and then refused, a request comes to an end."""
+    rightly, left = server.objects.answer, 50  # more than any request is sent
+
+    def answer(request: Request) -> Answer:
+        nonlocal left
+        left -= 1
+        server.expire_sessions()
+        return rightly(request) if left else error_answer(404, "NoSuchKey")
+
+    server.objects.answer = answer  # type: ignore[method-assign]
+    with pytest.raises(CredentialsError):
+        client.read_range(server.bucket, "train/0/000", 0)
+    assert len(server.sessions) <= 6

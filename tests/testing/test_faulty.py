@@ -467,12 +467,16 @@ def test_tls_without_trustme(monkeypatch: pytest.MonkeyPatch):
         (faults.page_for_people(), 200, b"<!DOCTYPE html>"),
         (faults.silent_success(), 200, b""),
         (faults.silent_success(204), 204, b""),
+        (faults.silent_success(206), 206, b""),
+        (faults.page_for_people(number=404), 404, b"<!DOCTYPE html>"),
+        (faults.page_for_people(b"404 page not found", 404, "text/plain"), 404, b"404 page"),
+        (faults.conflict(), 409, b"<?xml"),
         (faults.other_document(), 200, b"<?xml"),
         (faults.error_with_200("SlowDown"), 200, b"<?xml"),
     ],
 )
-def test_successes_that_are_none(server: FaultyServer, fault: faults.Fault, status: int, start: bytes):
-    """What says that it is a success has stored nothing, and has no ETag."""
+def test_answers_that_store_nothing(server: FaultyServer, fault: faults.Fault, status: int, start: bytes):
+    """Whatever the status is, nothing was stored, and there is no ETag."""
     server.script(fault)
     found, fields, body = ask(server, "/bucket/new", "PUT", b"new")
     assert (found, body[: len(start)], "etag" in fields) == (status, start, False)
@@ -505,6 +509,48 @@ def test_pages_without_end(server: FaultyServer):
         assert len({page.partition(b"<NextContinuationToken>")[2] for page in pages}) == tokens
         assert all(page.count(b"<IsTruncated>true</IsTruncated>") == 1 for page in pages)
         assert all((b"<Contents>" in page) == (name is not None) for page in pages)
+
+
+def test_a_wrong_count(server: FaultyServer):
+    """A page of a listing tells another number of entries than it has."""
+    count = len(server.objects)
+    for by, told in ((1, count + 1), (-100, 0)):
+        server.script(faults.wrong_count(by))
+        assert b"<KeyCount>%d</KeyCount>" % told in ask(server, "/bucket?list-type=2")[2]
+    server.script(faults.wrong_count())
+    client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+    assert len(next(client.list_objects("bucket")).object_info) == count  # by the next request
+    client.close()
+
+
+@pytest.mark.parametrize("numbers", [(), (100,), (103, 102, 100)])
+def test_interim_answers(server: FaultyServer, numbers: tuple[int, ...]):
+    """What comes before the answer is none, for any operation."""
+    server.rates({faults.interim(*numbers): 1})
+    client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+    assert client.read_range("bucket", "key", 0) == CONTENT
+    assert client.head_object("bucket", "key").size == len(CONTENT)
+    assert sum(len(page.object_info) for page in client.list_objects("bucket")) == len(server.objects)
+    with client.put_object("bucket", "new") as writer:
+        writer.write(bytes(6 * 1024 * 1024))
+    client.copy_object("bucket", "new", "bucket", "copy")
+    client.delete_object("bucket", "new")
+    assert server.objects["copy"] == bytes(6 * 1024 * 1024)
+    client.close()
+
+
+def test_conflicts_are_tried_again(server: FaultyServer):
+    """A write that met another one at the same time succeeds by the next request."""
+    client = S3Client(endpoint=server.endpoint, s3client_config=server.config)
+    for size in (10, 6 * 1024 * 1024):
+        server.script(faults.conflict())
+        with client.put_object("bucket", "new") as writer:
+            writer.write(bytes(size))
+        assert server.objects["new"] == bytes(size)
+    server.script(faults.conflict())
+    client.delete_object("bucket", "new")
+    assert "new" not in server.objects
+    client.close()
 
 
 def test_a_condition_that_is_ignored(server: FaultyServer):

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-from s3torch._aws.answers import parse_http_date
+from s3torch._aws.answers import has_marks, parse_http_date
 from s3torch._aws.bucket import Bucket, Place
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.listing import seconds_of
@@ -384,6 +384,9 @@ class CreateSession(Operation):
             return ProtocolError("The answer holds no session: its keys, its token or its expiration are missing.")
         if left <= 0:
             return ProtocolError("The answer holds a session that has expired.")
+        keys = access_key + secret_key + token
+        if not (keys.isascii() and keys.isprintable()):  # it would be kept, and no request could be sent with it
+            return ProtocolError("The answer holds a session whose keys or token cannot be sent.")
         self.session = Session(Credentials(access_key, secret_key, token), self._asked, self._asked + left)
         if self._take_session is not None:
             self._take_session(self.session)
@@ -411,7 +414,9 @@ def _seconds_left(expiration: str, date: str) -> float | None:
 class RenameObject(Operation):
     """RenameObject: gives an object of a directory bucket another key, without moving its bytes.
 
-    A request that is sent again has the same token, so the service knows it for the same.
+    A request that is sent again has the same token, so the service knows it for the same. The answer has no body. What
+    tells it from that of something else is its status, 200, and a field of S3's: each of its answers has an
+    ``x-amz-request-id`` (https://docs.aws.amazon.com/AmazonS3/latest/API/RESTCommonResponseHeaders.html).
 
     Args:
         bucket: Of the object.
@@ -426,6 +431,12 @@ class RenameObject(Operation):
         self._fields["content-length"] = "0"
         if if_none_match:
             self._fields["if-none-match"] = "*"
+
+    def doubt(self, head: Head) -> str:
+        """Return why the head cannot be that of S3's answer; empty if it can."""
+        if head.status != 200:
+            return f"with status {head.status}"
+        return super().doubt(head) or ("" if has_marks(head.fields) else "without x-amz-request-id")
 
 
 class AppendObject(PutObject):

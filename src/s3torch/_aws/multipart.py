@@ -121,7 +121,7 @@ class CompleteMultipartUpload(Send):
         bucket: Of the object.
         key: Of the object.
         upload_id: From CreateMultipartUpload.
-        parts: In order.
+        parts: By number, in order.
         signed_fields: More header fields, such as ``if-none-match``.
 
     Attributes:
@@ -138,10 +138,10 @@ class CompleteMultipartUpload(Send):
         bucket: Bucket,
         key: str,
         upload_id: str,
-        parts: Sequence[UploadedPart],
+        parts: Mapping[int, UploadedPart],
         signed_fields: Mapping[str, str] | None = None,
     ) -> None:
-        elements = "".join(part.element(number) for number, part in enumerate(parts, 1))
+        elements = "".join(part.element(number) for number, part in parts.items())
         document = (
             '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"{elements}</CompleteMultipartUpload>"
@@ -182,7 +182,7 @@ def complete(
     bucket: Bucket,
     key: str,
     upload_id: str,
-    parts: Sequence[UploadedPart],
+    parts: Mapping[int, UploadedPart],
     began: float | None,
     signed_fields: Mapping[str, str] | None = None,
 ) -> str:
@@ -193,7 +193,7 @@ def complete(
         bucket: Of the object.
         key: Of the object.
         upload_id: From CreateMultipartUpload.
-        parts: In order.
+        parts: By number, in order.
         began: When the upload was begun by the server's clock, in seconds since the epoch; None if it did not tell.
         signed_fields: More header fields of the request.
 
@@ -217,8 +217,8 @@ def complete(
             raise error from failure
         if stored.head is None:
             raise AssertionError("a HEAD that succeeded without an answer") from error
-        etag = multipart_etag([part.etag for part in parts]) if bucket.has_md5_etags else None
-        size = sum(part.length for part in parts)
+        etag = multipart_etag([part.etag for part in parts.values()]) if bucket.has_md5_etags else None
+        size = sum(part.length for part in parts.values())
         if stored.size != size or not _is_upload(stored.head, etag, began):
             _add(error, "The object that is there now has another size, ETag or time.")
             raise

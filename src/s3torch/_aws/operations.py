@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
 from s3torch._aws import checksums, etags, sigv4
-from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, parse_error_document
+from s3torch._aws.answers import ErrorDocument, Subject, error_from_answer, has_marks, parse_error_document
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.checksums import Checksum
 from s3torch._aws.endpoint import Endpoint
@@ -55,6 +55,8 @@ __all__ = [
 _MAX_ERROR_BODY = 1024 * 1024
 _NOTHING: Mapping[str, str] = {}
 _IF_MATCH = "if-match"  # signed where something is to be replaced or deleted, and not where it is read
+# That a request is corrected with, one after the other. Not tuned.
+_MOST_KEYS = 5
 # What a server answers that takes the first segment of a key for the bucket.
 _WITHOUT_BUCKET = {"InvalidBucketName", "MethodNotAllowed"}
 # A page of a listing is below 4 MiB: 1,000 keys of 1,024 bytes, each percent-encoded as three.
@@ -186,15 +188,19 @@ class Operation(Exchange):
     def recover(self, error: S3Error) -> bool:
         """Let the bucket correct region, clock or credentials, once for each key unless another fault came between.
 
+        That is five keys at most: where each look brings another one (a session, what a process hands out), and the
+        server refuses them all, it would never end.
+
         The answer to a HEAD has no body, so it does not say what is wrong. Then a GET of one byte is sent, once before
-        each correction: its answer says it.
+        each correction: its answer says it. So it does of a 404 that nothing shows to be S3's.
         """
-        if self._mute is None and self._method == "HEAD" and _is_mute(error):
+        fields = self.head.fields if self.head is not None else _NOTHING
+        if self._mute is None and self._method == "HEAD" and _is_mute(error, fields):
             self._mute = error
             self.attempts -= 1  # the two requests are one attempt
             return True
         correction = type(error), self._access_key
-        if correction in self._corrected:
+        if correction in self._corrected or sum(kind is type(error) for kind, _ in self._corrected) == _MOST_KEYS:
             return False
         if self.head is None or not self._bucket.correct(error, self.head.fields, self._answered.corrections):
             self._corrected.clear()  # after an outage another key may have been withdrawn; attempts are bounded
@@ -206,8 +212,8 @@ class Operation(Exchange):
 
     def explain(self, error: S3Error) -> S3Error:
         """Name the operation and the object in errors that know neither, and what has probably led to the error."""
-        if self._mute is not None and isinstance(error, TransientError):
-            return self._mute  # nobody has answered why
+        if self._mute is not None and self._mute.status != 404 and isinstance(error, TransientError):
+            return self._mute  # nobody has answered why; that nothing is there has to be S3's word
         if error.bucket is None:
             error.bucket, error.key = self._bucket.name, self._key
             hint = ""
@@ -242,7 +248,8 @@ class Operation(Exchange):
         document = ErrorDocument()
         if self._method != "HEAD" or self._mute is not None:
             document = self._document((yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)))
-        if head.status == 407 or (head.status == 403 and not document.code):  # S3 gives its refusals an id, at least
+        # S3 gives its refusals an id, at least. Some proxies ask for a password by 401 (tinyproxy).
+        if head.status == 407 or (head.status in (401, 403) and not document.code):
             proxy = self._bucket.proxy
             if proxy is not None and "x-amz-request-id" not in head.fields:
                 return proxy.refusal(str(self.origin), head.status)
@@ -268,6 +275,9 @@ class Operation(Exchange):
         """Read the answer to the GET that asks why a HEAD was refused; if there is no reason, the refusal stays."""
         if head.status >= 300 and head.status != 416:
             return (yield from self._refusal(inbox, head))
+        if refusal.status == 404:  # whoever believes it takes the object for missing, and writes it anew
+            self._mute = None  # it may have been written meanwhile: HEAD is asked again
+            raise not_s3(self.subject, 404, head.fields, "with status 404 to a HEAD, and with another one to a GET")
         if head.content_length is None or head.content_length > _MAX_ERROR_BODY:
             raise refusal  # nobody wants the body, so the connection is closed
         yield from http1.read_small_body(inbox, head, _MAX_ERROR_BODY)
@@ -316,8 +326,13 @@ def _coding_remedy(error: S3Error, fields: Mapping[str, str]) -> str:
     )
 
 
-def _is_mute(error: S3Error) -> bool:
-    """Whether the answer to a HEAD may stand for an error that can be corrected, and does not say which."""
+def _is_mute(error: S3Error, fields: Mapping[str, str]) -> bool:
+    """Whether the answer to a HEAD may stand for an error that can be corrected, and does not say which.
+
+    Nor does a 404 without a field of S3's say that it is no answer of a router, a portal or another web server.
+    """
+    if isinstance(error, ObjectNotFoundError):
+        return not has_marks(fields)
     is_told = isinstance(error, RegionError) and error.region is not None
     return error.code is None and error.status in (301, 307, 400, 403) and not is_told
 

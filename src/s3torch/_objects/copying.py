@@ -86,7 +86,7 @@ def _copy_in_parts(access: Access, source: CopySource, head: Head, size: int, bu
         access.run(parts)
         if source.version_id is None and not (where.endpoint.is_amazons and etags.for_if_match(pinned.etag)):
             _check_is_same(access, source, head, size)
-        uploaded = [UploadedPart(part.etag, part.length) for part in parts]
+        uploaded = {number: UploadedPart(part.etag, part.length) for number, part in enumerate(parts, 1)}
         multipart.complete(access.engine(), where, key, creation.upload_id, uploaded, creation.began)
     except BaseException as error:
         _abort(access, bucket, key, creation.upload_id)

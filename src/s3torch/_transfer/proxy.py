@@ -83,7 +83,7 @@ class Proxy:
 
     def refusal(self, origin: str, status: int) -> S3Error:
         """Return the error of an answer of the proxy's own: worth another attempt if the proxy has failed."""
-        if status == 407:
+        if status in (401, 407):  # the first by tinyproxy
             what = "it wants another user name and password (or any)" if self.authorization else "it wants a password"
             hint = "Write http://user:password@host:port, with special characters percent-encoded."
             return ProxyRefusedError(f"The proxy {self} does not lead to {origin}: {what}. {hint}", status=status)

@@ -45,6 +45,7 @@ _REGION = "us-west-2"
 _SERVICE = "s3express"
 # Seconds that S3's sessions are good for.
 _LIFETIME = 300.0
+_RENAMED = Answer(status=200, fields={"x-amz-request-id": "REQUEST"})
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=([^/]+)/([0-9]{8})/([^/]+)/([^/]+)/aws4_request, *"
     r"SignedHeaders=([^,]+), *Signature=([0-9a-f]{64})"
@@ -163,7 +164,7 @@ class ExpressObjects(Objects):
         source, target = unquote(request.headers.get("x-amz-rename-source", "")), self.key_of(request)
         token = request.headers.get("x-amz-client-token", "")
         if token in self._renamed:
-            return Answer(status=200) if self._renamed[token] == (source, target) else _invalid("the client token")
+            return _RENAMED if self._renamed[token] == (source, target) else _invalid("the client token")
         if source not in self._stored:
             return error_answer(404, "NoSuchKey")
         if self._is_refused(request, target):
@@ -173,7 +174,7 @@ class ExpressObjects(Objects):
         if source in self._layouts:
             self._layouts[target] = self._layouts.pop(source)
         self._renamed[token] = source, target
-        return Answer(status=200)
+        return _RENAMED
 
     def _append(self, request: Request) -> Answer:
         key = self.key_of(request)

@@ -4,7 +4,8 @@ A fault stands for one request (`Fault`) or for one new connection (`ConnectionF
 arguments have defaults. Bytes are counted in the body, times are seconds; where a position is left open, the server's
 seed chooses it.
 
-Some are no faults but rare and legal (`chunked`, `until_close`, `connection_close`, `close_idle`, `trickle`, `late`):
+Some are no faults but rare and legal (`chunked`, `until_close`, `connection_close`, `close_idle`, `trickle`, `late`,
+`interim`, `conflict`):
 a client must read them right.
 
 It is one file of over 450 lines: each fault is a few of them, and who looks for one looks here.
@@ -32,6 +33,7 @@ __all__ = [
     "clock_skew",
     "close_before_head",
     "close_idle",
+    "conflict",
     "connection_close",
     "corrupt",
     "corrupt_upload",
@@ -47,6 +49,7 @@ __all__ = [
     "handshake_failure",
     "ignore_condition",
     "ignore_range",
+    "interim",
     "late",
     "many_fields",
     "none",
@@ -71,6 +74,7 @@ __all__ = [
     "until_close",
     "without_fields",
     "wrong_content_range",
+    "wrong_count",
     "wrong_host",
     "wrong_length",
     "wrong_region",
@@ -405,6 +409,20 @@ def chunked(size: int = 1000) -> Fault:
     return Fault("chunked", act)
 
 
+def interim(*numbers: int) -> Fault:
+    """Answers that are none yet come before the right one.
+
+    Args:
+        numbers: Their statuses, 100 to 199; none means 100 and 103.
+    """
+    heads = b"".join(b"HTTP/1.1 %d Wait\r\nLink: </style.css>\r\n\r\n" % number for number in numbers or (100, 103))
+
+    def act(exchange: Exchange) -> None:
+        exchange.wire.send(heads + b"".join(exchange.encoded()))
+
+    return Fault("interim", act)
+
+
 def until_close() -> Fault:
     """The right answer, whose body ends where the connection is closed."""
 
@@ -425,16 +443,22 @@ def connection_close() -> Fault:
     return Fault("connection_close", act)
 
 
-# Answers of something else than S3, with a status of success
+# Answers of something else than S3
 
 
-def page_for_people(content: bytes = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>") -> Fault:
-    """The request is not carried out, and answered by a page of HTML with status 200, as by a captive portal.
+def page_for_people(
+    content: bytes = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>",
+    number: int = 200,
+    content_type: str = "text/html; charset=utf-8",
+) -> Fault:
+    """The request is not carried out, and answered by a page that is not S3's, as by a captive portal.
 
     Args:
         content: The page.
+        number: The HTTP status: 404 is that of a router without a backend, or of another web server.
+        content_type: Of the page.
     """
-    answer = Answer(status=200, fields={"Content-Type": "text/html; charset=utf-8"}, body=content)
+    answer = Answer(status=number, fields={"Content-Type": content_type}, body=content)
     return Fault("page_for_people", lambda exchange: exchange.send(answer))
 
 
@@ -444,7 +468,7 @@ def silent_success(number: int = 200) -> Fault:
     So answers a server that takes the key for the name of a bucket, and the request for one that makes it.
 
     Args:
-        number: The HTTP status.
+        number: The HTTP status, such as 204, or 206 without a range.
     """
     answer = Answer(status=number, fields={"x-amz-request-id": "REQUEST"})
     return Fault("silent_success", lambda exchange: exchange.send(answer))
@@ -555,6 +579,23 @@ def another_page(name: str | None = "again", *, is_empty: bool = False) -> Fault
     return Fault("another_page", act, frozenset({"ListObjectsV2"}))
 
 
+def wrong_count(by: int = 1) -> Fault:
+    """A page of a listing says that it has another number of entries than it has.
+
+    Args:
+        by: Entries to add to its KeyCount; negative tells too little, as servers do that do not count prefixes.
+    """
+
+    def act(exchange: Exchange) -> None:
+        def told(match: re.Match[bytes]) -> bytes:
+            return b"<KeyCount>%d</KeyCount>" % max(0, int(match[1]) + by)
+
+        body = re.sub(rb"<KeyCount>(\d+)</KeyCount>", told, exchange.answer.body)
+        exchange.send(replace(exchange.answer, body=body))
+
+    return Fault("wrong_count", act, frozenset({"ListObjectsV2"}))
+
+
 def ignore_condition() -> Fault:
     """``If-None-Match: *`` and ``If-Match`` are ignored: an object is replaced or deleted whatever it is."""
 
@@ -589,6 +630,15 @@ def status(
 def expired_token() -> Fault:
     """The credentials have expired."""
     return replace(status(400, "ExpiredToken", "The provided token has expired."), name="expired_token")
+
+
+def conflict() -> Fault:
+    """Another write of the same object was under way; the same request is to be sent again."""
+    return replace(
+        status(409, "ConditionalRequestConflict", "The conditional request cannot succeed due to a conflict."),
+        name="conflict",
+        operations=frozenset({"PutObject", "CompleteMultipartUpload", "DeleteObject"}),
+    )
 
 
 def wrong_region(region: str = "eu-west-1") -> Fault:

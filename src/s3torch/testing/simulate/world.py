@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from s3torch._transfer.connection import READ, WRITE, ConnectionState, Origin
 from s3torch._transfer.http1 import Inbox
 from s3torch.errors import ConnectionFailedError
-from s3torch.testing.simulate.server import Server, failure, parse_request
+from s3torch.testing.simulate.server import Answer, Request, Server, failure, parse_request
 
 if TYPE_CHECKING:
     from s3torch.testing.simulate.scheduler import Scheduler
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "EndlessError", "SimulatedConnection", "SimulatedNetwork", "World"]
 
 # What may go wrong with the n-th request. Of "lost" and "cut" the request was carried out; of "reset" it was not.
-FAULTS = ("reset", "lost", "cut", "truncated", "stalled", "late", "slow down", "internal error", "hang up", "silence")
+FAULTS = (
+    *("reset", "lost", "cut", "truncated", "stalled", "late", "slow down", "internal error", "hang up", "interim"),
+    *("conflict", "not of S3", "no content", "miscounted", "silence"),
+)
 
 # A loop that turns so often without any time passing turns for ever.
 _MOST_IDLE_SELECTS = 5_000
@@ -210,6 +213,20 @@ class SimulatedNetwork:
         return ready
 
 
+def refused(fault: str, request: Request) -> Answer | None:
+    """Return what a request is answered that is not carried out; None if it is."""
+    if fault == "not of S3":
+        return Answer(404, {"content-type": "text/html"}, b"<html><body>404 page not found</body></html>")
+    if fault == "no content" and request.method != "DELETE":  # which it would be the right answer to
+        return Answer(204, {"x-amz-request-id": "R"})
+    known = {
+        "slow down": (503, "SlowDown"),
+        "internal error": (500, "InternalError"),
+        "conflict": (409, "ConditionalRequestConflict"),
+    }
+    return failure(*known[fault]) if fault in known else None
+
+
 class SimulatedConnection:
     """A connection to the world's server; stands for ``Connection``."""
 
@@ -373,12 +390,16 @@ class SimulatedConnection:
         if fault == "reset":
             self._at(latency, SimulatedConnection._break)
             return
-        if fault in ("slow down", "internal error"):
-            refusal = failure(503, "SlowDown") if fault == "slow down" else failure(500, "InternalError")
+        refusal = refused(fault, request)
+        if refusal is not None:
             self._deliver(refusal.encode(request.method), latency)
             return
         answer = world.server.answer(request)
+        if fault == "miscounted":
+            answer.body = answer.body.replace(b"<KeyCount>", b"<KeyCount>9")
         data = answer.encode(request.method)
+        if fault == "interim":
+            data = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + data
         if fault == "lost":
             self._at(latency, SimulatedConnection._break)
             return
