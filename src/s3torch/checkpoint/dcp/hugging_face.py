@@ -7,6 +7,7 @@ put together afterwards. The reader reads ranges: each rank what it needs of eac
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import secrets
 from collections import deque
@@ -242,6 +243,7 @@ class _Read(NamedTuple):
         file: That it comes from.
         gets: The requests.
         ranges: Of the file.
+        contents: Places in the file, and what is read there, by requests or with its header.
     """
 
     item: ReadItem
@@ -251,6 +253,7 @@ class _Read(NamedTuple):
     file: File
     gets: list[GetObject]
     ranges: list[tuple[int, int]]
+    contents: list[tuple[int, memoryview]]
 
 
 class S3HuggingFaceStorageReader(StorageReader):
@@ -329,8 +332,11 @@ class S3HuggingFaceStorageReader(StorageReader):
 
         Raises:
             S3Error: It could not be read, or does not fit the plan.
+            UnverifiedError: ``checksums`` are "strict", and nothing proves what was read.
         """
-        ahead = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
+        ahead: float = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
+        if ahead and self.client.s3client_config.checksums == "strict":
+            ahead = math.inf  # files that are read whole are proven as a whole
         waiting = deque(plan.items)
         while waiting:  # a window after the other: what is beside the tensors stays small
             reads: list[_Read] = []
@@ -343,6 +349,8 @@ class S3HuggingFaceStorageReader(StorageReader):
             run(self.client._access, [get for read in reads for get in read.gets])
             for read in reads:
                 read.file.remote.conclude_vector(read.gets, read.ranges)
+            _prove(reads)
+            for read in reads:
                 if read.memory is not read.target:
                     read.target.copy_(read.part)
                 planner.commit_tensor(read.item, read.target)
@@ -359,6 +367,8 @@ class S3HuggingFaceStorageReader(StorageReader):
         name = item.storage_index.fqn
         if item.type is LoadItemType.BYTE_IO:
             raise S3Error(f"{name!r} is no tensor, and {self.path} has nothing else.")
+        if name not in self._files:
+            raise S3Error(f"{self.path} has no tensor {name!r}.")
         file = self._files[name]
         info = file.header.tensors[name]
         dtype, shape = kind_of(info, name)
@@ -388,20 +398,34 @@ class S3HuggingFaceStorageReader(StorageReader):
         return _Read(item, memory, target, part, file, *_requests(file, info.start, ranges, bytes_of(memory)))
 
 
+def _prove(reads: Sequence[_Read]) -> None:
+    """Verify what was read of each file, with ``checksums="strict"``."""
+    by_file: dict[File, list[tuple[int, memoryview]]] = {}
+    for read in reads:
+        by_file.setdefault(read.file, []).extend(read.contents)
+    for file in list(by_file):
+        file.prove(by_file.pop(file))
+
+
 def _requests(
     file: File, start: int, ranges: Sequence[tuple[int, int]], memory: memoryview
-) -> tuple[list[GetObject], list[tuple[int, int]]]:
-    """Return the requests for ranges of a tensor, which follow one another in memory; what is known is copied."""
-    wanted, views, begin = [], [], 0
+) -> tuple[list[GetObject], list[tuple[int, int]], list[tuple[int, memoryview]]]:
+    """Return the requests for ranges of a tensor, which follow one another in memory; what is known is copied.
+
+    Returns:
+        The requests, their ranges, and where all of the memory lies in the file.
+    """
+    wanted, views, contents, begin = [], [], [], 0
     for left, right in ranges:
         place = memory[begin : begin + right - left]
+        contents.append((start + left, place))
         begin += right - left
         if start + right <= len(file.head):
             place[:] = file.head[start + left : start + right]
         else:
             wanted.append((start + left, start + right))
             views.append(place)
-    return file.remote.vector(wanted, views), wanted
+    return file.remote.vector(wanted, views), wanted, contents
 
 
 def _place(path: str | os.PathLike[str]) -> tuple[str, str]:

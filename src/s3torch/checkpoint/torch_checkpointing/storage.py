@@ -85,8 +85,8 @@ class S3Storage(Storage):
 
         Args:
             path: Of the file.
-            read_args: By default all of it is read at once, as the library has it; ``direct_io`` and the timeout are of
-                other storages, and change nothing.
+            read_args: By default all of it is read at once, as the library has it, and always with
+                ``checksums="strict"``; ``direct_io`` and the timeout are of other storages, and change nothing.
 
         Raises:
             ObjectNotFoundError: There is no such file.
@@ -95,7 +95,8 @@ class S3Storage(Storage):
         """
         args = read_args or ReadArgs()
         remote = self._remote(path, args.known_size_bytes)
-        file = io.BytesIO(remote.read(0)) if args.pre_read_full_file else open_reader(remote, self._reader_config)
+        is_read = args.pre_read_full_file or remote.is_strict  # what is read in pieces is not verified
+        file = io.BytesIO(remote.read(0)) if is_read else open_reader(remote, self._reader_config)
         return cast("io.RawIOBase", file)  # has all that a raw file has; the library's own returns a BytesIO, too
 
     def read(self, path: _PathLike, read_args: ReadArgs | None = None) -> bytes:
