@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from s3torch._objects.spread import run
+from s3torch._progress import new_byte_bar
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.in_place import aliases_state
 from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT, check_group_timeout
@@ -36,7 +38,15 @@ from s3torch.checkpoint.ranks import Ranks
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty
 from s3torch.checkpoint.safetensors.load import File, kind_of, open_model
 from s3torch.checkpoint.safetensors.save_sharded import check_export_dtype, check_tensor, items_of, new_shard_key
-from s3torch.checkpoint.safetensors.save_together import ModelPlan, Parts, complete, plan_model, write_parts
+from s3torch.checkpoint.safetensors.save_together import (
+    Item,
+    ModelPlan,
+    Parts,
+    complete,
+    estimate_plan,
+    plan_model,
+    write_parts,
+)
 from s3torch.checkpoint.safetensors.slices import ranges_of
 from s3torch.client import S3Client
 from s3torch.errors import ArgumentError, S3Error
@@ -45,6 +55,7 @@ from s3torch.uri import parse_s3_uri
 if TYPE_CHECKING:
     from s3torch._aws.operations import GetObject
     from s3torch._objects.shared_upload import SharedUpload
+    from s3torch.checkpoint.uploads import OnUpload, UploadEstimate
     from s3torch.config import S3ClientConfig
 
 __all__ = ["S3HuggingFaceStorageReader", "S3HuggingFaceStorageWriter"]
@@ -88,6 +99,9 @@ class S3HuggingFaceStorageWriter(StorageWriter):
             default one.
         group_timeout: Seconds that a rank waits for the others, at each step.
         endpoint: URL of the server; None finds it.
+        progress: Whether to show a bar while this rank sends its parts; None shows one on a terminal.
+        on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took all ranks, once for each file of
+            tensors that is stored; on the coordinator alone, which stores them. What it raises is logged.
 
     Raises:
         InvalidURIError: ``path`` is not of the form ``s3://bucket/key``.
@@ -107,6 +121,8 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         process_group: dist.ProcessGroup | None = None,
         group_timeout: float = GROUP_TIMEOUT,
         endpoint: str | None = None,
+        progress: bool | None = False,
+        on_upload: OnUpload | None = None,
     ) -> None:
         super().__init__()
         if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size < 1):
@@ -121,6 +137,8 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         self._max_shard_size = max_shard_size
         self._metadata = {"format": "pt"} if metadata is None else dict(metadata)
         self._group = process_group
+        self._progress = progress
+        self._on_upload = on_upload
         self._timeout = check_group_timeout(group_timeout)
         self._plan: ModelPlan | None = None
         self._parts: Parts = {}
@@ -150,9 +168,48 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         Raises:
             ArgumentError: The ranks disagree on a tensor, or it cannot be saved; both are named.
         """
+        self._plan = self._planned([items_of(plan.items) for plan in plans])
+        return [
+            dataclasses.replace(plan, storage_data=_Task(len(plans), self._plan.of_rank(rank)))
+            for rank, plan in enumerate(plans)
+        ]
+
+    def estimate(
+        self,
+        state_dict: dict[str, Any],
+        planner: SavePlanner | None = None,
+        *,
+        no_dist: bool = False,
+    ) -> UploadEstimate:
+        """Return what all ranks together would send to Amazon S3 if the folder is empty, without sending anything.
+
+        All ranks of the group call it, and get the same. See ``s3torch.safetensors.estimate_file`` for what counts
+        beside the files.
+
+        Args:
+            state_dict: As for ``torch.distributed.checkpoint.save``.
+            planner: As for that; None is ``DefaultSavePlanner()``.
+            no_dist: As for that: whether this process saves alone.
+
+        Raises:
+            ArgumentError: The save would raise it.
+            DeadlineError: A rank did not come, or does not answer any more; it is named.
+        """
+        group = None if no_dist or not dist.is_initialized() else self._group or dist.group.WORLD
+        planner = planner or DefaultSavePlanner()
+        with Ranks(group, self._timeout, f"estimate for s3://{self._bucket}/{self._folder}") as ranks:
+
+            def prepare() -> tuple[dict[str, str], list[Item]]:
+                planner.set_up_planner(state_dict, is_coordinator=ranks.rank == 0)
+                return {}, items_of(planner.create_local_plan().items)
+
+            return estimate_plan(self._planned(ranks.all_of(ranks.meet(prepare))))
+
+    def _planned(self, items: Sequence[Sequence[Item]]) -> ModelPlan:
+        """Decide which rank sends which bytes of the tensors that each rank has."""
         token = secrets.token_hex(8)
-        self._plan = plan_model(
-            [items_of(plan.items) for plan in plans],
+        return plan_model(
+            items,
             lambda number, count: new_shard_key(f"{self._folder}{_MODEL}", number, count, token),
             metadata=self._metadata,
             export_dtype=self.export_dtype,
@@ -161,10 +218,6 @@ class S3HuggingFaceStorageWriter(StorageWriter):
             shard_of=self._shard_of,
             index_key=f"{self._folder}{_INDEX}",
         )
-        return [
-            dataclasses.replace(plan, storage_data=_Task(len(plans), self._plan.of_rank(rank)))
-            for rank, plan in enumerate(plans)
-        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Send this rank's parts, and wait for those of all others.
@@ -183,7 +236,11 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         try:
             with Ranks(group, self._timeout, f"save to s3://{self._bucket}/{self._folder}") as ranks:
                 ranks.meet(lambda: (self._arguments(task, ranks), None))
-                self._parts = write_parts(ranks, self.client, self._bucket, task.plan, tensor_of, self._uploads)
+                place, size = f"s3://{self._bucket}/{self._folder}", task.plan.bytes_of_rank(ranks.rank)
+                with new_byte_bar(f"Saving {place}", size, is_wanted=self._progress) as bar:
+                    self._parts = write_parts(
+                        ranks, self.client, self._bucket, task.plan, tensor_of, self._uploads, bar.update
+                    )
         except BaseException:
             self._abort()
             raise
@@ -204,7 +261,7 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         if self._plan is None:
             raise AssertionError("finish without a plan")
         try:
-            complete(self.client, self._bucket, self._plan, self._parts, self._uploads)
+            complete(self.client, self._bucket, self._plan, self._parts, self._uploads, self._on_upload)
         except BaseException:
             self._abort()
             raise

@@ -162,12 +162,12 @@ class S3StorageReader(FileSystemReader):
     ) -> None:
         parse_s3_uri(os.fspath(path) if isinstance(path, os.PathLike) else path)
         super().__init__(path, **kwargs)
-        self._is_strict = s3client_config is not None and s3client_config.checksums == "strict"
-        check_reader_config(reader_config)
-        reader_config = None if self._is_strict else reader_config
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]  # torch declares its own
             region, s3client_config=s3client_config, reader_config=reader_config, endpoint=endpoint
         )
+        self._is_strict = self.fs.client.s3client_config.checksums == "strict"
+        if self._is_strict:
+            self.fs.reader_config = check_reader_config(None)
         self.path = self.fs.init_path(path)
         self._chunks: dict[tuple[str, torch.Size | None], tuple[torch.Size, torch.dtype]] = {}
 

@@ -8,8 +8,9 @@ is less than a part goes to the rank that has most of that part, in exchanges in
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,13 +33,15 @@ from s3torch.checkpoint.safetensors.layout import (
 )
 from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
 from s3torch.checkpoint.together import bytes_in
+from s3torch.checkpoint.uploads import UploadEstimate, UploadStats, sum_of, tell
 from s3torch.errors import ArgumentError, S3Error
 
 if TYPE_CHECKING:
     from s3torch.checkpoint.ranks import Ranks
+    from s3torch.checkpoint.uploads import OnUpload
     from s3torch.client import S3Client
 
-__all__ = ["Item", "ModelPlan", "Parts", "complete", "exported", "plan_model", "write_parts"]
+__all__ = ["Item", "ModelPlan", "Parts", "complete", "estimate_plan", "exported", "plan_model", "write_parts"]
 
 # Bytes that ranks exchange at once, for each of them. Not tuned.
 _EXCHANGED = 16 * 1024**2
@@ -81,6 +84,10 @@ class ModelPlan:
     index: tuple[str, bytes] | None
     export_dtype: torch.dtype | None
     exchanges: int
+
+    def bytes_of_rank(self, rank: int) -> int:
+        """Return how many bytes one rank sends."""
+        return sum(part.size for file in self.files for part in file.parts if part.owner == rank)
 
     def of_rank(self, rank: int) -> ModelPlan:
         """Return what one rank must know."""
@@ -164,6 +171,7 @@ def write_parts(
     plan: ModelPlan,
     tensor_of: Callable[[int], torch.Tensor],
     uploads: list[SharedUpload],
+    count: Callable[[int], object],
 ) -> Parts:
     """Send this rank's parts, and wait for those of all others.
 
@@ -174,6 +182,7 @@ def write_parts(
         plan: All of it, or what this rank must know.
         tensor_of: Returns a chunk of this rank by its number.
         uploads: An empty list, which gets the uploads of the files: the first rank must complete or abort them.
+        count: Is told how many bytes more this rank has begun to send.
 
     Returns:
         The parts of all ranks.
@@ -193,7 +202,7 @@ def write_parts(
     if ranks.rank:
         pairs = zip(plan.files, tickets, strict=True)
         uploads += [SharedUpload(client._access, bucket, file.key, ticket) for file, ticket in pairs]
-    writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of)
+    writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of, count)
     try:
         failure = writing.run()
         ranks.settle(failure)
@@ -207,7 +216,14 @@ def write_parts(
     return {place: part for of_rank in ranks.all_of(found) for place, part in of_rank.items()}
 
 
-def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploads: Sequence[SharedUpload]) -> None:
+def complete(
+    client: S3Client,
+    bucket: str,
+    plan: ModelPlan,
+    parts: Parts,
+    uploads: Sequence[SharedUpload],
+    on_upload: OnUpload | None,
+) -> None:
     """Make the files appear, and then the index, in the place of what had the name; on the first rank.
 
     Args:
@@ -216,6 +232,7 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
         plan: All of it.
         parts: Of all ranks.
         uploads: Of the files.
+        on_upload: Is told of each file that is stored.
 
     Raises:
         S3Error: A part is missing, or a file could not be completed.
@@ -233,7 +250,9 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
 
     def complete_all() -> None:
         for place, (file, upload) in enumerate(zip(plan.files, uploads, strict=True)):
-            upload.complete_with({part.number: parts[place, part.number] for part in file.parts})
+            of_file = {part.number: parts[place, part.number] for part in file.parts}
+            upload.complete_with(of_file)
+            tell(on_upload, _stats(bucket, file.key, upload, of_file.values()))
 
     if plan.index is None:
         model = OneFile(client, bucket, plan.files[0].key)
@@ -251,6 +270,32 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
         raise
 
 
+def estimate_plan(plan: ModelPlan) -> UploadEstimate:
+    """Return what all ranks together would send, as ``estimate_file`` says it of one."""
+    files = [
+        UploadEstimate(size=sum(part.size for part in file.parts), objects=1, requests=len(file.parts) + 2)
+        for file in plan.files
+    ]
+    if plan.index is None:
+        return sum_of(files, other_requests=1)  # whether there is an index
+    _, text = plan.index
+    # Beside the files: is there an index, is there a model in one file, the note (which is gone in the end), its end.
+    return sum_of([*files, UploadEstimate(size=len(text), objects=1, requests=1)], other_requests=4)
+
+
+def _stats(bucket: str, key: str, upload: SharedUpload, parts: Iterable[SentPart]) -> UploadStats:
+    """Return what all ranks together have sent for a file, and the seconds since it was begun."""
+    sent = list(parts)
+    return UploadStats(
+        bucket=bucket,
+        key=key,
+        size=sum(part.length for part in sent),
+        seconds=time.perf_counter() - upload.began,
+        requests=upload.requests + sum(part.attempts for part in sent),
+        retries=upload.retries + sum(part.attempts - 1 for part in sent),
+    )
+
+
 class _Mine(NamedTuple):
     """A part that this rank sends, and the number of its file."""
 
@@ -262,12 +307,18 @@ class _Writing:
     """This rank's work on the parts of all files."""
 
     def __init__(
-        self, ranks: Ranks, uploads: Sequence[SharedUpload], plan: ModelPlan, tensor_of: Callable[[int], torch.Tensor]
+        self,
+        ranks: Ranks,
+        uploads: Sequence[SharedUpload],
+        plan: ModelPlan,
+        tensor_of: Callable[[int], torch.Tensor],
+        count: Callable[[int], object],
     ) -> None:
         self._ranks = ranks
         self._uploads = uploads
         self._plan = plan
         self._tensor_of = tensor_of
+        self._count = count
         self._failure: Exception | None = None
 
     def run(self) -> Exception | None:
@@ -358,7 +409,11 @@ class _Writing:
         return found
 
     def _upload(self, one: _Mine, received: Mapping[int, torch.Tensor]) -> None:
-        self._try(lambda: self._uploads[one.file].send_part(one.part.number, self._content(one.part, received)))
+        def send() -> None:
+            self._uploads[one.file].send_part(one.part.number, self._content(one.part, received))
+            self._count(one.part.size)
+
+        self._try(send)
 
     def _content(self, part: PartPlan, received: Mapping[int, torch.Tensor]) -> list[memoryview]:
         """Return the bytes of a part.
