@@ -22,7 +22,7 @@ import os
 import pickle
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.in_place import InPlace, aliases_state
 from s3torch.checkpoint.dcp.layout import Layout
+from s3torch.checkpoint.dcp.spans import Read, Span, spans
 from s3torch.checkpoint.proof import Proof
 from s3torch.checkpoint.proven_file import ProvenFile
 from s3torch.checkpoint.storages import copy_into
@@ -46,7 +47,7 @@ from s3torch.errors import CheckpointFormatError, IntegrityError, S3Error
 from s3torch.readers import check_reader_config
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["Read", "S3StorageReader", "Span", "spans"]
+__all__ = ["S3StorageReader"]
 
 # Of each file, the bytes by whose meaning others were found: by where they begin.
 _Parsed = dict[str, dict[int, bytes]]
@@ -61,64 +62,6 @@ _JOINED = 8 * MiB
 _ATTEMPTS = 3
 # Bytes of an item from which on it is worth to look where its elements are. Not tuned.
 _WORTH_A_LOOK = MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Bytes of a file that one item of a plan needs.
-
-    Attributes:
-        item: Of the plan.
-        path: Of the file, below the checkpoint's.
-        start: First byte.
-        stop: The byte after the last.
-        layout: Of the rows that these bytes are; None: they are the item as it was stored.
-    """
-
-    item: ReadItem
-    path: str
-    start: int
-    stop: int
-    layout: Layout | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes ``[start, stop)`` of a file, and the reads that they serve."""
-
-    path: str
-    start: int
-    stop: int
-    reads: tuple[Read, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of it."""
-        return self.stop - self.start
-
-    def contents(self, content: memoryview) -> Iterator[tuple[Read, memoryview]]:
-        """Return each read with its part of the bytes."""
-        return ((read, content[read.start - self.start : read.stop - self.start]) for read in self.reads)
-
-
-def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
-    """Join reads of the same file that overlap or lie near each other.
-
-    Args:
-        reads: In any order.
-        max_gap: Bytes between two reads that are read for nothing rather than sending another request.
-        max_size: Bytes of a span at most, unless a single read is larger.
-    """
-    joined: list[Span] = []
-    for read in sorted(reads, key=lambda read: (read.path, read.start, read.stop)):
-        last = joined[-1] if joined else None
-        if last is not None and last.path == read.path and read.start <= last.stop + max_gap:
-            stop = max(last.stop, read.stop)
-            if stop == last.stop or stop - last.start <= max_size:
-                joined[-1] = Span(last.path, last.start, stop, (*last.reads, read))
-                continue
-        joined.append(Span(read.path, read.start, read.stop, (read,)))
-    return joined
 
 
 class _Buffer:

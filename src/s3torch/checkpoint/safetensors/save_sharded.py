@@ -13,15 +13,9 @@ from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT, check_group_timeout
 from s3torch.checkpoint.ranks import Ranks
 from s3torch.checkpoint.safetensors.format import shard_names
 from s3torch.checkpoint.safetensors.load import ClientContext, client_for
+from s3torch.checkpoint.safetensors.model_plan import Item, ModelPlan, estimate_plan, plan_model
 from s3torch.checkpoint.safetensors.save import check_tensors
-from s3torch.checkpoint.safetensors.save_together import (
-    Item,
-    ModelPlan,
-    complete,
-    estimate_plan,
-    plan_model,
-    write_parts,
-)
+from s3torch.checkpoint.safetensors.save_together import complete, write_parts
 from s3torch.config import S3ClientConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
 from s3torch.uri import parse_checkpoint_uri
