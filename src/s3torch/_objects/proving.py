@@ -83,6 +83,7 @@ def _is_all(layer: Sequence[_Piece], size: int | None) -> bool:
 def _prove_units(remote: RemoteObject, layer: Sequence[_Piece]) -> None:
     room = remote.client_config.max_bytes_in_flight
     begun: list[_Unit] = []
+    unit: _Unit | None = None
     lacking = 0
     try:
         for start, stop in remote.verifier.units():
@@ -94,14 +95,14 @@ def _prove_units(remote: RemoteObject, layer: Sequence[_Piece]) -> None:
                 raise remote.verifier.lacks_too_much(stop - start, lacks)
             if lacking + lacks > room:
                 _conclude(remote, begun)
-                begun.clear()
                 lacking = 0
             begun.append(unit)
             lacking += lacks
+        unit = None
         _conclude(remote, begun)
-    finally:
-        begun.clear()  # whoever keeps an error keeps this frame
-        layer = ()
+    finally:  # whoever keeps an error keeps this frame
+        begun.clear()
+        layer, unit = (), None
 
 
 def _unit(layer: Sequence[_Piece], start: int, stop: int) -> _Unit:
@@ -120,21 +121,23 @@ def _unit(layer: Sequence[_Piece], start: int, stop: int) -> _Unit:
     return _Unit(start, pieces, gaps)
 
 
-def _conclude(remote: RemoteObject, units: Sequence[_Unit]) -> None:
-    """Read what units lack, and compare each with its checksum."""
+def _conclude(remote: RemoteObject, units: list[_Unit]) -> None:
+    """Read what units lack, and compare each with its checksum; none of them is left then."""
     gaps = [gap for unit in units for gap in unit.gaps]
     views = [memoryview(bytearray(stop - start)) for start, stop in gaps]
     gets = remote.vector(gaps, views, 0)
+    pieces: list[_Piece] = []
     try:
         run(remote.access, gets)
         remote.conclude_vector(gets, gaps)
-    finally:
-        gets.clear()  # whoever keeps an error keeps this frame
-    rest = iter(views)
-    for unit in units:
-        pieces = [*unit.pieces, *(_Piece(*gap, next(rest)) for gap in unit.gaps)]
-        pieces.sort(key=lambda piece: piece.start)
-        try:
-            remote.verifier.prove(unit.start, [piece.view for piece in pieces])
-        finally:
-            pieces.clear()
+        gets.clear()
+        while units:
+            start, pieces, lacking = units.pop(0)
+            pieces += [_Piece(*gap, views.pop(0)) for gap in lacking]
+            pieces.sort(key=lambda piece: piece.start)
+            remote.verifier.prove(start, [piece.view for piece in pieces])
+    finally:  # whoever keeps an error keeps this frame
+        gets.clear()
+        views.clear()
+        units.clear()
+        pieces.clear()
