@@ -338,7 +338,7 @@ def load_tensors(
             loaded[name] = tensor.to(device, non_blocking=device.type == "cuda")
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    return loaded
+    return {name: loaded[name] for _, name in wanted}
 
 
 def _stages(tensors: Sequence[tuple[File, TensorInfo]]) -> list[list[int]]:
