@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch):
     """Where no process can be started it is an error of the future."""
     with FaultyServer() as server:
         for executable, error in (("/nowhere/python", S3Error), ("", ArgumentError)):
-            monkeypatch.setattr(saving_process, "get_executable", lambda: executable)  # noqa: B023
+            monkeypatch.setattr(sys, "executable", executable)
             with pytest.raises(error):
                 _checkpoint(server).save_async({"a": 1}, "s3://bucket/key", executor="process").result(120)
 

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from multiprocessing.spawn import get_executable
 from typing import Any, NamedTuple
 
 import torch
@@ -257,10 +256,9 @@ def _new_file() -> int:
 
 
 def _executable() -> str:
-    found = get_executable()
-    if not found:
+    if not sys.executable:
         raise ArgumentError("executor='process' needs the path of an interpreter, and sys.executable has none.")
-    return os.fsdecode(found)
+    return sys.executable
 
 
 def _write(file: int, content: bytes, begin: int) -> None:
