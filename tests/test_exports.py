@@ -212,6 +212,8 @@ def test_threads_are_started_in_two_places():
         name for name in imports_of(asks) if name.startswith(("concurrent", "multiprocessing", "_thread", "queue"))
     }
     assert names == {"multiprocessing.context"}
+    processes = _importers("subprocess")
+    assert {name for name in processes if not name.startswith(_BESIDE)} == {"s3torch.checkpoint.saving_process"}
     started = {
         (name, node.attr)
         for name in TREES

@@ -72,7 +72,8 @@ class S3ClientConfig:
             is verified, large objects in parallel parts too, by a HEAD request more where no answer had the checksum;
             without one it is an UnverifiedError. What was uploaded in parts with checksums of these (COMPOSITE) is
             verified part by part, and so are those parts of an upload that a range has whole, if the server lists them;
-            the rest of a range cannot be. Damaged parts alone are fetched again. ``off``: nothing is asked for or sent.
+            the rest of a range cannot be. Damaged parts alone are fetched again. Loads of checkpoints verify all that
+            they return, or raise an UnverifiedError. ``off``: nothing is asked for or sent.
             ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` (no upload carries a checksum) and
             ``AWS_RESPONSE_CHECKSUM_VALIDATION=when_required`` (no read asks for one), or the same settings of the
             profile, count with ``on`` only.

@@ -7,10 +7,20 @@ from s3torch.checkpoint.safetensors import (
     SafeOpen,
     SafeSlice,
     estimate_file,
+    estimate_sharded,
     load_file,
     safe_open,
     save_file,
     save_sharded,
 )
 
-__all__ = ["SafeOpen", "SafeSlice", "estimate_file", "load_file", "safe_open", "save_file", "save_sharded"]
+__all__ = [
+    "SafeOpen",
+    "SafeSlice",
+    "estimate_file",
+    "estimate_sharded",
+    "load_file",
+    "safe_open",
+    "save_file",
+    "save_sharded",
+]

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import threading
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch_checkpointing import CheckpointManager, SyncCheckpointSaverConfig
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
 from s3torch.checkpoint import UploadEstimate, UploadStats
 from s3torch.checkpoint.uploads import estimate_upload
-from s3torch.dcp import S3StorageReader, S3StorageWriter
-from s3torch.errors import AccessDeniedError
+from s3torch.dcp import S3HuggingFaceStorageWriter, S3StorageReader, S3StorageWriter
+from s3torch.errors import AccessDeniedError, ArgumentTypeError
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.safetensors import estimate_file, load_file, save_file
+from s3torch.safetensors import estimate_file, estimate_sharded, load_file, save_file, save_sharded
 from s3torch.testing import FaultyServer, faults
+from s3torch.torch_checkpointing import S3StorageConfig
+from s3torch.torch_checkpointing import estimate as estimate_of_manager
+from s3torch.uri import parse_s3_uri
 
 pytestmark = [
     pytest.mark.usefixtures("s3"),
@@ -162,6 +168,104 @@ def test_of_a_file(bucket, uri, told, max_shard_size):
     assert torch.equal(load_file(uri if max_shard_size is None else f"{uri}.index.json")["b"], tensors["b"])
 
 
+@pytest.mark.parametrize("max_shard_size", [None, 6 * MiB])
+def test_of_a_sharded_file(bucket, uri, told, max_shard_size):
+    """save_sharded tells of each file of tensors, as save_file does."""
+    tensors = {name: torch.arange(5 * MiB // 4 + 100, dtype=torch.int32) for name in "abc"}
+    client = _known(S3Client(s3client_config=CONFIG), bucket)
+    before = _requests(client)
+    save_sharded(tensors, uri, None, max_shard_size, client=client, on_upload=told.append)
+    sent = _requests(client) - before
+    estimate = estimate_sharded(tensors, None, max_shard_size, s3client_config=CONFIG)
+    _check_sharded(told, estimate, client, sent, uri.removeprefix(f"s3://{bucket}/"), max_shard_size is not None)
+
+
+def _check_sharded(
+    told: list[UploadStats], estimate: UploadEstimate, client: S3Client, sent: int, key: str, has_index: bool
+) -> None:
+    files = estimate.objects - has_index
+    assert len(told) == files
+    assert [client.head_object(each.bucket, each.key).size for each in told] == [each.size for each in told]
+    # Beside the files and the index; and what a server that is not Amazon S3 is asked before the index.
+    others = 5 if has_index else 1
+    assert sum(each.requests for each in told) == estimate.requests - others
+    assert sent == estimate.requests + has_index
+    size = estimate.size - sum(each.size for each in told)
+    if has_index:
+        index = client.head_object(told[0].bucket, f"{key}.index.json").size
+        names = files * (len(key.rpartition("/")[2]) - len("model.safetensors"))
+        size += names - index
+    assert abs(size) <= files * len(".safetensors")
+    assert {each.retries for each in told} == {0}
+    assert all(each.seconds > 0 for each in told)
+
+
+@pytest.mark.parametrize("max_shard_size", [None, 6 * MiB])
+def test_of_a_hugging_face_model(bucket, uri, told, max_shard_size):
+    """The writer of Hugging Face models tells of each file, too, and its estimate is of all ranks."""
+    tensors = {name: torch.arange(5 * MiB // 4 + 100, dtype=torch.int32) for name in "abc"}
+    writer = S3HuggingFaceStorageWriter(None, uri, None, CONFIG, max_shard_size=max_shard_size, on_upload=told.append)
+    client = _known(writer.client, bucket)
+    before = _requests(client)
+    estimate = writer.estimate(tensors, no_dist=True)
+    assert _requests(client) == before
+    dcp.save(tensors, storage_writer=writer, no_dist=True)
+    sent = _requests(client) - before
+    key = uri.removeprefix(f"s3://{bucket}/")
+    _check_sharded(told, estimate, client, sent, f"{key}/model.safetensors", has_index=True)
+    assert torch.equal(load_file(f"{uri}/")["b"], tensors["b"])
+
+
+@STATES
+@pytest.mark.parametrize("has_bar", [False, True])
+def test_of_torch_checkpointing(bucket, uri, told, state, has_bar):
+    """The storage of torch_checkpointing tells of each file that the library writes."""
+    storage_config = S3StorageConfig(s3client_config=CONFIG, on_upload=told.append, progress=has_bar)
+    config = CheckpointManager.Config(storage_config=storage_config, save=SyncCheckpointSaverConfig())
+    items = {"model": {"a": state["a"]}, "step": state["step"]}
+    estimate = estimate_of_manager(config, items)
+    assert told == []
+    manager = CheckpointManager(config)
+    manager.save(uri, items)
+    client = S3Client(s3client_config=CONFIG)
+    _check(told, estimate, client, sum(each.requests for each in told))
+    assert len(told) == 2
+    into = {"model": {"a": torch.zeros_like(state["a"])}, "step": 0}
+    assert torch.equal(manager.load(uri, into=into)["model"]["a"], state["a"])
+    manager.close()
+
+
+def test_a_file_of_torch_checkpointing(uri, told):
+    """A file is told once it is closed, and not at all if it is not stored."""
+    storage = S3StorageConfig(s3client_config=CONFIG, on_upload=told.append).create_storage()
+    with storage.stream_write(f"{uri}/file") as file:
+        file.write(b"abc")
+        assert told == []
+    file.close()
+    assert [(each.size, each.requests) for each in told] == [(3, 1)]
+    with contextlib.suppress(ZeroDivisionError), storage.stream_write(f"{uri}/other") as file:
+        file.write(b"abc")
+        raise ZeroDivisionError
+    assert not storage.exists(f"{uri}/other")
+    assert len(told) == 1
+    with pytest.raises(ArgumentTypeError, match="on_upload"):
+        S3StorageConfig(on_upload=5)
+    with pytest.raises(ArgumentTypeError, match="storage_config"):
+        estimate_of_manager(CheckpointManager.Config(), {})
+
+
+def test_retries_of_parts_are_told(told):
+    """Parts that ranks had to send again are among the requests, and told apart."""
+    with FaultyServer() as server:
+        server.script(faults.on("UploadPart", fault=faults.status(503, "SlowDown")))
+        config = replace(server.config, part_size=5 * MiB)
+        client = S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+        save_sharded(
+            {"a": torch.zeros(6 * MiB, dtype=torch.uint8)}, "s3://bucket/key", client=client, on_upload=told.append
+        )
+    assert [(each.requests, each.retries) for each in told] == [(4, 1)]
+
+
 def test_retries_are_told(told):
     """What had to be sent again is among the requests, and told apart."""
     with FaultyServer() as server:
@@ -226,6 +330,17 @@ def test_bars(uri, capsys):
         bars.clear()
         dcp.save(LARGE, storage_writer=S3StorageWriter(None, f"{uri}-dcp2"), no_dist=True)
         assert bars[False].n == 0
+        for module in ("safetensors.save_sharded", "dcp.hugging_face", "torch_checkpointing.watched"):
+            patch.setattr(importlib.import_module(f"s3torch.checkpoint.{module}"), "new_byte_bar", new)
+        tensors = {"a": LARGE["a"], "b": LARGE["b"]}
+        bars.clear()
+        save_sharded(tensors, f"{uri}-shards", progress=True)
+        assert bars[True].n == estimate_sharded(tensors).size
+        bars.clear()
+        writer = S3HuggingFaceStorageWriter(None, f"{uri}-hf", progress=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=True)
+        index = S3Client().head_object(*parse_s3_uri(f"{uri}-hf/model.safetensors.index.json")).size
+        assert bars[True].n == writer.estimate(tensors, no_dist=True).size - index
     assert not capsys.readouterr().err
 
 

@@ -23,10 +23,10 @@ from s3torch import (
 )
 from s3torch.checkpoint import UploadEstimate, UploadStats
 from s3torch.datasets import ObjectTable
-from s3torch.dcp import S3StorageWriter
+from s3torch.dcp import S3HuggingFaceStorageWriter, S3StorageWriter
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.safetensors import estimate_file, save_file
+from s3torch.safetensors import estimate_file, estimate_sharded, save_file, save_sharded
 from s3torch.testing import ExpressServer, FaultyServer, LocalS3, conformance, faults
 from s3torch.torch_checkpointing import S3StorageConfig, clean, native_fill
 
@@ -155,9 +155,14 @@ def what_a_save_tells() -> None:
     checkpoint = S3Checkpoint()
     checkpoint.save(tensors, "s3://bucket/key", on_upload=note)
     checkpoint.save_async(tensors, "s3://bucket/key", on_upload=note).result()
+    checkpoint.save_async(tensors, "s3://bucket/key", executor="process").result()
     assert_type(checkpoint.estimate(tensors), UploadEstimate)
     save_file(tensors, "s3://bucket/key", on_upload=note)
     assert_type(estimate_file(tensors, max_shard_size=100), UploadEstimate)
+    save_sharded(tensors, "s3://bucket/model.safetensors", progress=None, on_upload=note)
+    assert_type(estimate_sharded(tensors, max_shard_size=100), UploadEstimate)
+    model = S3HuggingFaceStorageWriter(None, "s3://bucket/model", progress=True, on_upload=note)
+    assert_type(model.estimate(tensors, no_dist=True), UploadEstimate)
     S3LightningCheckpoint(progress=None, on_upload=note)
     writer = S3StorageWriter(None, "s3://bucket/prefix", progress=True, on_upload=note)
     assert_type(writer.estimate(tensors), UploadEstimate)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch._aws import checksums
@@ -37,11 +39,13 @@ class SentPart(NamedTuple):
         etag: From the answer.
         length: In bytes.
         crc32: Of its bytes; None if the service verifies none.
+        attempts: How often it was sent.
     """
 
     etag: str
     length: int
     crc32: bytes | None
+    attempts: int = 1
 
 
 class SharedUpload(MultipartUpload):
@@ -52,11 +56,19 @@ class SharedUpload(MultipartUpload):
         bucket: Of the object.
         key: Of the object.
         ticket: Of the upload; None for the process that begins it.
+
+    Attributes:
+        requests: That this process has sent to begin and to complete it, retries included.
+        retries: Those of them that were sent again after an error.
+        began: When it was begun here, by ``time.perf_counter``.
     """
 
     def __init__(self, access: Access, bucket: str, key: str, ticket: UploadTicket | None = None) -> None:
         super().__init__(access, bucket, key, ObjectOptions())
+        self.requests = self.retries = 0
+        self.began = time.perf_counter()
         self._in_flight = 0
+        self._attempts: dict[int, int] = {}
         if ticket is not None:
             self._id = ticket.upload_id
             self._checksums.note_created(ticket.algorithm, ticket.kind)
@@ -68,7 +80,8 @@ class SharedUpload(MultipartUpload):
 
     def ticket(self) -> UploadTicket:
         """Begin the upload with the service, and return what the others must know of it."""
-        self.begin(resumes=False)
+        with self._counted():
+            self.begin(resumes=False)
         if self._creation is None:
             raise AssertionError("an upload that was not begun")
         return UploadTicket(self._id, self._creation.checksum_algorithm, self._creation.checksum_type)
@@ -100,7 +113,12 @@ class SharedUpload(MultipartUpload):
             self._await(self._flying[0])
             self._settle()
         return {
-            number: SentPart(part.etag, part.length, None if part.checksum is None else part.checksum.value)
+            number: SentPart(
+                part.etag,
+                part.length,
+                None if part.checksum is None else part.checksum.value,
+                self._attempts.get(number, 1),
+            )
             for number, part in self._sent.items()
         }
 
@@ -117,7 +135,23 @@ class SharedUpload(MultipartUpload):
             for number, part in parts.items()
         }
         self.parts = len(parts)
-        self.complete()
+        with self._counted():
+            self.complete()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the requests that this thread sends meanwhile."""
+        stats = self._access.engine().stats
+        requests, retries = stats.requests, stats.retries
+        yield
+        self.requests += stats.requests - requests
+        self.retries += stats.retries - retries
+
+    def _settle(self) -> None:
+        for flying in self._flying:
+            if flying.request.is_done:
+                self._attempts[flying.request.part_number] = flying.request.attempts
+        super()._settle()
 
     def _note_sent(self, number: int, etag: str, checksum: checksums.Checksum | None, buffer: PartBuffer) -> None:
         self._in_flight -= buffer.length

@@ -9,6 +9,7 @@ one of parts (COMPOSITE). Of a range, those parts are compared that lie in it wh
   or not known, a HEAD of the first part tells the size of all but the last; if not, a HEAD of each part.
 - A range of 5 MiB or more, of an object that may have been uploaded in parts: the list of parts, once for each reader.
   A list that cannot be had leaves a range unverified: to prove one part, HEADs of all of them would be needed.
+- Who needs a proof of each byte of a range asks for the list, too, and reads the rest of its parts: ``proving.py``.
 
 Nothing is concluded from a list that the object's checksum does not prove: see ``_aws/part_checksums.py``.
 """
@@ -117,6 +118,35 @@ class Verifier:
             read.release()
             raise
 
+    def units(self) -> Sequence[tuple[int, int]]:
+        """Return what checksums prove, each as a whole: the parts of the upload that the server lists, or the object.
+
+        Raises:
+            UnverifiedError: There is no checksum, or none that can be computed here.
+        """
+        size = self._version.size or 0
+        deadline = self._version.access.engine().deadline()
+        if self._parts is None:
+            self._learn_parts(size, deadline)
+        if self._parts is not None:
+            return [(part.start, part.stop) for part in self._parts]
+        self._learn_stored(deadline)
+        return [(0, size)]
+
+    def lacks_too_much(self, size: int, lacking: int) -> UnverifiedError:
+        """Return the error of a part, or of the object, of which too much was not read.
+
+        Args:
+            size: Of what one checksum proves, in bytes.
+            lacking: How many of them were not read.
+        """
+        what = "the whole object" if size == self._version.size else "one of its parts"
+        return self._unverified(
+            f"only a part of it was read, and the checksum that proves it is of {what}, {size} bytes. The other "
+            f"{lacking} bytes are more than max_bytes_in_flight, up to which they are read, too. Load all of it, raise "
+            "that, or"
+        )
+
     def _find_damage(self, read: ReadBytes, suspects: list[Part | AllParts]) -> IntegrityError | None:
         """Compare parts, and forget those that are well; returns the error of the first that is not."""
         first = None
@@ -155,14 +185,19 @@ class Verifier:
         return list(within(self._parts or (), read.start, read.stop))
 
     def _suspects_of_whole(self, read: ReadBytes, deadline: float | None) -> list[Part | AllParts]:
-        stored = self.stored = self.stored or self._ask_for_checksum(deadline)
-        if not checksums.is_available(stored.algorithm):
-            raise self._unverified(f"its {stored.algorithm.name} cannot be computed here. {checksums.EXTRA} or")
+        stored = self._learn_stored(deadline)
         if not isinstance(stored, Composite):
             return [Part(1, 1, 0, read.stop, stored)]
         if self._parts is not None:
             return list(self._parts)
         return self._search(read, stored, deadline)
+
+    def _learn_stored(self, deadline: float | None) -> Checksum | Composite:
+        """Return the object's checksum, which is asked for if no answer has told it."""
+        stored = self.stored = self.stored or self._ask_for_checksum(deadline)
+        if not checksums.is_available(stored.algorithm):
+            raise self._unverified(f"its {stored.algorithm.name} cannot be computed here. {checksums.EXTRA} or")
+        return stored
 
     def _search(self, read: ReadBytes, stored: Composite, deadline: float | None) -> list[Part | AllParts]:
         """Find the parts; returns what is to be compared yet: none of them if the bytes have proved where they lie.

@@ -6,15 +6,17 @@ import logging
 import os
 import threading
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.checkpoint.group_timeout import GROUP_TIMEOUT
 from s3torch.checkpoint.loading import MapLocation, load_object
 from s3torch.checkpoint.saving import estimate_object, save_object
+from s3torch.checkpoint.saving_process import SharedSnapshot, SharedStaging, save_in_process
 from s3torch.checkpoint.staging import Snapshot, Staging
-from s3torch.checkpoint.uploads import OnUpload, UploadEstimate
+from s3torch.checkpoint.uploads import OnUpload, UploadEstimate, tell
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.errors import ArgumentError
 from s3torch.readers import S3Reader, check_reader_config
 from s3torch.uri import parse_checkpoint_uri, parse_version_uri
 from s3torch.writer import S3Writer
@@ -62,11 +64,13 @@ class S3Checkpoint:
         self._reader_config = check_reader_config(reader_config)
         self._client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
         self._staging = Staging()
+        self._shared_staging = SharedStaging()
         self._saving: tuple[int, Future[None]] | None = None
         self._turns: dict[int, _Turn] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_staging": Staging(), "_saving": None, "_turns": {}}
+        fresh = {"_staging": Staging(), "_shared_staging": SharedStaging(), "_saving": None, "_turns": {}}
+        return {**self.__dict__, **fresh}
 
     def __repr__(self) -> str:
         return f"S3Checkpoint(region={self.region!r}, endpoint={self.endpoint!r})"
@@ -109,7 +113,14 @@ class S3Checkpoint:
         """
         return estimate_object(obj, self._client.s3client_config.part_size)
 
-    def save_async(self, obj: object, s3_uri: str, *, on_upload: OnUpload | None = None) -> Future[None]:
+    def save_async(
+        self,
+        obj: object,
+        s3_uri: str,
+        *,
+        on_upload: OnUpload | None = None,
+        executor: Literal["thread", "process"] = "thread",
+    ) -> Future[None]:
         """Save what torch.save can save as it is now, while the caller goes on.
 
         What ``save`` would store now is stored: all but the bytes of the tensors is pickled before this returns. Those
@@ -121,7 +132,11 @@ class S3Checkpoint:
         Args:
             obj: Such as a state dict; it may change as soon as this returns.
             s3_uri: Where.
-            on_upload: As for ``save``; is told by the thread that saves, before the future is done.
+            on_upload: As for ``save``; is told by a thread of this process, before the future is done.
+            executor: What saves. ``"process"``: a new process, for each call, so that a save takes no time of this
+                interpreter; not on Windows. It starts in seconds, finds credentials by itself, in this environment, and
+                knows region, endpoint and configuration of this S3Checkpoint, not what a subclass has changed. The
+                copies lie in memory that both map, which is not pinned. If this process is killed it ends the save.
 
         Returns:
             A future that is done when the checkpoint is there; its ``result()`` raises what ``save`` would. A failure
@@ -129,28 +144,41 @@ class S3Checkpoint:
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of the form ``s3://bucket/key``, or names a folder.
+            ArgumentError: ``executor`` is another one, or cannot be on this system.
             RuntimeError: No thread could be started.
         """
         parse_checkpoint_uri(s3_uri)
+        if executor not in ("thread", "process"):
+            raise ArgumentError(f"executor={executor!r} cannot be: it must be 'thread' or 'process'.")
+        is_process = executor == "process"
+        if is_process and os.name != "posix":
+            raise ArgumentError("executor='process' needs a POSIX system: use 'thread'.")
         # A lock of each process: a forked child would wait for ever for a thread that it has not.
         turn = self._turns.setdefault(os.getpid(), _Turn())
         with turn.lock:
             if turn.is_taken:  # by a call of this thread that this one is in the middle of, and would wait for
-                return self._begin_to_save(obj, s3_uri, on_upload, Staging(), Future())
+                own = SharedStaging() if is_process else Staging()
+                return self._begin_to_save(obj, s3_uri, on_upload, own, Future())
             turn.is_taken = True
             try:
                 if self._saving is not None and self._saving[0] == os.getpid():  # a forked child has not the thread
                     wait([self._saving[1]])
                 future: Future[None] = Future()
                 self._saving = os.getpid(), future
-                return self._begin_to_save(obj, s3_uri, on_upload, self._staging, future)
+                kept = self._shared_staging if is_process else self._staging
+                return self._begin_to_save(obj, s3_uri, on_upload, kept, future)
             finally:
                 turn.is_taken = False
 
     def _begin_to_save(
-        self, obj: object, s3_uri: str, on_upload: OnUpload | None, staging: Staging, future: Future[None]
+        self,
+        obj: object,
+        s3_uri: str,
+        on_upload: OnUpload | None,
+        staging: Staging | SharedStaging,
+        future: Future[None],
     ) -> Future[None]:
-        """Copy a state, and start the thread that saves it; whatever fails, the future is done then."""
+        """Copy a state, and start the thread that saves it, or waits for that; if it fails, the future is done then."""
         future.set_running_or_notify_cancel()
         try:
             copied = staging.copy(obj)
@@ -179,14 +207,18 @@ class S3Checkpoint:
     def _save_into(
         self,
         future: Future[None],
-        copied: Snapshot,
+        copied: Snapshot | SharedSnapshot,
         s3_uri: str,
         on_upload: OnUpload | None,
         returning: threading.Event,
     ) -> None:
         returning.wait()  # a new thread runs for 5 ms before the interpreter goes on with the one that waits for it
         try:
-            self.save(copied, s3_uri, progress=False, on_upload=on_upload)
+            if isinstance(copied, SharedSnapshot):
+                config = self._client.s3client_config
+                tell(on_upload, save_in_process(self.region, self.endpoint, config, copied, s3_uri))
+            else:
+                self.save(copied, s3_uri, progress=False, on_upload=on_upload)
         except BaseException as error:  # noqa: BLE001  # it is the future's
             _fail(future, error, s3_uri)
         else:

@@ -108,6 +108,18 @@ class Outline:
         others = iter(storages)
         return Outline([piece if isinstance(piece, bytes) else next(others) for piece in self._pieces], self._keys)
 
+    def without_storages(self) -> tuple[list[bytes | int], list[bytes]]:
+        """Return the pieces, with the size of each storage in its place, and the keys."""
+        return [piece if isinstance(piece, bytes) else piece.nbytes() for piece in self._pieces], self._keys
+
+    @classmethod
+    def of_pieces(
+        cls, pieces: Iterable[bytes | int], keys: list[bytes], storages: Iterable[torch.UntypedStorage]
+    ) -> Outline:
+        """Return the outline of what ``without_storages`` has returned, with storages of these sizes."""
+        others = iter(storages)
+        return cls([piece if isinstance(piece, bytes) else next(others) for piece in pieces], keys)
+
     def write_to(self, file: File, count: Callable[[int], object]) -> None:
         """Write the whole file.
 

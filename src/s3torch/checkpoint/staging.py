@@ -14,7 +14,7 @@ import torch
 
 from s3torch.checkpoint.outline import File, Outline, torch_save
 
-__all__ = ["Snapshot", "Staging"]
+__all__ = ["Snapshot", "Staging", "copy_bytes"]
 
 
 class Snapshot:
@@ -70,11 +70,11 @@ class Staging:
             used.setdefault(kind, []).append(ours)
             copies.append((storage, ours))
         self._kept = used
-        _copy_bytes(copies)
+        copy_bytes(copies)
         return Snapshot(outline.with_storages([ours for _, ours in copies]))
 
 
-def _copy_bytes(copies: Iterable[tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> None:
+def copy_bytes(copies: Iterable[tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> None:
     """Copy all storages, one right after the other: what else is done in between finds the caches empty."""
     is_any_on_gpu = False
     for original, ours in copies:

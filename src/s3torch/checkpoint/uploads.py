@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from s3torch.client import S3Client
     from s3torch.writer import S3Writer
 
-__all__ = ["OnUpload", "UploadEstimate", "UploadStats", "estimate_upload", "sum_of", "writing"]
+__all__ = ["OnUpload", "UploadEstimate", "UploadStats", "Watch", "estimate_upload", "sum_of", "tell", "writing"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class UploadStats:
         key: Of the object.
         size: Of the object, in bytes.
         seconds: From when its first byte was about to be written until the server had confirmed it.
-        requests: That were sent for it, retries included, by the thread that wrote it.
+        requests: That were sent for it, retries included, by the thread that wrote it, or by all ranks that did.
         retries: Those of them that were sent again after an error.
     """
 
@@ -101,22 +101,44 @@ def writing(client: S3Client, opened: Callable[[], S3Writer], on_upload: OnUploa
         with opened() as writer:
             yield writer
         return
-    engine = client._access.engine()  # of this thread, which sends nothing else meanwhile
-    before, begin = replace(engine.stats), time.perf_counter()
+    watch = Watch(client)
     with opened() as writer:
         yield writer
-    stats = UploadStats(
-        bucket=writer.bucket,
-        key=writer.key,
-        size=writer.tell(),
-        seconds=time.perf_counter() - begin,
-        requests=engine.stats.requests - before.requests,
-        retries=engine.stats.retries - before.retries,
-    )
+    tell(on_upload, watch.stats_of(writer))
+
+
+class Watch:
+    """Counts what it takes to store an object, by the thread that makes it, which sends nothing else meanwhile.
+
+    Args:
+        client: That sends the requests.
+    """
+
+    def __init__(self, client: S3Client) -> None:
+        self._engine = client._access.engine()
+        self._before = replace(self._engine.stats)
+        self._begin = time.perf_counter()
+
+    def stats_of(self, writer: S3Writer) -> UploadStats:
+        """Return what it took, once the writer is closed."""
+        return UploadStats(
+            bucket=writer.bucket,
+            key=writer.key,
+            size=writer.tell(),
+            seconds=time.perf_counter() - self._begin,
+            requests=self._engine.stats.requests - self._before.requests,
+            retries=self._engine.stats.retries - self._before.retries,
+        )
+
+
+def tell(on_upload: OnUpload | None, stats: UploadStats) -> None:
+    """Tell what it took to store an object; what ``on_upload`` raises is logged."""
+    if on_upload is None:
+        return
     try:
         on_upload(stats)
     except Exception:  # noqa: BLE001  # the caller's code, which decides nothing here
-        _log.exception("on_upload failed for s3://%s/%s, which is stored", writer.bucket, writer.key)
+        _log.exception("on_upload failed for s3://%s/%s, which is stored", stats.bucket, stats.key)
 
 
 def _part_size(number: int, size: int, part_size: int, *, is_known: bool) -> int:

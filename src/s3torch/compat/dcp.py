@@ -153,6 +153,8 @@ class S3StorageReader(dcp.S3StorageReader):
         if reader_constructor is None and reader_config is None and reader_type is None:
             reader_constructor = S3ReaderConstructor.dcp_optimized()
         self._reader_constructor = choose_constructor(reader_constructor, reader_config, reader_type)
+        if self._is_strict and S3ReaderConstructor.get_reader_type_string(self._reader_constructor) != "unknown":
+            self._reader_constructor = S3ReaderConstructor.sequential()  # others hand out what is not verified yet
         self.fs = S3FileSystem(
             region, s3client_config=s3client_config, reader_constructor=self._reader_constructor, endpoint=endpoint
         )

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from s3torch import S3Client, S3ClientConfig
 from s3torch.errors import S3Error
-from s3torch.safetensors import save_sharded
+from s3torch.safetensors import estimate_sharded, save_sharded
 
 TIMEOUT = 20.0
 Layout = dict[str, tuple[int, ...] | None]
@@ -79,6 +79,22 @@ def save(rank: int, uri: str, **options: Any) -> int:
     for name, tensor in state.items():
         assert _bits(_local(tensor)) == _bits(before[name]), name
     return client.stats.bytes_sent
+
+
+def save_and_tell(rank: int, uri: str, **options: Any) -> tuple[list[tuple[int, int]], tuple[int, int, int], int]:
+    """Save; returns size and requests of what this rank was told, the estimate, and the requests of this rank."""
+    client = S3Client(s3client_config=_config())
+    client.delete_object("tests", "nothing")  # finds the bucket
+    state, told = shards(), []
+    group = dist.group.WORLD
+    estimate = estimate_sharded(state, group=group, group_timeout=TIMEOUT, s3client_config=_config(), **options)
+    before = client.stats.requests
+    save_sharded(
+        state, uri, client=client, group=group, group_timeout=TIMEOUT, on_upload=told.append, progress=True, **options
+    )
+    requests = client.stats.requests - before
+    found = [(each.size, each.requests) for each in told]
+    return found, (estimate.size, estimate.objects, estimate.requests), requests
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,17 @@ def test_one_file(run, client, bucket, prefix, count):  # noqa: F811
     _check(load_file(f"s3://{bucket}/{prefix}model.safetensors"))
 
 
+def test_what_is_told(run, client, bucket, prefix):  # noqa: F811
+    """The first rank tells of the file and of what all ranks have sent for it, which all knew before."""
+    found = run(3, these.save_and_tell, f"s3://{bucket}/{prefix}model.safetensors")
+    size = client.head_object(bucket, f"{prefix}model.safetensors").size
+    assert len({estimate for _, estimate, _ in found}) == 1
+    estimated, objects, requests = found[0][1]
+    assert (estimated, objects) == (size, 1)
+    assert sum(sent for _, _, sent in found) == requests
+    assert [told for told, _, _ in found] == [[(size, requests - 1)], [], []]  # one asks whether there is an index
+
+
 def test_several_files(run, client, bucket, prefix):  # noqa: F811
     """An index names the files, whose names no other save has, and says how large all is."""
     uri = f"s3://{bucket}/{prefix}model.safetensors"

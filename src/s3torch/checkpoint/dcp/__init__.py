@@ -1,7 +1,8 @@
 """PyTorch Distributed Checkpoint in S3; ``s3torch.dcp`` is its public name."""
 
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
-from s3torch.checkpoint.dcp.hugging_face import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
+from s3torch.checkpoint.dcp.hugging_face import S3HuggingFaceStorageWriter
+from s3torch.checkpoint.dcp.hugging_face_reader import S3HuggingFaceStorageReader
 from s3torch.checkpoint.dcp.prefixes import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,

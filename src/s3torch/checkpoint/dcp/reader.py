@@ -9,6 +9,9 @@ A large tensor that a span is all of is received straight into its memory: see `
 
 Of a large tensor of which this rank needs less than half (another number of ranks has saved it) only the rows that it
 needs are read: see ``layout``. That takes two rounds, the first for the ends of all such items together.
+
+With ``checksums="strict"`` an item is read whole, and its records are compared with the CRC-32s in there. What has none
+is kept until all that this rank reads of its file is there, and then proven by the checksums of the object.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 import pickle
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,12 +38,19 @@ from s3torch.checkpoint.dcp import layout
 from s3torch.checkpoint.dcp.filesystem import S3FileSystem
 from s3torch.checkpoint.dcp.in_place import InPlace, aliases_state
 from s3torch.checkpoint.dcp.layout import Layout
+from s3torch.checkpoint.dcp.spans import Read, Span, spans
+from s3torch.checkpoint.proof import Proof
+from s3torch.checkpoint.proven_file import ProvenFile
 from s3torch.checkpoint.storages import copy_into
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.errors import CheckpointFormatError, S3Error
+from s3torch.errors import CheckpointFormatError, IntegrityError, S3Error
+from s3torch.readers import check_reader_config
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["Read", "S3StorageReader", "Span", "spans"]
+__all__ = ["S3StorageReader"]
+
+# Of each file, the bytes by whose meaning others were found: by where they begin.
+_Parsed = dict[str, dict[int, bytes]]
 
 MiB = 1024 * 1024
 # Bytes that are requested ahead of the items being unpacked; one larger item goes alone. Not tuned.
@@ -48,66 +58,10 @@ _AHEAD = 128 * MiB
 _IN_PLACE_SHARE = 4  # so that what is under way is bounded by the connections, not by this
 # Bytes of joined neighbours at most.
 _JOINED = 8 * MiB
+# How often an item is fetched that does not have its CRC-32; as for a single request.
+_ATTEMPTS = 3
 # Bytes of an item from which on it is worth to look where its elements are. Not tuned.
 _WORTH_A_LOOK = MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Bytes of a file that one item of a plan needs.
-
-    Attributes:
-        item: Of the plan.
-        path: Of the file, below the checkpoint's.
-        start: First byte.
-        stop: The byte after the last.
-        layout: Of the rows that these bytes are; None: they are the item as it was stored.
-    """
-
-    item: ReadItem
-    path: str
-    start: int
-    stop: int
-    layout: Layout | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes ``[start, stop)`` of a file, and the reads that they serve."""
-
-    path: str
-    start: int
-    stop: int
-    reads: tuple[Read, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of it."""
-        return self.stop - self.start
-
-    def contents(self, content: memoryview) -> Iterator[tuple[Read, memoryview]]:
-        """Return each read with its part of the bytes."""
-        return ((read, content[read.start - self.start : read.stop - self.start]) for read in self.reads)
-
-
-def spans(reads: Iterable[Read], max_gap: int, max_size: int) -> list[Span]:
-    """Join reads of the same file that overlap or lie near each other.
-
-    Args:
-        reads: In any order.
-        max_gap: Bytes between two reads that are read for nothing rather than sending another request.
-        max_size: Bytes of a span at most, unless a single read is larger.
-    """
-    joined: list[Span] = []
-    for read in sorted(reads, key=lambda read: (read.path, read.start, read.stop)):
-        last = joined[-1] if joined else None
-        if last is not None and last.path == read.path and read.start <= last.stop + max_gap:
-            stop = max(last.stop, read.stop)
-            if stop == last.stop or stop - last.start <= max_size:
-                joined[-1] = Span(last.path, last.start, stop, (*last.reads, read))
-                continue
-        joined.append(Span(read.path, read.start, read.stop, (read,)))
-    return joined
 
 
 class _Buffer:
@@ -129,7 +83,8 @@ class S3StorageReader(FileSystemReader):
         region: Of the bucket; None finds it.
         path: Of the checkpoint, ``s3://bucket/prefix``.
         s3client_config: See S3ClientConfig.
-        reader_config: Which reader ``.metadata`` is read with; None is sequential. Items are read as ranges always.
+        reader_config: Which reader ``.metadata`` is read with; None is sequential, and so is all with
+            ``checksums="strict"``, as others hand out what is not verified yet. Items are read as ranges always.
         endpoint: URL of the server; None finds it.
         **kwargs: Of torch's FileSystemReader.
 
@@ -153,6 +108,9 @@ class S3StorageReader(FileSystemReader):
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]  # torch declares its own
             region, s3client_config=s3client_config, reader_config=reader_config, endpoint=endpoint
         )
+        self._is_strict = self.fs.client.s3client_config.checksums == "strict"
+        if self._is_strict:
+            self.fs.reader_config = check_reader_config(None)
         self.path = self.fs.init_path(path)
         self._chunks: dict[tuple[str, torch.Size | None], tuple[torch.Size, torch.dtype]] = {}
 
@@ -182,21 +140,97 @@ class S3StorageReader(FileSystemReader):
         Raises:
             S3Error: A file is missing, shorter than ``.metadata`` says, damaged, or could not be read. Tensors may have
                 been loaded in part.
+            UnverifiedError: ``checksums`` are "strict", and nothing proves what was read.
         """
         objects: dict[str, RemoteObject] = {}
-        reads = self._narrowed([self._read(item) for item in plan.items], objects)
+        parsed: _Parsed = {}
+        reads = self._narrowed([self._read(item) for item in plan.items], objects, parsed)
         targets = self._targets(reads, planner)
         # After a failure nothing more goes into a target.
         with contextlib.closing(self._arrived(reads, objects, targets)) as arrived:
-            for span, memory in arrived:
-                if isinstance(memory, InPlace) and memory.has_arrived:
-                    planner.commit_tensor(span.reads[0].item, memory.target)
-                else:
-                    for read, content in span.contents(memory.content()):
-                        self._deliver(read, content, planner)
+            if self._is_strict:
+                self._deliver_proven(arrived, objects, parsed, planner)
+            else:
+                for span, memory in arrived:
+                    self._deliver_span(span, memory, planner)
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def _deliver_span(self, span: Span, memory: _Buffer | InPlace, planner: LoadPlanner) -> None:
+        if isinstance(memory, InPlace) and memory.has_arrived:
+            planner.commit_tensor(span.reads[0].item, memory.target)
+        else:
+            for read, content in span.contents(memory.content()):
+                self._deliver(read, content, planner)
+
+    def _deliver_proven(
+        self,
+        arrived: Iterable[tuple[Span, _Buffer | InPlace]],
+        objects: dict[str, RemoteObject],
+        parsed: _Parsed,
+        planner: LoadPlanner,
+    ) -> None:
+        """Deliver what proves itself at once, and all else when what was read of its file is proven together."""
+        held: list[tuple[Span, _Buffer | InPlace]] = []
+        try:
+            for span, memory in arrived:
+                if held and held[0][0].path != span.path:
+                    self._deliver_held(held, objects, parsed, planner)
+                if isinstance(memory, InPlace):
+                    held.append((span, memory))
+                    continue
+                contents = span.contents(memory.content())
+                files = [self._proven_file(read, content, objects) for read, content in contents]
+                if None in files:
+                    held.append((span, memory))
+                    continue
+                for (read, content), file in zip(span.contents(memory.content()), files, strict=True):
+                    self._deliver(read, content, planner, file)
+            if held:
+                self._deliver_held(held, objects, parsed, planner)
+        finally:
+            held.clear()  # whoever keeps an error keeps this frame
+
+    def _deliver_held(
+        self,
+        held: list[tuple[Span, _Buffer | InPlace]],
+        objects: dict[str, RemoteObject],
+        parsed: _Parsed,
+        planner: LoadPlanner,
+    ) -> None:
+        """Deliver what was read of one file, once all of it is proven; nothing is held then."""
+        path = held[0][0].path
+        proof = Proof(self._object(path, objects))
+        for start, content in parsed.get(path, {}).items():
+            proof.add_parsed(start, content)
+        for span, memory in held:
+            start = span.start
+            for view in memory.views:
+                proof.add(start, view)
+                start += len(view)
+        proof.conclude()
+        for span, memory in held:
+            self._deliver_span(span, memory, planner)
+        held.clear()
+
+    def _proven_file(self, read: Read, content: memoryview, objects: dict[str, RemoteObject]) -> ProvenFile | None:
+        """Return an item as a file of proven records, which is fetched again if it is damaged.
+
+        Returns:
+            None if nothing in it proves it.
+
+        Raises:
+            IntegrityError: It is damaged, however often it is fetched.
+        """
+        if read.layout is not None or self._descriptors(read.item.storage_index):
+            return None
+        what = f"{read.item.storage_index.fqn} in {self._place(read.path)}"
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(IntegrityError):
+                return ProvenFile.of(content, what)
+            content = next(self._fetched([read], objects))[1]
+        return ProvenFile.of(content, what)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -209,7 +243,7 @@ class S3StorageReader(FileSystemReader):
             raise S3Error(f"{self.path} says nothing of where {item.storage_index} is: the checkpoint is incomplete.")
         return Read(item, stored.relative_path, stored.offset, stored.offset + stored.length)
 
-    def _narrowed(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
+    def _narrowed(self, reads: Sequence[Read], objects: dict[str, RemoteObject], parsed: _Parsed) -> list[Read]:
         """Replace reads of stored tensors by reads of their rows, where that saves enough or there is no other way."""
         plain, archives, safetensors = [], [], []
         for read in reads:
@@ -219,7 +253,7 @@ class S3StorageReader(FileSystemReader):
                 archives.append(read)
             else:
                 plain.append(read)
-        return [*plain, *self._archive_rows(archives, objects), *self._safetensors_rows(safetensors, objects)]
+        return [*plain, *self._archive_rows(archives, objects), *self._safetensors_rows(safetensors, objects, parsed)]
 
     def _archive_rows(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
         ends = [end for read in reads for end in _ends(read)]
@@ -231,14 +265,16 @@ class S3StorageReader(FileSystemReader):
             rows.append(read if found is None else _rows(read, replace(found, start=found.start + read.start)))
         return rows
 
-    def _safetensors_rows(self, reads: Sequence[Read], objects: dict[str, RemoteObject]) -> list[Read]:
+    def _safetensors_rows(self, reads: Sequence[Read], objects: dict[str, RemoteObject], parsed: _Parsed) -> list[Read]:
         lengths = [replace(read, stop=read.start + 8) for read in reads]
         headers = []
         for read, content in self._fetched(lengths, objects):
+            parsed.setdefault(read.path, {})[read.start] = bytes(content)
             size = layout.safetensors_header_size(bytes(content), self._place(read.path))
             headers.append(replace(read, start=read.start + 8, stop=read.start + 8 + size))
         rows = []
         for read, content in self._fetched(headers, objects):
+            parsed[read.path][read.start] = bytes(content)
             name = read.item.storage_index.fqn
             rows.append(_rows(read, layout.safetensors_layout(bytes(content), name, read.stop, self._place(read.path))))
         return rows
@@ -286,6 +322,8 @@ class S3StorageReader(FileSystemReader):
         if not aliases_state(planner):
             return {}
         large = [read for read in reads if read.item.type != LoadItemType.BYTE_IO and self._has_layout(read)]
+        if self._is_strict:  # an archive proves itself where it is all in one piece
+            large = [read for read in large if read.layout is not None]
         targets = {read: planner.resolve_tensor(read.item).detach() for read in large}
         times = Counter(target.data_ptr() for target in targets.values())
         return {
@@ -300,14 +338,14 @@ class S3StorageReader(FileSystemReader):
             objects[path] = RemoteObject(self.fs.client._access, bucket, key)
         return objects[path]
 
-    def _deliver(self, read: Read, content: memoryview, planner: LoadPlanner) -> None:
+    def _deliver(self, read: Read, content: memoryview, planner: LoadPlanner, file: ProvenFile | None = None) -> None:
         item = read.item
         if item.type == LoadItemType.BYTE_IO:
             with self._damage_named(f"{item.storage_index.fqn} in {read.path}"):
-                planner.load_bytes(item, self._untransformed(read, content))
+                planner.load_bytes(item, file or self._untransformed(read, content))
             return
         with self._damage_named(f"{item.storage_index.fqn} in {read.path}"):
-            stored = self._tensor(read, content)
+            stored = self._tensor(read, content, file)
         offsets = item.storage_offsets if read.layout is None else (0, *item.storage_offsets[1:])
         for dimension, (offset, length) in enumerate(zip(offsets, item.lengths, strict=False)):
             stored = stored.narrow(dimension, offset, length)
@@ -320,17 +358,17 @@ class S3StorageReader(FileSystemReader):
         copy_into(target, stored)
         planner.commit_tensor(item, target)
 
-    def _tensor(self, read: Read, content: memoryview) -> torch.Tensor:
+    def _tensor(self, read: Read, content: memoryview, file: ProvenFile | None) -> torch.Tensor:
         """Return the tensor that was read: the stored one, or the rows of it that the item needs."""
         if read.layout is not None:
             return read.layout.tensor(content)
-        if self._has_layout(read):  # saves the two copies that torch.load makes
+        if file is None and self._has_layout(read):  # saves the two copies that torch.load makes
             head, tail = bytes(content[: layout.ENDS]), bytes(content[-layout.ENDS :])
             found = layout.archive_layout(head, tail, len(content))
             if found is not None:
                 return found.tensor(content[found.start : found.stop])
         tensor: torch.Tensor = torch.load(
-            self._untransformed(read, content), map_location="cpu", weights_only=True, mmap=False
+            file or self._untransformed(read, content), map_location="cpu", weights_only=True, mmap=False
         )
         return tensor
 
@@ -364,7 +402,7 @@ class S3StorageReader(FileSystemReader):
 
     def _is_worth_slicing(self, read: Read) -> bool:
         shape, _ = self._chunk(read.item)
-        if not shape or not self._has_layout(read):
+        if not shape or not self._has_layout(read) or self._is_strict:  # a CRC-32 is of all rows
             return False
         return 2 * read.item.lengths[0] < shape[0]
 

@@ -18,6 +18,7 @@ from s3torch._aws.operations import HeadObject
 from s3torch._objects.beginnings import Beginning, read_beginnings
 from s3torch._objects.remote import RemoteObject
 from s3torch._objects.spread import run
+from s3torch.checkpoint.proof import Proof
 from s3torch.checkpoint.safetensors.dtypes import bytes_of, empty, shape_in_items, torch_dtype
 from s3torch.checkpoint.safetensors.format import (
     LENGTH_SIZE,
@@ -126,6 +127,7 @@ def safe_open(
     context = client_for(client, region, endpoint, s3client_config)
     try:
         file = _open_version(context.client, bucket, key, version_id)
+        file.prove_head()
     except BaseException:
         context.close()
         raise
@@ -172,16 +174,56 @@ def client_for(
 class File:
     """A file whose header was read.
 
-    Attributes:
+    Args:
         remote: The object.
         header: What it says; of a file that an index names, only the tensors that it is to have.
         head: Its first bytes: the header, and of small files all.
+        data_start: Where the header ends.
+        proven: How many of the first bytes are proven already, with ``checksums="strict"``.
+
+    Attributes:
+        remote: As given.
+        header: As given.
+        head: As given.
+        data_start: As given.
     """
 
-    def __init__(self, remote: RemoteObject, header: Header, head: bytes) -> None:
+    def __init__(self, remote: RemoteObject, header: Header, head: bytes, data_start: int, *, proven: int = 0) -> None:
         self.remote = remote
         self.header = header
         self.head = head
+        self.data_start = data_start
+        self._proven = proven
+
+    def prove_head(self) -> None:
+        """Verify the first bytes, before anything else of the file is read, with ``checksums="strict"``.
+
+        Raises:
+            IntegrityError: They are damaged.
+            UnverifiedError: Nothing proves them.
+        """
+        if self.remote.is_strict and self._proven < len(self.head):
+            proof = Proof(self.remote)
+            proof.add_parsed(0, self.head)
+            proof.conclude()
+            self._proven = len(self.head)
+
+    def prove(self, contents: Iterable[tuple[int, memoryview]]) -> None:
+        """Verify what was read of the file, and its header, with ``checksums="strict"``; see ``prove_head``.
+
+        Args:
+            contents: Places in the file, and what was read there, which is fetched again if it is damaged.
+        """
+        if not self.remote.is_strict:
+            return
+        proof = Proof(self.remote)
+        if self._proven < self.data_start:
+            proof.add_parsed(0, self.head[: self.data_start])
+        for start, view in contents:
+            if start + len(view) > self._proven:
+                proof.add(start, view)
+        proof.conclude()
+        self._proven = max(self._proven, self.data_start)
 
     def __str__(self) -> str:
         return _where(self.remote)
@@ -192,9 +234,10 @@ def _finish(read: Beginning) -> File:
     head, remote, where = read.finish(), read.remote, _where(read.remote)
     file_size = remote.size or 0
     stop = LENGTH_SIZE + parse_header_size(head, file_size, where)
+    proven = file_size if len(head) == file_size else 0  # what is read whole is verified
     if stop > len(head):
         head += remote.read(len(head), stop)
-    return File(remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head)
+    return File(remote, parse_header(head[LENGTH_SIZE:stop], file_size, where), head, stop, proven=proven)
 
 
 def _open(client: S3Client, bucket: str, key: str, wanted: Sequence[str] | None) -> list[File]:
@@ -283,7 +326,7 @@ def load_tensors(
         )
         return {name: tensor for (_, name), tensor in zip(wanted, tensors, strict=True)}
     loaded: dict[str, torch.Tensor] = {}
-    for stage in _stages([file.header.tensors[name] for file, name in wanted]):
+    for stage in _stages([(file, file.header.tensors[name]) for file, name in wanted]):
         staged = [empty(*kinds[index], pinned=device.type == "cuda") for index in stage]
         chosen = [wanted[index] for index in stage]
         _fill(
@@ -295,20 +338,24 @@ def load_tensors(
             loaded[name] = tensor.to(device, non_blocking=device.type == "cuda")
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    return loaded
+    return {name: loaded[name] for _, name in wanted}
 
 
-def _stages(infos: Sequence[TensorInfo]) -> list[list[int]]:
-    """Return the indices of tensors that are staged together."""
+def _stages(tensors: Sequence[tuple[File, TensorInfo]]) -> list[list[int]]:
+    """Return the indices of tensors that are staged together; those of one file, if it must be proven as a whole."""
     stages: list[list[int]] = []
+    by_file: dict[File, list[int]] = {}
     room = 0
-    for index, info in enumerate(infos):
+    for index, (file, info) in enumerate(tensors):
+        if file.remote.is_strict:
+            by_file.setdefault(file, []).append(index)
+            continue
         if not stages or _size(info) > room:
             stages.append([])
             room = _STAGE_SIZE
         stages[-1].append(index)
         room -= _size(info)
-    return stages
+    return [*stages, *by_file.values()]
 
 
 def _size(info: TensorInfo) -> int:
@@ -323,8 +370,10 @@ def kind_of(info: TensorInfo, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
 def _fill(tensors: Sequence[tuple[File, TensorInfo, torch.Tensor]], progress: Callable[[int], object] | None) -> None:
     """Receive tensors into their memory, from all files at the same time."""
     by_file: dict[File, list[tuple[tuple[int, int], memoryview]]] = {}
+    contents: dict[File, list[tuple[int, memoryview]]] = {}
     for file, info, tensor in tensors:
         view = bytes_of(tensor)
+        contents.setdefault(file, []).append((info.start, view))
         if info.stop <= len(file.head):
             view[:] = file.head[info.start : info.stop]
         else:
@@ -337,6 +386,8 @@ def _fill(tensors: Sequence[tuple[File, TensorInfo, torch.Tensor]], progress: Ca
         run(reads[0][0].access, [get for _, gets, _ in reads for get in gets], progress)
     for remote, gets, ranges in reads:
         remote.conclude_vector(gets, ranges)
+    for file in list(contents):
+        file.prove(contents.pop(file))
 
 
 class SafeOpen:
@@ -410,7 +461,7 @@ class SafeOpen:
         ranges, fetched = ranges_of(shape, selection.bounds, dtype.itemsize)
         tensor = empty(dtype, [stop - start for start, stop in fetched])
         if ranges:
-            _fill_ranges(self._file.remote, [(info.start + left, info.start + right) for left, right in ranges], tensor)
+            _fill_ranges(self._file, [(info.start + left, info.start + right) for left, right in ranges], tensor)
         inner = zip(selection.bounds, fetched, strict=True)
         cut = tensor
         for dimension, ((start, stop), (begin, _)) in enumerate(inner):
@@ -450,8 +501,9 @@ class SafeSlice:
         return self._file._read_slice(self._name, index)  # of the same module
 
 
-def _fill_ranges(remote: RemoteObject, ranges: Sequence[tuple[int, int]], tensor: torch.Tensor) -> None:
+def _fill_ranges(file: File, ranges: Sequence[tuple[int, int]], tensor: torch.Tensor) -> None:
     """Receive ranges one behind the other into a tensor."""
+    remote = file.remote
     view, begin, views = bytes_of(tensor), 0, []
     for start, stop in ranges:
         views.append(view[begin : begin + stop - start])
@@ -459,6 +511,7 @@ def _fill_ranges(remote: RemoteObject, ranges: Sequence[tuple[int, int]], tensor
     gets = remote.vector(ranges, views)
     run(remote.access, gets)
     remote.conclude_vector(gets, ranges)
+    file.prove([(start, view) for (start, _), view in zip(ranges, views, strict=True)])
 
 
 def _where(remote: RemoteObject) -> str:

@@ -48,6 +48,7 @@ class _Opened(NamedTuple):
     modified: str | None
     header: Header
     head: bytes
+    data_start: int
 
 
 def load_file_together(
@@ -79,8 +80,8 @@ def load_file_together(
             size = sum(each.memory.numel() for each in targets)
             with new_byte_bar(f"Loading {uri}", size, is_wanted=progress) as bar:
                 read_together(ranks, targets, bar.update)
-            if own.s3client_config.checksums == "strict" and wanted is None:
-                ranks.attempt(lambda: _verify(files, loaded))
+            if own.s3client_config.checksums == "strict":
+                ranks.attempt(lambda: _verify(chosen, loaded))
             ranks.settle()
             return loaded
 
@@ -104,6 +105,7 @@ def _opened(file: File) -> _Opened:
         remote.modified,
         file.header,
         file.head,
+        file.data_start,
     )
 
 
@@ -117,7 +119,7 @@ def _file(client: S3Client, opened: _Opened) -> File:
         version_id=opened.version_id,
     )
     remote.modified = opened.modified
-    return File(remote, opened.header, opened.head)
+    return File(remote, opened.header, opened.head, opened.data_start)
 
 
 def _places(chosen: Sequence[tuple[File, str]], device: torch.device) -> tuple[dict[str, torch.Tensor], list[Target]]:
@@ -139,19 +141,17 @@ def _places(chosen: Sequence[tuple[File, str]], device: torch.device) -> tuple[d
     return loaded, targets
 
 
-def _verify(files: Sequence[File], loaded: dict[str, torch.Tensor]) -> None:
-    """Compare whole files with the checksums that they are stored with.
+def _verify(chosen: Sequence[tuple[File, str]], loaded: dict[str, torch.Tensor]) -> None:
+    """Compare what was loaded with the checksums that it is stored with, file by file.
 
     Each rank does so for itself: what is damaged is fetched again, into the memory of the rank that has found it.
     """
-    for file in files:
-        tensors = file.header.tensors
-        begin = min((info.start for info in tensors.values()), default=len(file.head))
-        copies = {name: loaded[name].cpu() for name in tensors}  # none where they are on the CPU
-        pieces = [memoryview(bytearray(file.head[:begin])), *(bytes_of(copy) for copy in copies.values())]
-        if sum(map(len, pieces)) != file.remote.size:
-            continue  # an index wants only some of its tensors: a part is no whole file
-        file.remote.verifier.prove(0, [piece for piece in pieces if len(piece)])
+    by_file: dict[File, list[str]] = {}
+    for file, name in chosen:
+        by_file.setdefault(file, []).append(name)
+    for file, names in by_file.items():
+        copies = {name: loaded[name].cpu() for name in names}  # none where they are on the CPU
+        file.prove((file.header.tensors[name].start, bytes_of(copy)) for name, copy in copies.items())
         for name, copy in copies.items():
             if copy.device != loaded[name].device:
                 loaded[name].copy_(copy)

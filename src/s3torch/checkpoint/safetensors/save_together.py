@@ -7,154 +7,36 @@ is less than a part goes to the rank that has most of that part, in exchanges in
 
 from __future__ import annotations
 
-import json
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from s3torch._objects.shared_upload import SentPart, SharedUpload, UploadTicket
-from s3torch.checkpoint.safetensors.dtypes import bytes_of, name_of
-from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX, build_header, split_into_shards
+from s3torch.checkpoint.safetensors.dtypes import bytes_of
+from s3torch.checkpoint.safetensors.format import INDEX_SUFFIX
 from s3torch.checkpoint.safetensors.layout import (
-    Chunk,
-    FilePlan,
     PartPlan,
     Piece,
     Run,
-    TensorPlan,
-    plan_file,
-    with_exchanges,
-    without_copies,
 )
+from s3torch.checkpoint.safetensors.model_plan import ModelPlan, exported
 from s3torch.checkpoint.safetensors.replacing import OneFile, Sharded
 from s3torch.checkpoint.together import bytes_in
-from s3torch.errors import ArgumentError, S3Error
+from s3torch.checkpoint.uploads import UploadStats, tell
+from s3torch.errors import S3Error
 
 if TYPE_CHECKING:
     from s3torch.checkpoint.ranks import Ranks
+    from s3torch.checkpoint.uploads import OnUpload
     from s3torch.client import S3Client
 
-__all__ = ["Item", "ModelPlan", "Parts", "complete", "exported", "plan_model", "write_parts"]
-
-# Bytes that ranks exchange at once, for each of them. Not tuned.
-_EXCHANGED = 16 * 1024**2
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+__all__ = ["Parts", "complete", "write_parts"]
 
 Parts = dict[tuple[int, int], SentPart]  # by file and number
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A chunk of a tensor, as the rank that has it describes it to the others.
-
-    Attributes:
-        name: Of the tensor.
-        dtype: Of the tensor.
-        shape: Of the whole tensor.
-        offsets: Where the chunk begins in it.
-        sizes: Of the chunk.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """What is written.
-
-    Attributes:
-        files: With their parts.
-        index: Key and text of the index; None if there is none.
-        export_dtype: What floating-point tensors are converted to; None for what they are.
-        exchanges: How often ranks exchange what is less than a part.
-    """
-
-    files: list[FilePlan]
-    index: tuple[str, bytes] | None
-    export_dtype: torch.dtype | None
-    exchanges: int
-
-    def of_rank(self, rank: int) -> ModelPlan:
-        """Return what one rank must know."""
-        files = []
-        for file in self.files:
-            parts = tuple(part for part in file.parts if part.owner == rank or rank in part.bytes_by_rank())
-            files.append(FilePlan(file.key, parts))
-        return ModelPlan(files, None, self.export_dtype, self.exchanges)
-
-
-def exported(dtype: torch.dtype, export_dtype: torch.dtype | None) -> torch.dtype:
-    """Return the dtype that a tensor is written with: floating-point ones of 16 bits and more are converted."""
-    return export_dtype if export_dtype is not None and dtype in _FLOATS else dtype
-
-
-def plan_model(
-    items: Sequence[Sequence[Item]],
-    key_of: Callable[[int, int], str],
-    *,
-    metadata: Mapping[str, str] | None,
-    export_dtype: torch.dtype | None,
-    part_size: int,
-    max_shard_size: int | None = None,
-    shard_of: Mapping[str, int] | None = None,
-    index_key: str | None = None,
-) -> ModelPlan:
-    """Decide who sends which bytes of which file.
-
-    Args:
-        items: Of each rank.
-        key_of: Returns the key of a file, from 1 on, of so many.
-        metadata: Text by name, for each header.
-        export_dtype: What floating-point tensors are converted to; None for nothing.
-        part_size: Bytes of a part, as far as the chunks allow.
-        max_shard_size: Bytes of tensors in one file at most; None for one file.
-        shard_of: The file of each tensor, from 1 on, instead.
-        index_key: Of the index; None for no index.
-
-    Raises:
-        ArgumentError: The ranks disagree on a tensor, or it cannot be saved; it is named, and the rank.
-    """
-    found: dict[str, tuple[int, Item]] = {}
-    chunks: dict[str, list[Chunk]] = {}
-    for rank, of_rank in enumerate(items):
-        for number, item in enumerate(of_rank):
-            first, known = found.setdefault(item.name, (rank, item))
-            if (known.dtype, known.shape) != (item.dtype, item.shape):
-                raise ArgumentError(
-                    f"The ranks disagree on tensor {item.name!r}: {known.dtype} of {list(known.shape)} on rank "
-                    f"{first}, {item.dtype} of {list(item.shape)} on rank {rank}."
-                )
-            chunks.setdefault(item.name, []).append(Chunk(rank, number, item.offsets or (0,), item.sizes or (1,)))
-    described = {name: _described(rank, item, export_dtype) for name, (rank, item) in found.items()}
-    sizes = {name: size for name, (_, _, size) in described.items()}
-    shards = _shards(sizes, max_shard_size, shard_of)
-    plans = []
-    for name, (_, item) in found.items():
-        item_size = exported(item.dtype, export_dtype).itemsize
-        plans.append(TensorPlan(name, item.shape or (1,), item_size, tuple(chunks[name])))
-    tensors = {tensor.name: tensor for tensor in without_copies(plans)}
-    files = []
-    load: dict[int, int] = {}
-    for number, shard in enumerate(shards, 1):
-        head, order = build_header({name: described[name] for name in shard}, metadata)
-        key = key_of(number, len(shards))
-        files.append(plan_file(key, head, [tensors[name] for name in order], part_size, load))
-    index = None
-    if index_key is not None:
-        names = [file.key.rpartition("/")[2] for file in files]
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        index = index_key, json.dumps(document, indent=2).encode()
-    files, exchanges = with_exchanges(files, _EXCHANGED * len(items))
-    return ModelPlan(files, index, export_dtype, exchanges)
 
 
 def write_parts(
@@ -164,6 +46,7 @@ def write_parts(
     plan: ModelPlan,
     tensor_of: Callable[[int], torch.Tensor],
     uploads: list[SharedUpload],
+    count: Callable[[int], object],
 ) -> Parts:
     """Send this rank's parts, and wait for those of all others.
 
@@ -174,6 +57,7 @@ def write_parts(
         plan: All of it, or what this rank must know.
         tensor_of: Returns a chunk of this rank by its number.
         uploads: An empty list, which gets the uploads of the files: the first rank must complete or abort them.
+        count: Is told how many bytes more this rank has begun to send.
 
     Returns:
         The parts of all ranks.
@@ -193,7 +77,7 @@ def write_parts(
     if ranks.rank:
         pairs = zip(plan.files, tickets, strict=True)
         uploads += [SharedUpload(client._access, bucket, file.key, ticket) for file, ticket in pairs]
-    writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of)
+    writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of, count)
     try:
         failure = writing.run()
         ranks.settle(failure)
@@ -207,7 +91,14 @@ def write_parts(
     return {place: part for of_rank in ranks.all_of(found) for place, part in of_rank.items()}
 
 
-def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploads: Sequence[SharedUpload]) -> None:
+def complete(
+    client: S3Client,
+    bucket: str,
+    plan: ModelPlan,
+    parts: Parts,
+    uploads: Sequence[SharedUpload],
+    on_upload: OnUpload | None,
+) -> None:
     """Make the files appear, and then the index, in the place of what had the name; on the first rank.
 
     Args:
@@ -216,6 +107,7 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
         plan: All of it.
         parts: Of all ranks.
         uploads: Of the files.
+        on_upload: Is told of each file that is stored.
 
     Raises:
         S3Error: A part is missing, or a file could not be completed.
@@ -233,7 +125,9 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
 
     def complete_all() -> None:
         for place, (file, upload) in enumerate(zip(plan.files, uploads, strict=True)):
-            upload.complete_with({part.number: parts[place, part.number] for part in file.parts})
+            of_file = {part.number: parts[place, part.number] for part in file.parts}
+            upload.complete_with(of_file)
+            tell(on_upload, _stats(bucket, file.key, upload, of_file.values()))
 
     if plan.index is None:
         model = OneFile(client, bucket, plan.files[0].key)
@@ -251,6 +145,19 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
         raise
 
 
+def _stats(bucket: str, key: str, upload: SharedUpload, parts: Iterable[SentPart]) -> UploadStats:
+    """Return what all ranks together have sent for a file, and the seconds since it was begun."""
+    sent = list(parts)
+    return UploadStats(
+        bucket=bucket,
+        key=key,
+        size=sum(part.length for part in sent),
+        seconds=time.perf_counter() - upload.began,
+        requests=upload.requests + sum(part.attempts for part in sent),
+        retries=upload.retries + sum(part.attempts - 1 for part in sent),
+    )
+
+
 class _Mine(NamedTuple):
     """A part that this rank sends, and the number of its file."""
 
@@ -262,12 +169,18 @@ class _Writing:
     """This rank's work on the parts of all files."""
 
     def __init__(
-        self, ranks: Ranks, uploads: Sequence[SharedUpload], plan: ModelPlan, tensor_of: Callable[[int], torch.Tensor]
+        self,
+        ranks: Ranks,
+        uploads: Sequence[SharedUpload],
+        plan: ModelPlan,
+        tensor_of: Callable[[int], torch.Tensor],
+        count: Callable[[int], object],
     ) -> None:
         self._ranks = ranks
         self._uploads = uploads
         self._plan = plan
         self._tensor_of = tensor_of
+        self._count = count
         self._failure: Exception | None = None
 
     def run(self) -> Exception | None:
@@ -358,7 +271,11 @@ class _Writing:
         return found
 
     def _upload(self, one: _Mine, received: Mapping[int, torch.Tensor]) -> None:
-        self._try(lambda: self._uploads[one.file].send_part(one.part.number, self._content(one.part, received)))
+        def send() -> None:
+            self._uploads[one.file].send_part(one.part.number, self._content(one.part, received))
+            self._count(one.part.size)
+
+        self._try(send)
 
     def _content(self, part: PartPlan, received: Mapping[int, torch.Tensor]) -> list[memoryview]:
         """Return the bytes of a part.
@@ -396,38 +313,6 @@ class _Writing:
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _described(rank: int, item: Item, export_dtype: torch.dtype | None) -> tuple[str, tuple[int, ...], int]:
-    """Return dtype, shape and size of a tensor, as its header has them."""
-    try:
-        item.name.encode()
-        name = name_of(exported(item.dtype, export_dtype), item.name)
-    except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"Rank {rank}: the name of tensor {item.name!a} cannot be written as UTF-8: {error.reason}."
-        ) from error
-    except ArgumentError as error:
-        raise ArgumentError(f"Rank {rank}: {error}") from error
-    shape = item.shape
-    if name == "F4":  # torch counts two items as one
-        if not shape:
-            raise ArgumentError(f"Rank {rank}: tensor {item.name!r} of {item.dtype} has no dimension.")
-        shape = (*shape[:-1], shape[-1] * 2)
-    return name, shape, prod(item.shape) * exported(item.dtype, export_dtype).itemsize
-
-
-def _shards(
-    sizes: Mapping[str, int], max_shard_size: int | None, shard_of: Mapping[str, int] | None
-) -> list[list[str]]:
-    """Return the names of each file's tensors."""
-    if shard_of is None:
-        return split_into_shards(sizes, max_shard_size) or [[]] if max_shard_size is not None else [list(sizes)]
-    missing = [name for name in sizes if name not in shard_of]
-    if missing:
-        raise ArgumentError(f"fqn_to_index_mapping has no file for tensor {missing[0]!r}.")
-    count = max(shard_of.values(), default=1)
-    return [[name for name in sizes if shard_of[name] == number] for number in range(1, count + 1)]
 
 
 def _size(piece: Piece, run: Run) -> int:

@@ -10,6 +10,7 @@ from s3torch import _buffer
 from s3torch.checkpoint.torch_checkpointing.fill import KeptMemory
 from s3torch.checkpoint.torch_checkpointing.identity import Identity, agree, new_identity
 from s3torch.checkpoint.torch_checkpointing.storage import S3Storage
+from s3torch.checkpoint.uploads import OnUpload
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -38,7 +39,11 @@ class S3StorageConfig(StorageConfig):
         kept_memory: Bytes of memory to keep for the next file, when what ``native_fill`` has loaded is dropped. The
             system may take its pages back at any time. 0 keeps none.
         reclaimable: Whether it may. False holds the memory, and saves a third of the CPU time of a transfer.
-        progress: Whether a bar shows how far ``native_fill`` is; None shows one on a terminal.
+        progress: Whether a bar shows how far ``native_fill`` is, or a file that is saved. None shows one of
+            ``native_fill`` on a terminal, and none of what many ranks save.
+        on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took, once for each file that this process
+            has stored, by the thread that has; but for the marker. What it raises is logged. For a save in the
+            background it must be picklable, and is called in that process.
 
     Raises:
         ArgumentTypeError: An argument has the wrong type.
@@ -55,6 +60,7 @@ class S3StorageConfig(StorageConfig):
     kept_memory: int = 4 * _GIB
     reclaimable: bool = True
     progress: bool | None = None
+    on_upload: OnUpload | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything is sent."""
@@ -69,6 +75,8 @@ class S3StorageConfig(StorageConfig):
             raise ArgumentTypeError(f"reclaimable must be a bool, got {self.reclaimable!r}.")
         if self.progress is not None and not isinstance(self.progress, bool):
             raise ArgumentTypeError(f"progress must be a bool or None, got {self.progress!r}.")
+        if self.on_upload is not None and not callable(self.on_upload):
+            raise ArgumentTypeError(f"on_upload must be a function or None, got {self.on_upload!r}.")
         self.reader_config = check_reader_config(self.reader_config or S3ReaderConfig.adaptive())
         self._identity = new_identity()
         self._client()
@@ -86,6 +94,7 @@ class S3StorageConfig(StorageConfig):
             temp_dir_prefix=self.temp_dir_prefix,
             memory=KeptMemory(self.kept_memory, is_reclaimable=self.reclaimable),
             progress=self.progress,
+            on_upload=self.on_upload,
         )
 
     def _client(self) -> S3Client:

@@ -20,6 +20,7 @@ from s3torch.checkpoint.torch_checkpointing.files import Files
 from s3torch.checkpoint.torch_checkpointing.fill import KeptMemory
 from s3torch.checkpoint.torch_checkpointing.identity import Identity
 from s3torch.checkpoint.torch_checkpointing.names import MARKER, Place, StoredFile, place_of
+from s3torch.checkpoint.torch_checkpointing.watched import WatchedFile
 from s3torch.client import S3Client
 from s3torch.config import S3ReaderConfig
 from s3torch.errors import ArgumentError, ObjectChangedError, ObjectExistsError, ObjectNotFoundError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from torch_checkpointing.storage.torch_serialization import MmapFill, MmapLike
     from typing_extensions import Buffer
 
+    from s3torch.checkpoint.uploads import OnUpload
+    from s3torch.writer import S3Writer
 
 __all__ = ["S3Storage", "native_fill"]
 
@@ -52,7 +55,8 @@ class S3Storage(Storage):
         reader_config: Which reader ``stream_read`` returns.
         temp_dir_prefix: What the names of temporary folders begin with.
         memory: Of ``mmap_fill``.
-        progress: Whether ``mmap_fill`` shows a bar; None shows one on a terminal.
+        progress: Whether ``mmap_fill`` and what is written show a bar; None shows one of ``mmap_fill`` on a terminal.
+        on_upload: Is told of each file that is stored.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class S3Storage(Storage):
         temp_dir_prefix: str,
         memory: KeptMemory,
         progress: bool | None,
+        on_upload: OnUpload | None = None,
     ) -> None:
         self.client = client
         self._reader_config = reader_config
         self._temp_dir_prefix = temp_dir_prefix
         self._memory = memory
         self._progress = progress
+        self._on_upload = on_upload
         self._files = Files(client, identify, temp_dir_prefix)
 
     def __repr__(self) -> str:
@@ -85,8 +91,8 @@ class S3Storage(Storage):
 
         Args:
             path: Of the file.
-            read_args: By default all of it is read at once, as the library has it; ``direct_io`` and the timeout are of
-                other storages, and change nothing.
+            read_args: By default all of it is read at once, as the library has it, and always with
+                ``checksums="strict"``; ``direct_io`` and the timeout are of other storages, and change nothing.
 
         Raises:
             ObjectNotFoundError: There is no such file.
@@ -95,7 +101,8 @@ class S3Storage(Storage):
         """
         args = read_args or ReadArgs()
         remote = self._remote(path, args.known_size_bytes)
-        file = io.BytesIO(remote.read(0)) if args.pre_read_full_file else open_reader(remote, self._reader_config)
+        is_read = args.pre_read_full_file or remote.is_strict  # what is read in pieces is not verified
+        file = io.BytesIO(remote.read(0)) if is_read else open_reader(remote, self._reader_config)
         return cast("io.RawIOBase", file)  # has all that a raw file has; the library's own returns a BytesIO, too
 
     def read(self, path: _PathLike, read_args: ReadArgs | None = None) -> bytes:
@@ -137,14 +144,23 @@ class S3Storage(Storage):
             ObjectExistsError: It is a file of a complete checkpoint.
             InvalidURIError: The path names no file in a bucket.
         """
-        place = place_of(path)
-        return self.client.put_object(place.bucket, self._files.key_to_write(place))
+        return cast("io.IOBase", self._written(place_of(path), None))  # has all of one
 
     def write(self, path: _PathLike, data: Buffer) -> None:
         """Write a file; see ``stream_write``."""
-        place = place_of(path)
-        with self.client.put_object(place.bucket, self._files.key_to_write(place)) as writer:
-            writer.write(data)
+        with self._written(place_of(path), len(memoryview(data).cast("B"))) as file:
+            file.write(data)
+
+    def _written(self, place: Place, size: int | None) -> S3Writer | WatchedFile:
+        """Return a file to write, of which bars and ``on_upload`` are told if there are any."""
+        key = self._files.key_to_write(place)  # which may ask for markers
+
+        def opened() -> S3Writer:
+            return self.client.put_object(place.bucket, key)
+
+        if not self._progress and self._on_upload is None:
+            return opened()
+        return WatchedFile(self.client, opened, f"Saving {place.uri}", size, self._progress, self._on_upload)
 
     def mkdir(self, path: _PathLike, recursive: bool = True) -> None:  # noqa: FBT001, FBT002  # the library's
         """Do nothing but look at the path: S3 has no folders."""
