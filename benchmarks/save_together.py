@@ -78,7 +78,7 @@ def _be_rank(options: argparse.Namespace) -> None:
 
     from s3torch import S3Client, S3ClientConfig
     from s3torch.dcp import S3HuggingFaceStorageWriter
-    from s3torch.safetensors import save_file
+    from s3torch.safetensors import save_file, save_sharded
 
     torch.set_num_threads(1)
     join()
@@ -86,6 +86,7 @@ def _be_rank(options: argparse.Namespace) -> None:
     config = S3ClientConfig(unsigned=True, force_path_style=True)
     layers = range(options.size // options.tensor)
     state: dict[str, DTensor] = make_shards(layers, options.tensor * _MIB)
+    own = {name: each.to_local() for name, each in state.items()}
     whole = {name: torch.ones(each.shape) for name, each in state.items()} if is_first else {}
     writer = S3HuggingFaceStorageWriter("us-east-1", "s3://bucket/model", None, config, endpoint=options.rank_of)
     client = S3Client("us-east-1", endpoint=options.rank_of, s3client_config=config)
@@ -107,10 +108,19 @@ def _be_rank(options: argparse.Namespace) -> None:
             save_file(whole, "s3://bucket/model.safetensors", client=client, progress=False)
         dist.barrier()
 
+    def apart() -> None:
+        save_file(own, f"s3://bucket/part-{dist.get_rank()}.safetensors", client=client, progress=False)
+        dist.barrier()
+
+    def sharded() -> None:
+        save_sharded(state, "s3://bucket/sharded.safetensors", client=client, group=dist.group.WORLD)
+
     sides: dict[str, Callable[[], None]] = {
         "together": lambda: save(state, storage_writer=writer),
+        "save_sharded": sharded,
         "consolidated": consolidate,
         "save_file": alone,
+        "apart": apart,
     }
     if options.without_torch:
         del sides["consolidated"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch._aws import checksums
@@ -52,10 +52,20 @@ class SharedUpload(MultipartUpload):
         bucket: Of the object.
         key: Of the object.
         ticket: Of the upload; None for the process that begins it.
+        on_part: Is called when a part has arrived, so that others get to know that this process gets on.
     """
 
-    def __init__(self, access: Access, bucket: str, key: str, ticket: UploadTicket | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        bucket: str,
+        key: str,
+        ticket: UploadTicket | None = None,
+        *,
+        on_part: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(access, bucket, key, ObjectOptions())
+        self._on_part = on_part
         self._in_flight = 0
         if ticket is not None:
             self._id = ticket.upload_id
@@ -123,3 +133,4 @@ class SharedUpload(MultipartUpload):
         self._in_flight -= buffer.length
         super()._note_sent(number, etag, checksum, buffer)
         self._free.clear()  # no part is copied into memory of its own
+        self._on_part()

@@ -184,7 +184,7 @@ def write_parts(
 
     def begin() -> list[UploadTicket]:
         for file in plan.files:
-            uploads.append(SharedUpload(client._access, bucket, file.key))
+            uploads.append(SharedUpload(client._access, bucket, file.key, on_part=ranks.tell))
             tickets.append(uploads[-1].ticket())
         return tickets
 
@@ -192,7 +192,9 @@ def write_parts(
     tickets = ranks.from_first(begin)
     if ranks.rank:
         pairs = zip(plan.files, tickets, strict=True)
-        uploads += [SharedUpload(client._access, bucket, file.key, ticket) for file, ticket in pairs]
+        uploads += [
+            SharedUpload(client._access, bucket, file.key, ticket, on_part=ranks.tell) for file, ticket in pairs
+        ]
     writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of)
     try:
         failure = writing.run()
@@ -207,7 +209,14 @@ def write_parts(
     return {place: part for of_rank in ranks.all_of(found) for place, part in of_rank.items()}
 
 
-def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploads: Sequence[SharedUpload]) -> None:
+def complete(
+    client: S3Client,
+    bucket: str,
+    plan: ModelPlan,
+    parts: Parts,
+    uploads: Sequence[SharedUpload],
+    tell: Callable[[], object] = lambda: None,
+) -> None:
     """Make the files appear, and then the index, in the place of what had the name; on the first rank.
 
     Args:
@@ -216,6 +225,7 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
         plan: All of it.
         parts: Of all ranks.
         uploads: Of the files.
+        tell: Is called when a file is complete, as ``Ranks.tell``.
 
     Raises:
         S3Error: A part is missing, or a file could not be completed.
@@ -234,6 +244,7 @@ def complete(client: S3Client, bucket: str, plan: ModelPlan, parts: Parts, uploa
     def complete_all() -> None:
         for place, (file, upload) in enumerate(zip(plan.files, uploads, strict=True)):
             upload.complete_with({part.number: parts[place, part.number] for part in file.parts})
+            tell()
 
     if plan.index is None:
         model = OneFile(client, bucket, plan.files[0].key)
@@ -295,7 +306,9 @@ class _Writing:
         if self._failure is None:
             try:
                 act()
-            except Exception as error:  # noqa: BLE001  # it is raised by all ranks, in the end
+            except Exception as error:  # it is raised by all ranks, in the end
+                if not self._ranks.is_usable:  # another one has left: nobody waits for anything any more
+                    raise
                 self._failure = error
 
     def _idle(self) -> bool:
