@@ -190,17 +190,17 @@ def test_a_rank_that_never_comes(run, model, late):
 
 
 def test_a_rank_that_is_killed(run, model):
-    """Who is killed in the middle is named, and nobody waits for the timeout of the group."""
+    """Who is killed in the middle is named, and nobody waits for the timeout of the group, nor when it leaves that."""
     found = run(3, group.be_killed, model[0])
     assert found[1] is None
     for rank in (0, 2):
-        name, text, _ = found[rank]
+        name, text = found[rank]
         assert name == "DeadlineError"
         assert "Rank 1 did not answer" in text
 
 
 def test_a_rank_that_is_interrupted(run, model):
-    """Ctrl-C on one rank ends the load on all."""
+    """Ctrl-C on one rank ends the load on all, and nobody waits for the timeout of the group."""
     found = run(3, group.be_interrupted, model[0])
     assert found[1] == ("KeyboardInterrupt", "")
     for rank in (0, 2):

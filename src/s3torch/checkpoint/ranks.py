@@ -1,7 +1,7 @@
 """The ranks of a process group that load or save one thing together: they meet, agree, and fail together.
 
 What a rank does alone may fail: a read is denied, a tensor is missing, the process is killed. The others wait for it in
-a collective then, for as long as the group's timeout (30 minutes). So all of a call follows three rules:
+a collective then, for as long as the group's timeout (30 minutes). So all of a call follows these rules:
 
 1. *A meeting begins it.* Each rank leaves its arguments in the store of the group, the first rank compares them, and
    leaves the verdict there. Whoever has not come by the deadline is named. The store is asked, not a collective, as no
@@ -13,6 +13,8 @@ a collective then, for as long as the group's timeout (30 minutes). So all of a 
    others had begun is abandoned then, so the group cannot be used again.
 4. *Work is no silence.* A rank that sends its gigabytes lets the others wait for longer than a step takes. So it counts
    in the store what it has done, and looks for notes; the timeout is that of the last thing that anybody has done.
+5. *What is begun ends soon.* A collective cannot be taken back, and whoever leaves the group waits for it, with gloo
+   until its timeout. So each has the timeout of the call, and is begun when all are there: they wait in the store.
 
 Only calls that all backends have are used; the store is the one by which the group was made.
 """
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions, BroadcastOptions
 from torch.distributed import distributed_c10d
 
 from s3torch.errors import ArgumentError, ArgumentTypeError, DeadlineError, S3Error
@@ -45,12 +48,15 @@ _TELL = 10.0  # seconds between two times that a rank says that it gets on, at m
 _SHORTEST_PAUSE = 0.0001
 _BUSY_PAUSE = 0.005
 _LONGEST_PAUSE = 0.01
+_SHARE_PAUSED = 0.05  # of the time that was waited, until the next look
 _PREFIX = "s3torch.ranks"
+_STEPS_KEPT = 2
 # Verdicts of a meeting, in the place of the rank that has failed.
 _SOMEBODY_IS_LATE = -1
 _THEY_DISAGREE = -2
 
 T = TypeVar("T")
+Options = TypeVar("Options", AllgatherOptions, AllToAllOptions, BroadcastOptions)
 # How often the ranks of a group have met: the keys of one meeting are not those of the next.
 _meetings: dict[str, int] = {}
 
@@ -90,6 +96,7 @@ class Ranks:
         self.is_usable = self.is_whole = True
         self._is_settled = False  # whether the others know of the error that is about to leave
         self._looked_at = self._told_at = 0.0
+        self._steps = 0
         if group is None:
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -148,11 +155,12 @@ class Ranks:
             self._raise(*verdict)
         return value  # type: ignore[no-any-return]  # what prepare has returned
 
-    def settle(self, error: Exception | None = None) -> None:
+    def settle(self, error: Exception | None = None, *, is_round: bool = False) -> None:
         """Fail if any rank has failed.
 
         Args:
             error: Of this rank; None if all is well here.
+            is_round: Whether all ranks come at about the same time, as they do to each of many rounds.
 
         Raises:
             S3Error: A rank has failed: the error of the first one, with its number in front.
@@ -161,6 +169,8 @@ class Ranks:
             if error is not None:
                 raise error
             return
+        if not is_round:
+            self.until(self.arrive())
         payload = b"" if error is None else _packed(error)
         mine = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
         sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
@@ -214,9 +224,7 @@ class Ranks:
 
     def gather(self, whole: torch.Tensor, mine: torch.Tensor) -> dist.Work:
         """Begin to gather a little of each rank, as much of each, into one tensor."""
-        # torch 2.13 gave it another name.
-        act: Callable[..., dist.Work] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-        return act(whole, mine, group=self._group, async_op=True)
+        return self._members._allgather_base(whole, mine, self._bounded(AllgatherOptions()))
 
     def exchange(
         self, theirs: torch.Tensor, ours: torch.Tensor, taken: Sequence[int], sent: Sequence[int]
@@ -230,10 +238,14 @@ class Ranks:
             sent: How many go to each rank.
         """
         # Not isend and irecv: whether theirs are done gloo tells only who waits for them.
-        work: dist.Work = dist.all_to_all_single(
-            theirs, ours, list(taken), list(sent), group=self._group, async_op=True
-        )
-        return work
+        options = self._bounded(AllToAllOptions())
+        return self._members.alltoall_base(theirs, ours, list(taken), list(sent), options)
+
+    def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
+        """Begin to send a tensor from one rank into that of all others."""
+        options = BroadcastOptions()
+        options.rootRank, options.rootTensor = source, 0
+        return self._members.broadcast([content], self._bounded(options))
 
     def wait(self, work: dist.Work) -> None:
         """Wait for a collective, and look at the others meanwhile.
@@ -243,26 +255,52 @@ class Ranks:
                 named.
             S3Error: A rank has left, or cannot be reached.
         """
-        begun = time.monotonic()
-        deadline = begun + self.timeout
-        done: int | None = None
-        pause = _SHORTEST_PAUSE
-        while not work.is_completed():
-            is_busy = self.idle is not None and self.idle()
-            self.look()
-            if done is None and time.monotonic() > begun + _LOOK:  # most waits end before
-                done = self._work_done(0)
-            if time.monotonic() > deadline:
-                before, done = done, self._work_done(0)
-                if done == before:
-                    raise self._lost(None)
-                deadline = time.monotonic() + self.timeout
-            time.sleep(pause)
-            pause = min(2 * pause, _BUSY_PAUSE if is_busy else _LONGEST_PAUSE)
+        self.until(work.is_completed)
         try:
             work.wait(timedelta(seconds=self.timeout))
         except RuntimeError as error:  # torch has no class of its own for a peer that is gone
             raise self._lost(error) from error
+
+    def arrive(self) -> Callable[[], bool]:
+        """Come to the next step that takes ranks differently long; returns what tells whether all have come.
+
+        A collective that waits for a rank ends with its timeout, and cannot be taken back if the rank is gone. The
+        store can be asked for as long as the rank takes.
+        """
+        if self._group is None:
+            return lambda: True
+        self._steps += 1
+        key = f"{self._keys}/step/{self._steps}"
+        if self.rank == 0 and self._steps > _STEPS_KEPT:  # all have left it, as they came to the one before this
+            self._drop(f"{self._keys}/step/{self._steps - _STEPS_KEPT}")
+        self._asked(lambda: self._store.add(key, 1))
+        return lambda: self._asked(lambda: self._store.add(key, 0)) >= self.size
+
+    def until(self, is_done: Callable[[], bool]) -> None:
+        """Wait for something that takes all ranks, and look at the others meanwhile.
+
+        Raises:
+            DeadlineError: As ``wait``.
+            S3Error: As ``wait``.
+        """
+        begun = time.monotonic()
+        deadline = begun + self.timeout
+        done: int | None = None
+        pause = _SHORTEST_PAUSE
+        while not is_done():
+            is_busy = self.idle is not None and self.idle()
+            self.look()
+            now = time.monotonic()
+            if done is None and now > begun + _LOOK:  # most waits end before
+                done = self._work_done(0)
+            if now > deadline:
+                before, done = done, self._work_done(0)
+                if done == before:
+                    raise self._lost(None)
+                deadline = now + self.timeout
+            time.sleep(pause)
+            longest = min(max(_LONGEST_PAUSE, _SHARE_PAUSED * (now - begun)), _LOOK)
+            pause = min(2 * pause, _BUSY_PAUSE if is_busy else longest)
 
     def look(self) -> None:
         """Look whether another rank has left; now and then, however often it is called.
@@ -337,16 +375,20 @@ class Ranks:
         self.wait(self.broadcast(content, source))
         return content.cpu().numpy().tobytes()
 
-    def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
-        """Begin to send a tensor from one rank into that of all others."""
-        root = self._global(source)
-        work: dist.Work = dist.broadcast(content, root, group=self._group, async_op=True)
-        return work
-
-    def _global(self, rank: int) -> int:
+    @property
+    def _members(self) -> dist.ProcessGroup:
         if self._group is None:
             raise AssertionError("a process alone has no other ranks")
-        return dist.get_global_rank(self._group, rank)
+        return self._group
+
+    def _bounded(self, options: Options) -> Options:
+        """Let a collective end with the timeout of this call, not with that of the group, whoever is gone.
+
+        Of three ranks two may wait for each other when the third is killed: one fails to send to that, and so does not
+        send to the other. Whoever then leaves the group waits for all that was begun in it.
+        """
+        options.timeout = timedelta(seconds=self.timeout)
+        return options
 
     def _raise(self, rank: int, payload: bytes) -> None:
         self._is_settled = True

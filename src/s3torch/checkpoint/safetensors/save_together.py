@@ -339,6 +339,10 @@ class _Writing:
         taken = [sum(count for _, count in counts) for counts in incoming]
         ours = torch.cat([content for contents in outgoing for content in contents] or [_NOTHING])
         theirs = torch.empty(sum(taken), dtype=torch.uint8, device=self._ranks.device)
+        are_all_here = self._ranks.arrive()
+        while whole and not are_all_here():
+            self._upload(whole.popleft(), {})
+        self._ranks.until(are_all_here)
         work = self._ranks.exchange(theirs, ours.to(self._ranks.device), taken, sent)
         while whole and not work.is_completed():
             self._upload(whole.popleft(), {})
