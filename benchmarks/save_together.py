@@ -1,9 +1,11 @@
 """``python -m benchmarks.save_together``: what it costs that all ranks write one Hugging Face model.
 
-Three sides take turns within one run, in the same processes, against one nginx on the loopback that drops what is
-uploaded: all ranks write the parts of one file (``S3HuggingFaceStorageWriter``); torch's own way, where each rank
-writes a file to a folder and the first consolidates them, and then uploads the result; and the first rank alone writes
-all of the model with ``save_file``, which has nothing to gather. A side takes as long as its slowest rank.
+The sides take turns within one run, in the same processes, against one nginx on the loopback that drops what is
+uploaded: all ranks write the parts of one file, by ``S3HuggingFaceStorageWriter`` (together) and by ``save_sharded``;
+torch's own way, where each rank writes a file to a folder and the first consolidates them, and then uploads the result;
+the first rank alone writes all of the model with ``save_file``, which has nothing to gather; and each rank writes what it
+has with ``save_file``, a file of its own (apart): the floor of what ranks cost that send it at the same time. A side
+takes as long as its slowest rank. Counted is the time of the call, in processes that have loaded torch and met before.
 """
 
 from __future__ import annotations
@@ -161,6 +163,7 @@ def _report(ranks: list[dict[str, list[Row]]], options: argparse.Namespace) -> N
         ratios = [mine / theirs for mine, theirs in zip(walls["together"], walls[other], strict=True)]
         cpu = cpus["together"] / cpus[other]
         print(f"  together takes {_spread(ratios)} times as long as {other}, and {cpu:.2f} times the CPU time")
+    print(f"  save_sharded takes {cpus['save_sharded'] / cpus['apart']:.2f} times the CPU time of apart")
 
 
 def _spread(values: list[float]) -> str:
