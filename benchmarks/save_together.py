@@ -3,8 +3,8 @@
 The sides take turns within one run, in the same processes, against one nginx on the loopback that drops what is
 uploaded: all ranks write the parts of one file, by ``S3HuggingFaceStorageWriter`` (together) and by ``save_sharded``;
 torch's own way, where each rank writes a file to a folder and the first consolidates them, and then uploads the result;
-the first rank alone writes all of the model with ``save_file``, which has nothing to gather; and each rank writes what it
-has with ``save_file``, a file of its own (apart): the floor of what ranks cost that send it at the same time. A side
+the first rank alone writes all of the model with ``save_file``, which has nothing to gather; and each rank writes what
+it has with ``save_file``, a file of its own (apart): the floor of what ranks cost that send it at the same time. A side
 takes as long as its slowest rank. Counted is the time of the call, in processes that have loaded torch and met before.
 """
 
