@@ -1,9 +1,11 @@
 """``python -m benchmarks.save_together``: what it costs that all ranks write one Hugging Face model.
 
-Three sides take turns within one run, in the same processes, against one nginx on the loopback that drops what is
-uploaded: all ranks write the parts of one file (``S3HuggingFaceStorageWriter``); torch's own way, where each rank
-writes a file to a folder and the first consolidates them, and then uploads the result; and the first rank alone writes
-all of the model with ``save_file``, which has nothing to gather. A side takes as long as its slowest rank.
+The sides take turns within one run, in the same processes, against one nginx on the loopback that drops what is
+uploaded: all ranks write the parts of one file, by ``S3HuggingFaceStorageWriter`` (together) and by ``save_sharded``;
+torch's own way, where each rank writes a file to a folder and the first consolidates them, and then uploads the result;
+the first rank alone writes all of the model with ``save_file``, which has nothing to gather; and each rank writes what
+it has with ``save_file``, a file of its own (apart): the floor of what ranks cost that send it at the same time. A side
+takes as long as its slowest rank. Counted is the time of the call, in processes that have loaded torch and met before.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def _be_rank(options: argparse.Namespace) -> None:
 
     from s3torch import S3Client, S3ClientConfig
     from s3torch.dcp import S3HuggingFaceStorageWriter
-    from s3torch.safetensors import save_file
+    from s3torch.safetensors import save_file, save_sharded
 
     torch.set_num_threads(1)
     join()
@@ -86,6 +88,7 @@ def _be_rank(options: argparse.Namespace) -> None:
     config = S3ClientConfig(unsigned=True, force_path_style=True)
     layers = range(options.size // options.tensor)
     state: dict[str, DTensor] = make_shards(layers, options.tensor * _MIB)
+    own = {name: each.to_local() for name, each in state.items()}
     whole = {name: torch.ones(each.shape) for name, each in state.items()} if is_first else {}
     writer = S3HuggingFaceStorageWriter("us-east-1", "s3://bucket/model", None, config, endpoint=options.rank_of)
     client = S3Client("us-east-1", endpoint=options.rank_of, s3client_config=config)
@@ -107,10 +110,19 @@ def _be_rank(options: argparse.Namespace) -> None:
             save_file(whole, "s3://bucket/model.safetensors", client=client, progress=False)
         dist.barrier()
 
+    def apart() -> None:
+        save_file(own, f"s3://bucket/part-{dist.get_rank()}.safetensors", client=client, progress=False)
+        dist.barrier()
+
+    def sharded() -> None:
+        save_sharded(state, "s3://bucket/sharded.safetensors", client=client, group=dist.group.WORLD)
+
     sides: dict[str, Callable[[], None]] = {
         "together": lambda: save(state, storage_writer=writer),
+        "save_sharded": sharded,
         "consolidated": consolidate,
         "save_file": alone,
+        "apart": apart,
     }
     if options.without_torch:
         del sides["consolidated"]
@@ -151,6 +163,7 @@ def _report(ranks: list[dict[str, list[Row]]], options: argparse.Namespace) -> N
         ratios = [mine / theirs for mine, theirs in zip(walls["together"], walls[other], strict=True)]
         cpu = cpus["together"] / cpus[other]
         print(f"  together takes {_spread(ratios)} times as long as {other}, and {cpu:.2f} times the CPU time")
+    print(f"  save_sharded takes {cpus['save_sharded'] / cpus['apart']:.2f} times the CPU time of apart")
 
 
 def _spread(values: list[float]) -> str:

@@ -14,9 +14,11 @@ a listening socket with SO_MAX_PACING_RATE hands it on to each accepted connecti
 gives its own to a new binary, by the variable NGINX. (``limit_rate`` is for a request, and its first chunk is free.)
 
 The sink reads what is uploaded and drops it. It answers a PUT, and the beginning and the end of a multipart upload, as
-S3 does, with the algorithm of the checksum repeated; it compares none, and nothing can be read from it. The echo module
-has it read the whole body first, into memory for parts up to 20 MiB: left to itself nginx answers when it has seen the
-head, and a client that stops sending then would be measured at work that it has not done.
+S3 does, with the algorithm of the checksum repeated; it compares none. Nothing can be read from it: whoever asks for an
+object is told that there is none, and the conditions of an upload are always met (nginx would answer a PUT with
+If-None-Match as it answers a GET, with 304). The echo module has it read the whole body first, into memory for parts up
+to 20 MiB: left to itself nginx answers when it has seen the head, and a client that stops sending then would be
+measured at work that it has not done.
 """
 
 from __future__ import annotations
@@ -77,7 +79,11 @@ http {{
         listen 127.0.0.1:{ports.sink} backlog={backlog};
         default_type application/xml;
         client_body_buffer_size 20m;
-        location / {{ echo_read_request_body; echo_exec @answer; }}
+        location / {{
+            more_clear_input_headers If-Match If-None-Match;
+            echo_read_request_body;
+            echo_exec @answer;
+        }}
         location @answer {{
             set $asked $request_method;
             if ($args ~ "^uploads") {{ set $asked "$asked uploads"; }}
@@ -87,6 +93,7 @@ http {{
             if ($asked = "PUT") {{ return 200 ""; }}
             if ($asked = "POST uploads") {{ return 200 "{begun}"; }}
             if ($asked = "POST") {{ return 200 '{completed}'; }}
+            if ($asked ~ "^(GET|HEAD)") {{ return 404; }}
             return 204;
         }}
     }}

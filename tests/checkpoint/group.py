@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
+from s3torch.checkpoint.ranks import _PREFIX
 from s3torch.errors import S3Error
 from s3torch.safetensors import load_file
 
-TIMEOUT = 20.0  # seconds; more than a busy machine takes
+TIMEOUT = 60.0  # seconds that ranks wait for each other; more than a busy machine takes
+SHORT_TIMEOUT = 15.0  # where it is waited for
+_GROUP_TIMEOUT = timedelta(minutes=30)  # as torch has it: what waits for it hangs, and is found
+_MOST = 300.0  # seconds in which a rank ends, or is ended: whatever it waits for
 
 
 def _config(**options: Any) -> S3ClientConfig:
@@ -56,11 +63,25 @@ def load_shared(rank: int, uri: str) -> bool:
     return bool((loaded["other"] == 0).all())
 
 
-def fail(rank: int, uris: list[str], *, late: int = -1, kind: str = "model", **options: Any) -> tuple[str, str]:
-    """Load what cannot be loaded; returns the error's class and text."""
+def be_late(rank: int, uri: str, late: int) -> tuple[str, str]:
+    """Load while one of three ranks never comes; returns the error's class and text.
+
+    The other two are there before the deadline of one of them begins: how long a busy machine takes to start them is
+    no part of it.
+    """
     if rank == late:
         return "", ""
-    timeout = 2.0 if late >= 0 else TIMEOUT
+    one, other = (each for each in range(3) if each != late)
+    if rank == one:
+        distributed_c10d._get_default_store().wait([f"{_PREFIX}/1/{other}"], timedelta(seconds=TIMEOUT))
+    # If the first rank is there, all are told when its time is over; without it each looks at its own.
+    return fail(rank, [uri] * 3, timeout=1.0 if rank == one else TIMEOUT if late else 10.0)
+
+
+def fail(
+    rank: int, uris: list[str], *, kind: str = "model", timeout: float = TIMEOUT, **options: Any
+) -> tuple[str, str]:
+    """Load what cannot be loaded; returns the error's class and text."""
     config = _config(**options)
     try:
         if kind == "model":
@@ -85,15 +106,13 @@ def be_denied(rank: int, uri: str) -> tuple[str, str]:
     return fail(rank, [uri] * dist.get_world_size())
 
 
-def be_killed(rank: int, uri: str) -> tuple[str, str, float]:
-    """Load while rank 1 is killed in the middle; returns the error, and how long that took."""
+def be_killed(rank: int, uri: str) -> tuple[str, str]:
+    """Load while rank 1 is killed in the middle; returns the error."""
     if rank == 1:
         from s3torch.checkpoint import together
 
         together._Reading._gather = lambda *_: os._exit(9)  # type: ignore[method-assign]
-    began = time.monotonic()
-    name, text = fail(rank, [uri] * dist.get_world_size())
-    return name, text, time.monotonic() - began
+    return fail(rank, [uri] * dist.get_world_size(), timeout=SHORT_TIMEOUT)
 
 
 def be_interrupted(rank: int, uri: str) -> tuple[str, str]:
@@ -106,19 +125,58 @@ def be_interrupted(rank: int, uri: str) -> tuple[str, str]:
 
         together._Reading._gather = interrupt  # type: ignore[method-assign]
     try:
-        return fail(rank, [uri] * dist.get_world_size())
+        return fail(rank, [uri] * dist.get_world_size(), timeout=SHORT_TIMEOUT)
     except KeyboardInterrupt:
         return "KeyboardInterrupt", ""
 
 
-def be_rank(rank: int, ranks: int, meeting: str, act: Callable[..., Any], arguments: Any, options: Any) -> Any:
-    """Be one rank, and return what it returns."""
+def be_rank(
+    rank: int,
+    ranks: int,
+    meeting: str,
+    act: Callable[..., Any],
+    arguments: Any,
+    options: Any,
+    *,
+    has_server: bool = False,
+) -> Any:
+    """Be one rank, and return what it returns. A rank that hangs is ended, and its stacks are in a file.
+
+    Args:
+        rank: Which one.
+        ranks: How many there are.
+        meeting: A path that no other group has.
+        act: What to do.
+        arguments: Of ``act``, behind the rank.
+        options: Of ``act``.
+        has_server: Whether the store is a server in the first rank, and not a file.
+    """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # here, as the forkserver's environment is not the test's
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
-    try:
-        return act(rank, *arguments, **options)
-    finally:
-        dist.destroy_process_group()
+    with stacks_of(meeting, rank).open("w") as file:
+        faulthandler.dump_traceback_later(_MOST, exit=True, file=file)
+        store = _served(rank, ranks, meeting) if has_server else dist.FileStore(meeting, ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=_GROUP_TIMEOUT)
+        try:
+            return act(rank, *arguments, **options)
+        finally:
+            dist.destroy_process_group()
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _served(rank: int, ranks: int, meeting: str) -> dist.Store:
+    """Return the store that the first rank serves, at a port that the system chooses; the others find it in a file."""
+    path = Path(f"{meeting}.port")
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, ranks, is_master=True, timeout=_GROUP_TIMEOUT, wait_for_workers=False)
+        Path(f"{meeting}.written").write_text(str(store.port))
+        Path(f"{meeting}.written").rename(path)
+        return store
+    while not path.exists():  # be_rank ends whoever waits in vain
+        time.sleep(0.01)
+    return dist.TCPStore("127.0.0.1", int(path.read_text()), ranks, is_master=False, timeout=_GROUP_TIMEOUT)
+
+
+def stacks_of(meeting: str, rank: int) -> Path:
+    """Return the file that says where a rank hung, if it did."""
+    return Path(f"{meeting}.{rank}.stacks")

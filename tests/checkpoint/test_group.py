@@ -21,19 +21,19 @@ MiB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def run(server, forkserver, tmp_path_factory):
-    """Runs a function in so many ranks, each in a process of its own; returns what they return."""
+    """Runs a function in so many ranks, each in a process of its own; returns what they return, None if killed."""
     folder = tmp_path_factory.mktemp("meetings")
 
-    def run(ranks, act, *arguments, **options):
+    def run(ranks, act, *arguments, has_server=False, **options):
         meeting = str(folder / uuid.uuid4().hex)
         with server.activated():
             pools = [ProcessPoolExecutor(1, forkserver) for _ in range(ranks)]  # one may be killed without the others
             running = [
-                pool.submit(group.be_rank, rank, ranks, meeting, act, arguments, options)
+                pool.submit(group.be_rank, rank, ranks, meeting, act, arguments, options, has_server=has_server)
                 for rank, pool in enumerate(pools)
             ]
             try:
-                return [_result(each) for each in running]
+                return [_result(each, group.stacks_of(meeting, rank)) for rank, each in enumerate(running)]
             finally:
                 for pool in pools:
                     pool.shutdown()
@@ -41,10 +41,12 @@ def run(server, forkserver, tmp_path_factory):
     return run
 
 
-def _result(future):
+def _result(future, stacks):
+    """What a rank returned; None if it was killed. It ends by itself, see ``be_rank``."""
     try:
-        return future.result(timeout=100)
+        return future.result()
     except BrokenProcessPool:
+        assert not stacks.exists() or not stacks.read_text(), stacks.read_text()
         return None
 
 
@@ -177,27 +179,28 @@ def test_disagreement(run, model, bucket):
     assert found == [("ArgumentError", True), ("ArgumentError", True)]
 
 
-def test_a_rank_that_never_comes(run, model):
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_rank_that_never_comes(run, model, late):
     """Who does not come is named, by all others."""
-    found = run(3, group.fail, [model[0]] * 3, late=1)
-    for rank in (0, 2):
+    found = run(3, group.be_late, model[0], late)
+    for rank in {0, 1, 2} - {late}:
         name, text = found[rank]
         assert name == "DeadlineError"
-        assert text.startswith("Rank 1 of 3 did not come to the load of s3://")
+        assert text.startswith(f"Rank {late} of 3 did not come to the load of s3://")
 
 
 def test_a_rank_that_is_killed(run, model):
-    """Who is killed in the middle is named, and nobody waits for the timeout of the group."""
+    """Who is killed in the middle is named, and nobody waits for the timeout of the group, nor when it leaves that."""
     found = run(3, group.be_killed, model[0])
     assert found[1] is None
     for rank in (0, 2):
-        name, text, _ = found[rank]
+        name, text = found[rank]
         assert name == "DeadlineError"
         assert "Rank 1 did not answer" in text
 
 
 def test_a_rank_that_is_interrupted(run, model):
-    """Ctrl-C on one rank ends the load on all."""
+    """Ctrl-C on one rank ends the load on all, and nobody waits for the timeout of the group."""
     found = run(3, group.be_interrupted, model[0])
     assert found[1] == ("KeyboardInterrupt", "")
     for rank in (0, 2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch._aws import checksums
@@ -56,6 +56,7 @@ class SharedUpload(MultipartUpload):
         bucket: Of the object.
         key: Of the object.
         ticket: Of the upload; None for the process that begins it.
+        on_part: Is called when a part has arrived, so that others get to know that this process gets on.
 
     Attributes:
         requests: That this process has sent to begin and to complete it, retries included.
@@ -63,10 +64,19 @@ class SharedUpload(MultipartUpload):
         began: When it was begun here, by ``time.perf_counter``.
     """
 
-    def __init__(self, access: Access, bucket: str, key: str, ticket: UploadTicket | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        bucket: str,
+        key: str,
+        ticket: UploadTicket | None = None,
+        *,
+        on_part: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(access, bucket, key, ObjectOptions())
         self.requests = self.retries = 0
         self.began = time.perf_counter()
+        self._on_part = on_part
         self._in_flight = 0
         self._attempts: dict[int, int] = {}
         if ticket is not None:
@@ -157,3 +167,4 @@ class SharedUpload(MultipartUpload):
         self._in_flight -= buffer.length
         super()._note_sent(number, etag, checksum, buffer)
         self._free.clear()  # no part is copied into memory of its own
+        self._on_part()

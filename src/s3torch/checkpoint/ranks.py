@@ -1,7 +1,7 @@
 """The ranks of a process group that load or save one thing together: they meet, agree, and fail together.
 
 What a rank does alone may fail: a read is denied, a tensor is missing, the process is killed. The others wait for it in
-a collective then, for as long as the group's timeout (30 minutes). So all of a call follows three rules:
+a collective then, for as long as the group's timeout (30 minutes). So all of a call follows these rules:
 
 1. *A meeting begins it.* Each rank leaves its arguments in the store of the group, the first rank compares them, and
    leaves the verdict there. Whoever has not come by the deadline is named. The store is asked, not a collective, as no
@@ -11,6 +11,10 @@ a collective then, for as long as the group's timeout (30 minutes). So all of a 
 3. *Nobody waits blindly.* A collective is begun asynchronously, and whoever waits for it looks into the store from time
    to time. A rank that leaves in any other way (an interrupt, a bug, a peer that is gone) leaves a note there. What the
    others had begun is abandoned then, so the group cannot be used again.
+4. *Work is no silence.* A rank that sends its gigabytes lets the others wait for longer than a step takes. So it counts
+   in the store what it has done, and looks for notes; the timeout is that of the last thing that anybody has done.
+5. *What is begun ends soon.* A collective cannot be taken back, and whoever leaves the group waits for it, with gloo
+   until its timeout. So each has the timeout of the call, and is begun when all are there: they wait in the store.
 
 Only calls that all backends have are used; the store is the one by which the group was made.
 """
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions, BroadcastOptions
 from torch.distributed import distributed_c10d
 
 from s3torch.errors import ArgumentError, ArgumentTypeError, DeadlineError, S3Error
@@ -37,14 +42,21 @@ __all__ = ["Ranks"]
 
 _GRACE = 5.0  # seconds in which a rank that lives is sure to look into the store
 _LOOK = 0.25  # seconds between two looks into the store
+_TELL = 10.0  # seconds between two times that a rank says that it gets on, at most
 # Seconds between two looks at a collective: more and more. While transfers are under way the longest is one in which
 # what arrives fits the kernel's buffers.
 _SHORTEST_PAUSE = 0.0001
 _BUSY_PAUSE = 0.005
 _LONGEST_PAUSE = 0.01
+_SHARE_PAUSED = 0.05  # of the time that was waited, until the next look
 _PREFIX = "s3torch.ranks"
+_STEPS_KEPT = 2
+# Verdicts of a meeting, in the place of the rank that has failed.
+_SOMEBODY_IS_LATE = -1
+_THEY_DISAGREE = -2
 
 T = TypeVar("T")
+Options = TypeVar("Options", AllgatherOptions, AllToAllOptions, BroadcastOptions)
 # How often the ranks of a group have met: the keys of one meeting are not those of the next.
 _meetings: dict[str, int] = {}
 
@@ -54,7 +66,7 @@ class Ranks:
 
     Args:
         group: Of torch.distributed; None for this process alone, which waits for nobody.
-        timeout: Seconds to wait for others at each step.
+        timeout: Seconds to wait for others at each step, while none of them gets on with its work.
         task: What the call does, for messages, such as ``load of s3://bucket/key``.
 
     Attributes:
@@ -63,6 +75,7 @@ class Ranks:
         device: Where the group's collectives find their tensors.
         idle: Moves transfers while this rank waits for others, and returns whether there are any; None for none.
         is_usable: Whether all that was begun on the group will end by itself.
+        is_whole: Whether no rank is known to be missing: one that is takes part in no collective any more.
 
     Raises:
         ArgumentTypeError: ``group`` is no process group.
@@ -80,9 +93,10 @@ class Ranks:
         self.idle: Callable[[], bool] | None = None
         self._group = group
         self._task = task
-        self.is_usable = True
+        self.is_usable = self.is_whole = True
         self._is_settled = False  # whether the others know of the error that is about to leave
-        self._looked_at = 0.0
+        self._looked_at = self._told_at = 0.0
+        self._steps = 0
         if group is None:
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -126,24 +140,27 @@ class Ranks:
             verdict = self._verdict()
             self._put(f"{self._keys}/verdict", pickle.dumps(verdict))
             for rank in range(self.size):
-                self._store.delete_key(f"{self._keys}/{rank}")
-            self._store.delete_key(f"{self._last}/verdict")  # all have read it: they are here
+                self._drop(f"{self._keys}/{rank}")
+            for name in ("verdict", "done"):  # all have read them: they are here
+                self._drop(f"{self._last}/{name}")
         else:
             names = [f"{self._keys}/{rank}" for rank in range(self.size)]
             if not self._await_keys([f"{self._keys}/verdict"], self.timeout + _GRACE):
                 late = [rank for rank, name in enumerate(names) if not self._has(name)]
-                self._is_settled, self.is_usable = True, False
+                self._is_settled, self.is_usable, self.is_whole = True, False, False
                 raise self._late(late or [0])
             verdict = self._loaded(f"{self._keys}/verdict")
         if verdict is not None:
+            self.is_whole = verdict[0] != _SOMEBODY_IS_LATE
             self._raise(*verdict)
         return value  # type: ignore[no-any-return]  # what prepare has returned
 
-    def settle(self, error: Exception | None = None) -> None:
+    def settle(self, error: Exception | None = None, *, is_round: bool = False) -> None:
         """Fail if any rank has failed.
 
         Args:
             error: Of this rank; None if all is well here.
+            is_round: Whether all ranks come at about the same time, as they do to each of many rounds.
 
         Raises:
             S3Error: A rank has failed: the error of the first one, with its number in front.
@@ -152,6 +169,8 @@ class Ranks:
             if error is not None:
                 raise error
             return
+        if not is_round:
+            self.until(self.arrive())
         payload = b"" if error is None else _packed(error)
         mine = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
         sizes = torch.empty(self.size, dtype=torch.int64, device=self.device)
@@ -205,9 +224,7 @@ class Ranks:
 
     def gather(self, whole: torch.Tensor, mine: torch.Tensor) -> dist.Work:
         """Begin to gather a little of each rank, as much of each, into one tensor."""
-        # torch 2.13 gave it another name.
-        act: Callable[..., dist.Work] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-        return act(whole, mine, group=self._group, async_op=True)
+        return self._members._allgather_base(whole, mine, self._bounded(AllgatherOptions()))
 
     def exchange(
         self, theirs: torch.Tensor, ours: torch.Tensor, taken: Sequence[int], sent: Sequence[int]
@@ -221,31 +238,69 @@ class Ranks:
             sent: How many go to each rank.
         """
         # Not isend and irecv: whether theirs are done gloo tells only who waits for them.
-        work: dist.Work = dist.all_to_all_single(
-            theirs, ours, list(taken), list(sent), group=self._group, async_op=True
-        )
-        return work
+        options = self._bounded(AllToAllOptions())
+        return self._members.alltoall_base(theirs, ours, list(taken), list(sent), options)
+
+    def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
+        """Begin to send a tensor from one rank into that of all others."""
+        options = BroadcastOptions()
+        options.rootRank, options.rootTensor = source, 0
+        return self._members.broadcast([content], self._bounded(options))
 
     def wait(self, work: dist.Work) -> None:
         """Wait for a collective, and look at the others meanwhile.
 
         Raises:
-            DeadlineError: It took longer than the timeout; the ranks that are not there are named.
+            DeadlineError: For longer than the timeout nothing was done by anybody; the ranks that do not answer are
+                named.
             S3Error: A rank has left, or cannot be reached.
         """
-        deadline = time.monotonic() + self.timeout
-        pause = _SHORTEST_PAUSE
-        while not work.is_completed():
-            is_busy = self.idle is not None and self.idle()
-            self.look()
-            if time.monotonic() > deadline:
-                raise self._lost(None)
-            time.sleep(pause)
-            pause = min(2 * pause, _BUSY_PAUSE if is_busy else _LONGEST_PAUSE)
+        self.until(work.is_completed)
         try:
             work.wait(timedelta(seconds=self.timeout))
         except RuntimeError as error:  # torch has no class of its own for a peer that is gone
             raise self._lost(error) from error
+
+    def arrive(self) -> Callable[[], bool]:
+        """Come to the next step that takes ranks differently long; returns what tells whether all have come.
+
+        A collective that waits for a rank ends with its timeout, and cannot be taken back if the rank is gone. The
+        store can be asked for as long as the rank takes.
+        """
+        if self._group is None:
+            return lambda: True
+        self._steps += 1
+        key = f"{self._keys}/step/{self._steps}"
+        if self.rank == 0 and self._steps > _STEPS_KEPT:  # all have left it, as they came to the one before this
+            self._drop(f"{self._keys}/step/{self._steps - _STEPS_KEPT}")
+        self._asked(lambda: self._store.add(key, 1))
+        return lambda: self._asked(lambda: self._store.add(key, 0)) >= self.size
+
+    def until(self, is_done: Callable[[], bool]) -> None:
+        """Wait for something that takes all ranks, and look at the others meanwhile.
+
+        Raises:
+            DeadlineError: As ``wait``.
+            S3Error: As ``wait``.
+        """
+        begun = time.monotonic()
+        deadline = begun + self.timeout
+        done: int | None = None
+        pause = _SHORTEST_PAUSE
+        while not is_done():
+            is_busy = self.idle is not None and self.idle()
+            self.look()
+            now = time.monotonic()
+            if done is None and now > begun + _LOOK:  # most waits end before
+                done = self._work_done(0)
+            if now > deadline:
+                before, done = done, self._work_done(0)
+                if done == before:
+                    raise self._lost(None)
+                deadline = now + self.timeout
+            time.sleep(pause)
+            longest = min(max(_LONGEST_PAUSE, _SHARE_PAUSED * (now - begun)), _LOOK)
+            pause = min(2 * pause, _BUSY_PAUSE if is_busy else longest)
 
     def look(self) -> None:
         """Look whether another rank has left; now and then, however often it is called.
@@ -260,12 +315,30 @@ class Ranks:
         if self._has(f"{self._keys}/note"):
             raise self._lost(None)
 
+    def tell(self) -> None:
+        """Tell the others, who may wait, that this rank gets on, and look as ``look``; now and then, as that.
+
+        Raises:
+            S3Error: Another rank has left.
+        """
+        if self._group is None:
+            return
+        self.look()
+        now = time.monotonic()
+        if now - self._told_at >= min(_TELL, self.timeout / 4):
+            self._told_at = now
+            self._work_done(1)
+
+    def _work_done(self, more: int) -> int:
+        """Count what this rank has done, and return how much all have done."""
+        return self._asked(lambda: self._store.add(f"{self._keys}/done", more))
+
     def _verdict(self) -> tuple[int, bytes] | None:
-        """Return which rank has failed, and how; None if all are there and agree."""
+        """Return which rank has failed, or what has, and how; None if all are there and agree."""
         names = [f"{self._keys}/{rank}" for rank in range(self.size)]
         if not self._await_keys(names, self.timeout):
             late = [rank for rank, name in enumerate(names) if not self._has(name)]
-            return -1, _packed(self._late(late))
+            return _SOMEBODY_IS_LATE, _packed(self._late(late))
         found: list[tuple[dict[str, str], bytes | None]] = [self._loaded(name) for name in names]
         for rank, (_, failure) in enumerate(found):
             if failure is not None:
@@ -274,7 +347,7 @@ class Ranks:
         for rank, (arguments, _) in enumerate(found):
             for name in {**first, **arguments}:
                 if first.get(name) != arguments.get(name):
-                    return -1, _packed(
+                    return _THEY_DISAGREE, _packed(
                         ArgumentError(
                             f"The ranks disagree on the {self._task}: {name} is {first.get(name)} on rank 0 and "
                             f"{arguments.get(name)} on rank {rank}."
@@ -302,16 +375,20 @@ class Ranks:
         self.wait(self.broadcast(content, source))
         return content.cpu().numpy().tobytes()
 
-    def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
-        """Begin to send a tensor from one rank into that of all others."""
-        root = self._global(source)
-        work: dist.Work = dist.broadcast(content, root, group=self._group, async_op=True)
-        return work
-
-    def _global(self, rank: int) -> int:
+    @property
+    def _members(self) -> dist.ProcessGroup:
         if self._group is None:
             raise AssertionError("a process alone has no other ranks")
-        return dist.get_global_rank(self._group, rank)
+        return self._group
+
+    def _bounded(self, options: Options) -> Options:
+        """Let a collective end with the timeout of this call, not with that of the group, whoever is gone.
+
+        Of three ranks two may wait for each other when the third is killed: one fails to send to that, and so does not
+        send to the other. Whoever then leaves the group waits for all that was begun in it.
+        """
+        options.timeout = timedelta(seconds=self.timeout)
+        return options
 
     def _raise(self, rank: int, payload: bytes) -> None:
         self._is_settled = True
@@ -332,14 +409,16 @@ class Ranks:
                 return _unpacked(content, failed)
         else:
             self._put(f"{self._keys}/note", pickle.dumps((self.rank, None)))
+        self.is_whole = False
         names = [f"{self._keys}/alive/{rank}" for rank in range(self.size)]
         self._await_keys(names, _GRACE)
         missing = [rank for rank, name in enumerate(names) if not self._has(name)]
         who = f"{_named(missing)} did not answer" if missing else "a connection between ranks was lost"
         reason = f" ({error})" if error is not None else ""
+        why = " It was killed, or hangs." if missing else ""
         return DeadlineError(
-            f"The {self._task} on {self.size} ranks cannot go on: {who}{reason}. It was killed, or hangs. The process "
-            "group cannot be used any more."
+            f"The {self._task} on {self.size} ranks cannot go on: {who}{reason}.{why} The process group cannot be used "
+            "any more."
         )
 
     def _late(self, ranks: Sequence[int]) -> DeadlineError:
@@ -354,6 +433,9 @@ class Ranks:
     def _has(self, key: str) -> bool:
         return bool(self._asked(lambda: self._store.check([key])))
 
+    def _drop(self, key: str) -> None:
+        self._asked(lambda: self._store.delete_key(key))
+
     def _loaded(self, key: str) -> Any:  # noqa: ANN401  # whatever a rank has put there
         return _unpickled(self._asked(lambda: self._store.get(key)))
 
@@ -361,7 +443,7 @@ class Ranks:
         try:
             return act()
         except RuntimeError as error:  # its subclasses differ between versions of torch
-            self._is_settled, self.is_usable = True, False
+            self._is_settled, self.is_usable, self.is_whole = True, False, False
             raise DeadlineError(
                 f"The {self._task} on {self.size} ranks cannot go on: the store of the process group does not answer "
                 f"({error}). The rank that holds it, mostly rank 0, has ended."

@@ -233,7 +233,7 @@ class _Reading:
                 self._await(piece)
             except Exception as error:  # noqa: BLE001  # it is raised by all ranks
                 failure = error
-            self._ranks.settle(failure)
+            self._ranks.settle(failure, is_round=True)
             if piece is None:
                 raise AssertionError("a piece that never was has arrived")
             self._pieces.popleft()

@@ -54,8 +54,8 @@ def test_sink(ports):
     """An upload is answered as by S3, part by part, and nothing of it is there afterwards."""
     connection = http.client.HTTPConnection("127.0.0.1", ports.sink, timeout=10)
 
-    def ask(method, query, body=b""):
-        connection.request(method, f"/{BUCKET}/key{query}", body)
+    def ask(method, query, body=b"", **conditions):
+        connection.request(method, f"/{BUCKET}/key{query}", body, conditions)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
 
@@ -69,7 +69,10 @@ def test_sink(ports):
     status, _, completed = ask("POST", "?uploadId=1", b"<CompleteMultipartUpload/>")
     assert status == 200
     assert b"<ETag>" in completed
-    assert ask("GET", "")[0] == 204
+    assert ask("PUT", "", b"first", **{"If-None-Match": "*"})[0] == 200
+    assert ask("PUT", "", b"next", **{"If-Match": '"other"'})[0] == 200
+    assert ask("GET", "")[0] == ask("HEAD", "")[0] == 404
+    assert ask("DELETE", "")[0] == 204
     connection.close()
 
 

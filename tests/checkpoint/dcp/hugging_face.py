@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed import distributed_c10d
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from s3torch.dcp import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
+from s3torch.errors import S3Error
 
+TIMEOUT = 60.0  # seconds that ranks wait for each other; more than a busy machine takes
 ROWS = 4099  # times 600 floats: 9.8 MB
 
 
@@ -50,14 +54,14 @@ def check(loaded: dict[str, torch.Tensor]) -> None:
 
 def save(rank: int, path: str, **options: Any) -> int:
     """Save with our writer; returns how many bytes were sent."""
-    writer = S3HuggingFaceStorageWriter(None, path, group_timeout=20, **options)
+    writer = S3HuggingFaceStorageWriter(None, path, group_timeout=TIMEOUT, **options)
     dcp.save(state(blank=False), storage_writer=writer)
     return writer.client.stats.bytes_sent
 
 
 def save_async(rank: int, path: str) -> None:
     """Save in the background."""
-    writer = S3HuggingFaceStorageWriter(None, path, group_timeout=20)
+    writer = S3HuggingFaceStorageWriter(None, path, group_timeout=TIMEOUT)
     dcp.async_save(state(blank=False), storage_writer=writer).result()
 
 
@@ -92,7 +96,7 @@ def load_with_torch(rank: int, folder: str) -> None:
     check(loaded)
 
 
-def fail(rank: int, path: str, how: str) -> str:
+def fail(rank: int, path: str, how: str, victim: int = 1) -> str:
     """Save what cannot be saved; returns what is said."""
     saved = state(blank=False)
     if how == "no tensor":
@@ -109,17 +113,32 @@ def fail(rank: int, path: str, how: str) -> str:
 
         shared_upload.SharedUpload.send_part = refuse  # type: ignore[method-assign]
     elif how == "mapping":
-        return _said(saved, S3HuggingFaceStorageWriter(None, path, {"bias": 1}, group_timeout=20))
-    elif how == "killed" and rank == 1:
+        return _said(saved, S3HuggingFaceStorageWriter(None, path, {"bias": 1}, group_timeout=TIMEOUT))
+    elif how == "killed" and rank == victim:
         from s3torch._objects import shared_upload
 
         shared_upload.SharedUpload.send_part = lambda *_: os._exit(9)  # type: ignore[method-assign]
-    return _said(saved, S3HuggingFaceStorageWriter(None, path, group_timeout=20))
+    elif how == "hangs" and rank == victim:
+        from s3torch._objects import shared_upload
+
+        shared_upload.SharedUpload.send_part = _hang  # type: ignore[method-assign]
+    timeout = 3.0 if how == "hangs" else TIMEOUT
+    return _said(saved, S3HuggingFaceStorageWriter(None, path, group_timeout=timeout))
+
+
+def _hang(*_: object) -> None:
+    """Do nothing until the others have given up, and the test has ended; torch would wait for this rank till then."""
+    store = distributed_c10d._get_default_store()
+    store.wait(["given up"], timedelta(seconds=TIMEOUT))
+    os._exit(9)
 
 
 def _said(saved: dict[str, torch.Tensor], writer: S3HuggingFaceStorageWriter) -> str:
     try:
         dcp.save(saved, storage_writer=writer)
+    except S3Error as error:  # of a rank that is gone
+        distributed_c10d._get_default_store().set("given up", "1")
+        return f"{type(error).__name__}: {error}"
     except CheckpointException as error:
         return str({rank: failure[0] for rank, failure in error.failures.items()})
     except RuntimeError as error:  # torch itself finds that a rank is gone

@@ -108,7 +108,8 @@ FAILURES = {
     "unknown": "Tensor 'z' has the dtype torch.complex128",
     "refused": "Rank 1: no such luck",
     "mapping": "has no file for tensor 'layers.0/rows'",
-    "killed": "",
+    "killed": "Rank 1 did not answer",
+    "hangs": "Rank 1 did not answer",
 }
 
 
@@ -122,7 +123,23 @@ def test_failures(run, client, bucket, prefix, how):  # noqa: F811
     assert FAILURES[how] in found[0]
     assert found[0] != "nothing was raised"
     assert _files(client, bucket, f"{prefix}model/") == before
-    assert clean(f"{path}/", client=client) == []
+    assert clean(f"{path}/", older_than=0, client=client) == []
+
+
+def test_a_first_rank_that_is_killed(run, client, bucket, prefix):  # noqa: F811
+    """The other one names it, the model that was there is still there, and ``clean`` finds the upload."""
+    path = f"s3://{bucket}/{prefix}model"
+    run(2, these.save, path)
+    before = _files(client, bucket, f"{prefix}model/")
+    killed, told = run(2, these.fail, path, "killed", 0)
+    assert killed is None
+    assert "Rank 0 did not answer" in told
+    assert _files(client, bucket, f"{prefix}model/") == before
+    (left,) = clean(f"{path}/", older_than=0, client=client)
+    assert left.key.endswith("-00001-of-00001.safetensors")
+    assert left.key not in {f"{prefix}model/{file}" for file in before}
+    assert clean(f"{path}/", older_than=0, client=client) == []
+    these.check(load_file(f"{path}/"))
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from s3torch import S3Client, S3ClientConfig
+from s3torch.checkpoint.ranks import _GRACE, _PREFIX
 from s3torch.errors import S3Error
 from s3torch.safetensors import estimate_sharded, save_sharded
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
+# Seconds that a rank waits while the other, which takes so long for each part, gets on. More than a busy machine takes.
+SHORT_TIMEOUT, SLOW_PART = 10.0, 2.0
 Layout = dict[str, tuple[int, ...] | None]
 
 
@@ -105,50 +111,82 @@ def _bits(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def fail(rank: int, uri: str, how: str) -> tuple[str, str]:
-    """Save what cannot be saved, for a reason that lies with rank 1; returns the error's class and text."""
+def fail(rank: int, uri: str, how: str, victim: int = 1) -> tuple[str, str]:
+    """Save what cannot be saved, for a reason that lies mostly with rank 1; returns the error's class and text."""
     state = {name: tensor for name, tensor in shards().items() if name in ("rows", "columns", "plain")}
-    timeout = TIMEOUT
-    if how == "never comes":
-        if rank == 1:
-            return "", ""
-        timeout = 2.0
-    elif how == "killed" and rank == 1:
-        from s3torch._objects import shared_upload
-
-        shared_upload.SharedUpload.send_part = lambda *_: os._exit(9)  # type: ignore[method-assign]
-    elif how == "denied" and rank == 1:
-        from s3torch._objects import shared_upload
-
-        def refuse(*_: object) -> None:
-            raise S3Error("no such luck")
-
-        shared_upload.SharedUpload.send_part = refuse  # type: ignore[method-assign]
-    elif how == "lost" and rank == 1:
-        from s3torch._objects import shared_upload
-
-        arrived = shared_upload.SharedUpload.arrived
-        shared_upload.SharedUpload.arrived = lambda self: dict(list(arrived(self).items())[1:])  # type: ignore[method-assign]
-    elif how == "shape" and rank == 1:
-        state["plain"] = torch.zeros(300, 12)
-    elif how == "dtype" and rank == 1:
-        state["plain"] = torch.zeros(300, 11, dtype=torch.int32)
-    elif how == "hole" and rank == 1:
-        del state["rows"]
-    elif how == "meta" and rank == 1:
-        state["plain"] = torch.zeros(300, 11, device="meta")
-    elif how == "quantised" and rank == 1:
-        state["plain"] = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
-    elif how == "surrogate":
+    if how == "never comes" and rank == victim:
+        return "", ""
+    timeout = {"never comes": 2.0, "hangs": 3.0}.get(how, TIMEOUT)
+    if rank == victim:
+        _damage_upload(how)
+        _damage_state(how, state)
+        uri += "x" if how == "uri" else ""
+    if how == "surrogate":
         state["\ud800"] = torch.zeros(3)
     elif how == "complex128":
         state["z"] = torch.zeros(3, dtype=torch.complex128)
-    elif how == "no tensor" and rank == 1:
-        state["plain"] = 5  # type: ignore[assignment]
-    elif how == "uri" and rank == 1:
-        uri += "x"
     try:
         save_sharded(state, uri, group=dist.group.WORLD, group_timeout=timeout, s3client_config=_config())
     except S3Error as error:
         return type(error).__name__, str(error)
     return "", "nothing was raised"
+
+
+def _damage_upload(how: str) -> None:
+    """Let this rank fail where it sends its parts."""
+    from s3torch._objects import shared_upload
+
+    def refuse(*_: object) -> None:
+        raise S3Error("no such luck")
+
+    instead: dict[str, Any] = {"killed": lambda *_: os._exit(9), "denied": refuse, "hangs": _hang}
+    if how in instead:
+        shared_upload.SharedUpload.send_part = instead[how]  # type: ignore[method-assign]
+    elif how == "lost":
+        arrived = shared_upload.SharedUpload.arrived
+        shared_upload.SharedUpload.arrived = lambda self: dict(list(arrived(self).items())[1:])  # type: ignore[method-assign]
+
+
+def _damage_state(how: str, state: dict[str, Any]) -> None:
+    """Let this rank have something else than the others, or what cannot be saved."""
+    if how == "hole":
+        del state["rows"]
+    elif how == "no tensor":
+        state["plain"] = 5
+    elif how == "shape":
+        state["plain"] = torch.zeros(300, 12)
+    elif how == "dtype":
+        state["plain"] = torch.zeros(300, 11, dtype=torch.int32)
+    elif how == "meta":
+        state["plain"] = torch.zeros(300, 11, device="meta")
+    elif how == "quantised":
+        state["plain"] = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+
+
+def _hang(*_: object) -> None:
+    """Do nothing until the other rank has given up, and has looked for those that live."""
+    store = distributed_c10d._get_default_store()
+    store.wait([f"{_PREFIX}/1/note"], timedelta(seconds=TIMEOUT))
+    time.sleep(_GRACE + 1)
+
+
+def be_slow(rank: int, uri: str) -> int:
+    """Save, while rank 1 takes longer for its parts, one after the other, than ranks wait; returns how many it had."""
+    from s3torch._objects import shared_upload
+
+    send, sent = shared_upload.SharedUpload.send_part, 0
+
+    def send_slowly(upload: shared_upload.SharedUpload, number: int, pieces: Any) -> None:
+        nonlocal sent
+        sent += 1
+        send(upload, number, pieces)
+        upload.arrived()
+        time.sleep(SLOW_PART)
+
+    if rank == 1:
+        shared_upload.SharedUpload.send_part = send_slowly  # type: ignore[method-assign]
+    config = S3ClientConfig(hedging=False, part_size=5 * 1024**2)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    state = {"weight": DTensor.from_local(torch.full((10, 1024, 1024), float(rank)), mesh, [Shard(0)])}  # 40 MiB each
+    save_sharded(state, uri, group=dist.group.WORLD, group_timeout=SHORT_TIMEOUT, s3client_config=config)
+    return sent

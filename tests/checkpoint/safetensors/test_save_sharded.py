@@ -115,6 +115,7 @@ FAILURES = {
     "lost": ("S3Error", "that rank 1 was to send, is missing"),
     "never comes": ("DeadlineError", "Rank 1 of 2 did not come to the save to"),
     "killed": ("DeadlineError", "Rank 1 did not answer"),
+    "hangs": ("DeadlineError", "Rank 1 did not answer"),
 }
 
 
@@ -127,9 +128,35 @@ def test_failures(run, client, bucket, prefix, how):  # noqa: F811
     found = run(2, these.fail, f"s3://{bucket}/{key}", how)
     name, text = FAILURES[how]
     for rank, result in enumerate(found):
-        if rank == 0 or how not in ("never comes", "killed"):
+        if rank == 0 or how not in ("never comes", "killed", "hangs"):
             assert result[0] == name, result
             assert text in result[1], result
     assert _read(client, bucket, key) == b"old"
-    assert clean(f"s3://{bucket}/{prefix}", client=client) == []
+    assert clean(f"s3://{bucket}/{prefix}", older_than=0, client=client) == []
     assert [info.key for page in client.list_objects(bucket, prefix) for info in page.object_info] == [key]
+
+
+@pytest.mark.parametrize("has_server", [False, True])
+def test_a_first_rank_that_is_killed(run, client, bucket, prefix, has_server):  # noqa: F811
+    """Nobody is there to abort its uploads: nothing new is visible, the others name it, and ``clean`` finds them."""
+    key = f"{prefix}model.safetensors"
+    with client.put_object(bucket, key) as writer:
+        writer.write(b"old")
+    found = run(2, these.fail, f"s3://{bucket}/{key}", "killed", 0, has_server=has_server)
+    assert found[0] is None
+    name, text = found[1]
+    assert name == "DeadlineError"
+    assert ("mostly rank 0, has ended" if has_server else "Rank 0 did not answer") in text
+    assert _read(client, bucket, key) == b"old"
+    assert [info.key for page in client.list_objects(bucket, prefix) for info in page.object_info] == [key]
+    assert clean(f"s3://{bucket}/{prefix}", client=client) == []  # it is younger than a day
+    assert [left.key for left in clean(f"s3://{bucket}/{prefix}", older_than=0, client=client)] == [key]
+    assert clean(f"s3://{bucket}/{prefix}", older_than=0, client=client) == []
+
+
+def test_a_slow_rank(run, client, bucket, prefix):  # noqa: F811
+    """A rank that sends more than the others has the time that it takes: they wait while it gets on."""
+    sent = run(2, these.be_slow, f"s3://{bucket}/{prefix}model.safetensors")
+    assert sent[1] * these.SLOW_PART > these.SHORT_TIMEOUT
+    (weight,) = load_file(f"s3://{bucket}/{prefix}model.safetensors", client=client).values()
+    assert [half.unique().tolist() for half in weight.chunk(2)] == [[0], [1]]

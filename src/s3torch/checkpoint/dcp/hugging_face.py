@@ -30,7 +30,7 @@ from s3torch.checkpoint.safetensors.model_plan import Item, ModelPlan, estimate_
 from s3torch.checkpoint.safetensors.save_sharded import check_export_dtype, check_tensor, items_of, new_shard_key
 from s3torch.checkpoint.safetensors.save_together import Parts, complete, write_parts
 from s3torch.client import S3Client
-from s3torch.errors import ArgumentError
+from s3torch.errors import ArgumentError, DeadlineError, S3Error
 from s3torch.uri import parse_s3_uri
 
 if TYPE_CHECKING:
@@ -57,6 +57,23 @@ class _Task:
     plan: ModelPlan
 
 
+class _RankLostError(DeadlineError):
+    """A rank is gone, which torch must not wait for.
+
+    torch.distributed.checkpoint catches what a writer raises, and gathers it from all ranks. The one that is gone does
+    not take part, so that waits for the timeout of the group, half an hour, or fails with what gloo says of a socket;
+    this error, which names the rank, would be lost. So it is raised again when it is pickled for that, once.
+    """
+
+    _was_raised = False
+
+    def __reduce__(self) -> tuple[type[DeadlineError], tuple[object, ...]]:
+        if not self._was_raised:
+            self._was_raised = True
+            raise self
+        return DeadlineError, self.args
+
+
 class S3HuggingFaceStorageWriter(StorageWriter):
     """Saves safetensors files and an index, for ``torch.distributed.checkpoint.save`` and ``async_save``.
 
@@ -75,7 +92,7 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         metadata: Text by name, kept in each header; None for ``{"format": "pt"}``, which transformers asks for.
         process_group: The one that ``save`` is given: ranks exchange by it what is less than a part. None is the
             default one.
-        group_timeout: Seconds that a rank waits for the others, at each step.
+        group_timeout: Seconds that a rank waits for the others, at each step, while none of them sends anything.
         endpoint: URL of the server; None finds it.
         progress: Whether to show a bar while this rank sends its parts; None shows one on a terminal.
         on_upload: Is told by an ``s3torch.checkpoint.UploadStats`` what it took all ranks, once for each file of
@@ -201,6 +218,7 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         """Send this rank's parts, and wait for those of all others.
 
         Raises:
+            DeadlineError: A rank did not come, or does not answer any more; it is named. ``save`` raises it at once.
             S3Error: A rank could not send its parts; it is named.
         """
         task: _Task = plan.storage_data
@@ -213,12 +231,17 @@ class S3HuggingFaceStorageWriter(StorageWriter):
         self._uploads = []
         try:
             with Ranks(group, self._timeout, f"save to s3://{self._bucket}/{self._folder}") as ranks:
-                ranks.meet(lambda: (self._arguments(task, ranks), None))
                 place, size = f"s3://{self._bucket}/{self._folder}", task.plan.bytes_of_rank(ranks.rank)
-                with new_byte_bar(f"Saving {place}", size, is_wanted=self._progress) as bar:
-                    self._parts = write_parts(
-                        ranks, self.client, self._bucket, task.plan, tensor_of, self._uploads, bar.update
-                    )
+                try:
+                    ranks.meet(lambda: (self._arguments(task, ranks), None))
+                    with new_byte_bar(f"Saving {place}", size, is_wanted=self._progress) as bar:
+                        self._parts = write_parts(
+                            ranks, self.client, self._bucket, task.plan, tensor_of, self._uploads, bar.update
+                        )
+                except S3Error as error:
+                    if ranks.is_whole:
+                        raise
+                    raise _RankLostError(*error.args) from error
         except BaseException:
             self._abort()
             raise

@@ -62,7 +62,7 @@ def save_sharded(
         group: Of torch.distributed, whose ranks all call this; None for this process alone.
         export_dtype: What floating-point tensors of 16 bits and more are converted to, such as ``torch.bfloat16``,
             part by part: the tensors themselves are left as they are. None converts nothing.
-        group_timeout: Seconds that a rank waits for the others, at each step.
+        group_timeout: Seconds that a rank waits for the others, at each step, while none of them sends anything.
         client: Sends the requests; None makes one of the following.
         region: Of the bucket; None finds it.
         endpoint: URL of the server; None finds it.
@@ -74,7 +74,8 @@ def save_sharded(
     Raises:
         ArgumentError: A tensor cannot be saved, or the ranks disagree; tensor and rank are named. Nothing was written.
         InvalidURIError: ``uri`` is not of the form ``s3://bucket/key``, or names a folder.
-        DeadlineError: A rank did not come, or does not answer any more; it is named.
+        DeadlineError: A rank did not come, or does not answer any more; it is named. If it was killed while the first
+            rank made the files appear, the new model may be there.
         S3Error: Any other failure.
     """
 
@@ -99,7 +100,7 @@ def save_sharded(
                 with new_byte_bar(f"Saving {uri}", plan.bytes_of_rank(ranks.rank), is_wanted=progress) as bar:
                     parts = write_parts(ranks, own, bucket, plan, tensor_of, uploads, bar.update)
                 if ranks.rank == 0:
-                    ranks.attempt(lambda: complete(own, bucket, plan, parts, uploads, on_upload))
+                    ranks.attempt(lambda: complete(own, bucket, plan, parts, uploads, on_upload, ranks.tell))
                 else:
                     ranks.settle()
             except BaseException:

@@ -68,7 +68,7 @@ def write_parts(
 
     def begin() -> list[UploadTicket]:
         for file in plan.files:
-            uploads.append(SharedUpload(client._access, bucket, file.key))
+            uploads.append(SharedUpload(client._access, bucket, file.key, on_part=ranks.tell))
             tickets.append(uploads[-1].ticket())
         return tickets
 
@@ -76,7 +76,9 @@ def write_parts(
     tickets = ranks.from_first(begin)
     if ranks.rank:
         pairs = zip(plan.files, tickets, strict=True)
-        uploads += [SharedUpload(client._access, bucket, file.key, ticket) for file, ticket in pairs]
+        uploads += [
+            SharedUpload(client._access, bucket, file.key, ticket, on_part=ranks.tell) for file, ticket in pairs
+        ]
     writing = _Writing(ranks, uploads, plan.of_rank(ranks.rank), tensor_of, count)
     try:
         failure = writing.run()
@@ -98,6 +100,7 @@ def complete(
     parts: Parts,
     uploads: Sequence[SharedUpload],
     on_upload: OnUpload | None,
+    on_file: Callable[[], object] = lambda: None,
 ) -> None:
     """Make the files appear, and then the index, in the place of what had the name; on the first rank.
 
@@ -108,6 +111,7 @@ def complete(
         parts: Of all ranks.
         uploads: Of the files.
         on_upload: Is told of each file that is stored.
+        on_file: Is called when a file is complete, as ``Ranks.tell``.
 
     Raises:
         S3Error: A part is missing, or a file could not be completed.
@@ -127,6 +131,7 @@ def complete(
         for place, (file, upload) in enumerate(zip(plan.files, uploads, strict=True)):
             of_file = {part.number: parts[place, part.number] for part in file.parts}
             upload.complete_with(of_file)
+            on_file()
             tell(on_upload, _stats(bucket, file.key, upload, of_file.values()))
 
     if plan.index is None:
@@ -208,7 +213,9 @@ class _Writing:
         if self._failure is None:
             try:
                 act()
-            except Exception as error:  # noqa: BLE001  # it is raised by all ranks, in the end
+            except Exception as error:  # it is raised by all ranks, in the end
+                if not self._ranks.is_usable:  # another one has left: nobody waits for anything any more
+                    raise
                 self._failure = error
 
     def _idle(self) -> bool:
@@ -239,6 +246,10 @@ class _Writing:
         taken = [sum(count for _, count in counts) for counts in incoming]
         ours = torch.cat([content for contents in outgoing for content in contents] or [_NOTHING])
         theirs = torch.empty(sum(taken), dtype=torch.uint8, device=self._ranks.device)
+        are_all_here = self._ranks.arrive()
+        while whole and not are_all_here():
+            self._upload(whole.popleft(), {})
+        self._ranks.until(are_all_here)
         work = self._ranks.exchange(theirs, ours.to(self._ranks.device), taken, sent)
         while whole and not work.is_completed():
             self._upload(whole.popleft(), {})
