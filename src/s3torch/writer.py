@@ -35,7 +35,8 @@ from s3torch._aws.sending import PutObject
 from s3torch._exclusive import exclusive, in_use
 from s3torch._file import S3File
 from s3torch._objects.novelty import check_condition
-from s3torch._objects.upload import NOTE_NUMBER, MultipartUpload, PartBuffer
+from s3torch._objects.part_buffer import PartBuffer
+from s3torch._objects.upload import NOTE_NUMBER, MultipartUpload
 from s3torch._transfer import plan
 from s3torch.errors import (
     ArgumentError,

@@ -37,6 +37,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "_objects": _READS,
     "_objects/fetch.py": ("_objects/test_fetch.py", *_READS),
     "_objects/upload.py": ("_objects/test_upload.py", *_UPLOADS),
+    "_objects/part_buffer.py": ("_objects/test_upload.py", *_UPLOADS),
     "_objects/appending.py": ("testing/test_express.py",),
     "_objects/copying.py": ("_objects/test_copying.py",),
     "_objects/uploads.py": ("_objects/test_uploads.py", *_UPLOADS),
@@ -47,6 +48,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "readers/sequential.py": ("readers/test_sequential.py", "test_integrity.py"),
     "datasets/base.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/samples.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
+    "datasets/cursor.py": ("datasets/test_schedules.py", "datasets/test_loader.py"),
     "datasets/windows.py": ("datasets/test_windows.py", "datasets/test_map.py"),
 }
 

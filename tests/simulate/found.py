@@ -30,6 +30,7 @@ from s3torch.testing.simulate import (
     ReadRange,
     ReadRanges,
     Replace,
+    Resume,
     Save,
     Seek,
     Signal,
@@ -220,6 +221,19 @@ FOUND: dict[str, Program] = {
         datasets=(DatasetSpec("map", "objects", transform="nested list", special=1),),
         options={"part_size": 16 * KiB, "checksums": "strict", "call_timeout": 0.01},
         faults=((4, "lost"),),
+    ),
+    "an error that is kept keeps no memory of the last part of an upload": Program(
+        seed=11001309,
+        objects=(300,),
+        steps=(Resume("c/1", 130_000, "close"),),
+        options={**SMALL_PARTS, "max_attempts": 1},
+        faults=((9, "no content"),),
+    ),
+    "an interrupt where torch says which memory a storage has": Program(
+        seed=11001928,
+        objects=(300,),
+        steps=(Save("c/1", (60_000,)), Load("c/1")),
+        coincidences=(Interrupt(step=1, at=1, of="filling.py:__call__", call=1),),
     ),
     "an error that is kept keeps no memory of its upload": Program(
         seed=1,

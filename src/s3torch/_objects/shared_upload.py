@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from s3torch._aws import checksums
 from s3torch._aws.multipart import UploadedPart
 from s3torch._aws.object_options import ObjectOptions
-from s3torch._objects.upload import MultipartUpload, PartBuffer, _Flying
+from s3torch._objects.part_buffer import PartBuffer
+from s3torch._objects.upload import MultipartUpload, _Flying
 
 if TYPE_CHECKING:
     from s3torch._access import Access

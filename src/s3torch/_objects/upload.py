@@ -24,7 +24,6 @@ import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3torch._aws import checksums, multipart
@@ -35,6 +34,7 @@ from s3torch._aws.operations import HeadObject
 from s3torch._aws.sending import UploadPart
 from s3torch._aws.upload_listing import ListParts
 from s3torch._objects.novelty import check_condition
+from s3torch._objects.part_buffer import PartBuffer, StoredPart
 from s3torch._objects.uploads import abort_multipart_upload, follow, list_multipart_uploads
 from s3torch._transfer import plan
 from s3torch._transfer.scope import LastingScope
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from s3torch._aws.upload_listing import PartsPage
     from s3torch._transfer.exchange import Exchange
 
-__all__ = ["NOTE_NUMBER", "MultipartUpload", "PartBuffer", "note_of"]
+__all__ = ["NOTE_NUMBER", "MultipartUpload", "note_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -70,89 +70,6 @@ def note_of(fields: Mapping[str, str]) -> bytes:
     """
     text = json.dumps(sorted(fields.items()))
     return b"s3torch upload 1 " + hashlib.sha256(text.encode()).hexdigest().encode()
-
-
-@dataclass(slots=True)
-class _Piece:
-    """Some bytes of a part: in its own memory from ``start`` on, or lent, with their CRC-32."""
-
-    length: int
-    start: int = 0
-    lent: memoryview | None = None
-    crc32: Checksum | None = None
-
-
-class PartBuffer:
-    """The bytes of one part while they gather: copied into memory of its own, or left where they are.
-
-    Its memory is small at first, since most objects are.
-
-    Attributes:
-        capacity: Bytes of the part.
-        length: Bytes that have gathered.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._memory = bytearray()
-        self.clear()
-
-    def clear(self) -> None:
-        """Empty it, to be used again."""
-        self.length = 0
-        self._copied = 0
-        self._pieces: list[_Piece] = []
-
-    @property
-    def views(self) -> list[memoryview]:
-        """What has gathered, in order."""
-        memory = memoryview(self._memory)
-        return [
-            memory[piece.start : piece.start + piece.length] if piece.lent is None else piece.lent
-            for piece in self._pieces
-        ]
-
-    @property
-    def room(self) -> int:
-        """Bytes that still fit."""
-        return self.capacity - self.length
-
-    @property
-    def md5(self) -> str:
-        """The MD5 of all that has gathered, in hexadecimal digits: the ETag of an object of one part."""
-        digest = hashlib.md5(usedforsecurity=False)
-        for view in self.views:
-            digest.update(view)
-        return digest.hexdigest()
-
-    @property
-    def crc32(self) -> Checksum:
-        """The CRC-32 of all that has gathered."""
-        known = [
-            (piece.crc32 or checksums.compute(checksums.CRC32, [view]), piece.length)
-            for piece, view in zip(self._pieces, self.views, strict=True)
-        ]
-        return checksums.combine_all(checksums.CRC32, known)
-
-    def add(self, data: memoryview) -> None:
-        """Copy bytes behind the others; they must fit."""
-        begin, self._copied = self._copied, self._copied + len(data)
-        if self._copied > len(self._memory):
-            grown = bytearray(min(self.capacity, max(self._copied, 2 * len(self._memory))))
-            memoryview(grown)[:begin] = memoryview(self._memory)[:begin]
-            self._memory = grown  # the old one may still be looked at, and could not grow then
-        # A view is written to directly; a slice of a bytearray would make another copy first.
-        memoryview(self._memory)[begin : self._copied] = data
-        self.length += len(data)
-        if self._pieces and self._pieces[-1].lent is None:
-            self._pieces[-1].length += len(data)
-        elif len(data):
-            self._pieces.append(_Piece(len(data), begin))
-
-    def lend(self, data: memoryview, crc32: Checksum) -> None:
-        """Take bytes behind the others that stay where and as they are; they must fit, and not be none."""
-        self._pieces.append(_Piece(len(data), lent=data, crc32=crc32))
-        self.length += len(data)
 
 
 class _Flying(LastingScope):
@@ -185,31 +102,6 @@ class _Flying(LastingScope):
             self._engine.nudge(_NUDGE_INTERVAL)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A part of an earlier, interrupted upload.
-
-    Args:
-        etag: Its ETag: the MD5 of its bytes, unless the object is encrypted with a key of KMS.
-        length: In bytes.
-    """
-
-    etag: str
-    length: int
-
-    def holds(self, buffer: PartBuffer) -> bool:
-        """Whether it is certain that it holds these bytes."""
-        return self.length == buffer.length and self.etag.strip('"') == buffer.md5
-
-    def is_note(self, note: bytes) -> bool:
-        """Whether it is certain that it is this note."""
-        return self.length == len(note) and self.etag.strip('"') == _md5(note)
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 class MultipartUpload:
     """Sends the parts of one object, several at a time, while the next is written.
 
@@ -236,7 +128,7 @@ class MultipartUpload:
         self._options = options
         self._checksums = UploadChecksums(is_wanted=access.bucket(bucket).sends_checksums)
         self._fields = self._options.fields_to_create() | self._checksums.fields_to_create()
-        self._stored: dict[int, _Stored] = {}
+        self._stored: dict[int, StoredPart] = {}
         self._sent: dict[int, UploadedPart] = {}
         self._flying: deque[_Flying] = deque()
         self._free: list[PartBuffer] = []
@@ -280,8 +172,10 @@ class MultipartUpload:
         """
         self.parts = number = self.parts + 1
         if is_last and self._note_number and not self._is_amazons:
+            self._last = buffer
+            del buffer  # whoever keeps an error keeps this frame
             self._wait_for_parts()  # while there is the note: what is interrupted here can be gone on with
-            number = self._note_number
+            buffer, number = self._last, self._note_number
             self._last = buffer if number > self.parts else None
         if number == self._note_number:
             self.can_be_resumed = False  # first: an interrupt may come at any time
@@ -322,7 +216,7 @@ class MultipartUpload:
             raise AssertionError("no gap")
         number = max(self._sent)
         sent = self._sent.pop(number)
-        self._stored[number] = _Stored(sent.etag, sent.length)
+        self._stored[number] = StoredPart(sent.etag, sent.length)
         self._begin(self.parts, last)
         self._wait_for_parts()
 
@@ -483,7 +377,7 @@ class MultipartUpload:
                 refusal = refusal or error
                 continue
             self._note_number = number
-            self.can_be_resumed = _Stored(request.etag, len(note)).is_note(note)
+            self.can_be_resumed = StoredPart(request.etag, len(note)).is_note(note)
             return
         # The server takes no such part: the object can be written nevertheless.
         _log.warning("The upload to s3://%s/%s cannot be gone on with later: %s", self._bucket, self._key, refusal)
@@ -505,7 +399,7 @@ class MultipartUpload:
                     raise
                 continue
             # All of them, before one is looked for: some servers take the number of a part for its place.
-            stored = {part.number: _Stored(part.etag, part.size) for page in pages for part in page.parts}
+            stored = {part.number: StoredPart(part.etag, part.size) for page in pages for part in page.parts}
             noted = [number for number in numbers if number in stored and stored[number].is_note(note)]
             if not noted:
                 continue

@@ -294,6 +294,9 @@ def _load_file(file: _Later, call: _TorchLoad) -> Any:  # noqa: ANN401
             if call.weights_only is False or (users is not None and error is users.error):
                 raise
             raise CheckpointFormatError(str(error)) from error
+        finally:
+            if users is not None:
+                users.error = None  # whose frames keep the client, in a cycle that the collector does not see through
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from s3torch.errors import (
     DeadlineError,
     NotFoundError,
     ObjectChangedError,
+    RequestError,
     S3Error,
     TransientError,
 )
@@ -467,6 +468,8 @@ class Play:
             has_reason = True
         elif isinstance(error, TransientError):
             has_reason = self.program.has_faults or self.has_interrupted
+        elif isinstance(error, RequestError) and error.status == 409:  # to HEAD: no body says that it is only for now
+            has_reason = any(name == "conflict" for _, name in self.program.faults)
         elif "Whether the object was stored is not known" in str(error):
             has_reason = self.program.has_faults
         if isinstance(error, ClosedError):
