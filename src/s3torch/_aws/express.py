@@ -17,6 +17,8 @@ so that a hundred workers do not ask at the same time.
 The service's clock tells the expiry, and the answer's Date how much time is left; ours only measures that. A machine
 that was asleep may find its session expired; the answer that says so is corrected by a new one.
 
+It is one file of over 450 lines: sessions, and the few requests that need them, are one subject.
+
 Sources: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateSession.html, API_RenameObject.html, and
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/directory-buckets-objects-append.html.
 """

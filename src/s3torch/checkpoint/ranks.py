@@ -18,7 +18,7 @@ a collective then, for as long as the group's timeout (30 minutes). So all of a 
 
 Only calls that all backends have are used; the store is the one by which the group was made.
 
-It is over 450 lines: the five rules are one class, as each leans on the others.
+It is one file of over 450 lines: the five rules are one class, as each leans on the others.
 """
 
 from __future__ import annotations
