@@ -136,9 +136,9 @@ def ahead(dataset: Any) -> tuple[int, int]:  # noqa: ANN401  # either dataset
 
 
 def cancel_ahead(dataset: Any) -> None:  # noqa: ANN401  # either dataset
-    """Cancel what a dataset has begun for the next batch of this thread, as its end would."""
+    """Cancel what a dataset has begun for the next batch of this thread, as its end would; not what is in use."""
     windows: Any = getattr(dataset, "_windows", None) or ()
-    for kept in list(windows):
+    for kept in [each for each in windows if each.claimed_by is None]:
         windows._end(kept)
 
 
