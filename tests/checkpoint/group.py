@@ -20,7 +20,7 @@ from s3torch.errors import S3Error
 from s3torch.safetensors import load_file
 
 TIMEOUT = 60.0  # seconds that ranks wait for each other; more than a busy machine takes
-SHORT_TIMEOUT = 15.0  # where it is waited for
+SHORT_TIMEOUT = 5.0  # where it is waited for
 _GROUP_TIMEOUT = timedelta(minutes=30)  # as torch has it: what waits for it hangs, and is found
 _MOST = 300.0  # seconds in which a rank ends, or is ended: whatever it waits for
 

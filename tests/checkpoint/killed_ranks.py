@@ -15,7 +15,7 @@ from s3torch import S3Client, S3ClientConfig
 from s3torch.dcp import S3HuggingFaceStorageWriter
 from s3torch.safetensors import save_sharded
 
-TIMEOUT = 15.0  # seconds; the most that it takes to find that a rank was killed between two saves
+TIMEOUT = 10.0  # seconds; the most that it takes to find that a rank was killed between two saves
 _SHAPES = {"rows": (4096, 1024), "columns": (1024, 3072), "plain": (300, 11)}  # 16 MiB, 12 MiB, and little
 _CONFIG = S3ClientConfig(hedging=False, part_size=5 * 1024 * 1024)
 

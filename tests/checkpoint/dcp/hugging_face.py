@@ -122,7 +122,7 @@ def fail(rank: int, path: str, how: str, victim: int = 1) -> str:
         from s3torch._objects import shared_upload
 
         shared_upload.SharedUpload.send_part = _hang  # type: ignore[method-assign]
-    timeout = 3.0 if how == "hangs" else TIMEOUT
+    timeout = {"hangs": 3.0, "killed": 5.0}.get(how, TIMEOUT)
     return _said(saved, S3HuggingFaceStorageWriter(None, path, group_timeout=timeout))
 
 
