@@ -88,6 +88,7 @@ http {{
             set $asked $request_method;
             if ($args ~ "^uploads") {{ set $asked "$asked uploads"; }}
             add_header ETag '"{etag}"';
+            add_header x-amz-request-id sink always;
             add_header x-amz-checksum-algorithm CRC32;
             add_header x-amz-checksum-type FULL_OBJECT;
             if ($asked = "PUT") {{ return 200 ""; }}
