@@ -399,7 +399,9 @@ def _check(dataset: object, *, shuffle: object, drop_last: object, even: object)
 
 def _batches_ahead(dataset: object, batch_size: int, given: int | None) -> int:
     if given is not None:
-        return as_index("batches_ahead", given)
+        if as_index("batches_ahead", given) < 1:
+            raise ArgumentError(f"batches_ahead must be at least 1, or None, got {given}.")
+        return given
     if not isinstance(dataset, S3MapDataset):
         return 1
     return max(1, -(-dataset.client.s3client_config.max_objects_ahead // batch_size))
