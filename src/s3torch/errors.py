@@ -9,6 +9,7 @@ Each class is named by what the caller can do about it::
     │   ├── InvalidURIError                   fix the s3:// URI
     │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
     │   ├── LoaderStateError                  the state is of other data, or damaged: resume what it was saved of
+    │   ├── EmptyDatasetError                 there is no object: fix the prefix or the filter
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -55,6 +56,7 @@ __all__ = [
     "ConnectionFailedError",
     "CredentialsError",
     "DeadlineError",
+    "EmptyDatasetError",
     "IntegrityError",
     "InvalidURIError",
     "LoaderStateError",
@@ -152,6 +154,10 @@ class CheckpointFormatError(ArgumentError):
 
 class LoaderStateError(ArgumentError):
     """A state of an S3DataLoader is of other data or of another order, is damaged, or was saved by a newer version."""
+
+
+class EmptyDatasetError(ArgumentError):
+    """A dataset has no object: nothing is under its prefix, or its filter leaves nothing."""
 
 
 class ObjectTableError(ArgumentError):

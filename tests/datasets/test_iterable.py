@@ -96,7 +96,7 @@ def test_from_objects(uri):
         dataset = S3IterableDataset.from_objects(given, transform=decode)
         assert list(dataset) == list(dataset) == order
     assert list(S3IterableDataset.from_objects(uris[2], transform=decode)) == [7]
-    assert list(S3IterableDataset.from_objects([])) == []
+    assert list(S3IterableDataset.from_objects([], allow_empty=True)) == []
 
 
 def test_get_dataset_objects(s3, bucket, stored):

@@ -17,9 +17,10 @@ from s3torch.compat.readers import (
 )
 from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.base import GivenObjects, ObjectsUnder, S3Dataset, identity
+from s3torch.datasets.base import S3Dataset, identity
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
+from s3torch.datasets.sources import Objects, Prefix
 from s3torch.uri import parse_s3_uri
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
         reader_type: ReaderType | None = None,
     ) -> None:
         source: Any = get_dataset_objects
-        super().__init__(region, source, endpoint, transform, s3client_config)
+        super().__init__(region, source, endpoint, transform, s3client_config, allow_empty=True)
         self._set_up(s3client_config, reader_constructor, reader_config, reader_type)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         return cls(
             region,
-            ObjectsUnder(s3_uri),
+            Prefix(s3_uri),
             endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -193,7 +194,7 @@ class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         return cls(
             region,
-            GivenObjects(table_of_uris(object_uris)),
+            Objects(object_uris),
             endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -251,7 +252,7 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
         reader_type: ReaderType | None = None,
     ) -> None:
         source: Any = get_dataset_objects
-        super().__init__(region, source, endpoint, transform, s3client_config, bool(enable_sharding))
+        super().__init__(region, source, endpoint, transform, s3client_config, bool(enable_sharding), allow_empty=True)
         self._set_up(s3client_config, reader_constructor, reader_config, reader_type)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -279,7 +280,7 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         return cls(
             region,
-            ObjectsUnder(s3_uri),
+            Prefix(s3_uri),
             endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -305,7 +306,7 @@ class S3IterableDataset(_Dataset, datasets.S3IterableDataset[Any]):
         constructor = choose_constructor(reader_constructor, reader_config, reader_type)
         return cls(
             region,
-            GivenObjects(table_of_uris(object_uris)),
+            Objects(object_uris),
             endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -321,7 +322,7 @@ def _arguments(state: dict[str, Any]) -> dict[str, Any]:
     """Return what a dataset was made of that s3torchconnector has pickled."""
     source = state["_get_dataset_objects"]
     if isinstance(source, partial) and source.func is get_objects_from_prefix:
-        source = ObjectsUnder(*source.args)
+        source = Prefix(*source.args)
     names = ("region", "endpoint", "transform", "s3client_config", "reader_constructor")
     return {"get_dataset_objects": source, **{name: state[f"_{name}"] for name in names}}
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.listing import list_table
 from s3torch.datasets.look_ahead import LookAhead
-from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.one_listing import OneListing
+from s3torch.datasets.options import Selection
+from s3torch.datasets.selecting import select, select_from_table
+from s3torch.datasets.sources import Source
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader, check_reader_config
-from s3torch.uri import parse_s3_uri
 
-__all__ = ["GetDatasetObjects", "GivenObjects", "ObjectsUnder", "S3Dataset", "given_table", "identity"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["GetDatasetObjects", "S3Dataset", "identity"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -42,6 +45,7 @@ class S3Dataset(Generic[T_co]):
         transform: Callable[[S3Reader], T_co],
         s3client_config: S3ClientConfig | None,
         reader_config: S3ReaderConfig | None,
+        options: Mapping[str, Any],
     ) -> None:
         if not callable(get_dataset_objects):
             raise ArgumentTypeError(
@@ -52,7 +56,7 @@ class S3Dataset(Generic[T_co]):
         self.region = region
         self.endpoint = endpoint
         self._reader_config = check_reader_config(reader_config)
-        self._get_dataset_objects = get_dataset_objects
+        self._selection = _selection(type(self), options)
         self._transform = transform
         self._one_listing = OneListing()
         reader_type = self._reader_config.get_reader_type_string()
@@ -62,6 +66,15 @@ class S3Dataset(Generic[T_co]):
             user_agent_comments=[f"md/dataset#{self._kind} md/reader_type#{reader_type}"],
             s3client_config=s3client_config,
         )
+        source = get_dataset_objects
+        self._get_dataset_objects = source.opened(self._client) if isinstance(source, Source) else source
+        self._known: ObjectTable | None = None
+
+    @classmethod
+    def _of(cls, source: GetDatasetObjects, options: Mapping[str, Any]) -> Self:
+        """Return a dataset of a source, made by whatever constructor a subclass has."""
+        rest = dict(options)
+        return cls(rest.pop("region", None), source, rest.pop("endpoint", None), **rest)
 
     def __getstate__(self) -> dict[str, object]:
         with NO_FORK:  # so that no listing is kept here alone between the two
@@ -73,13 +86,31 @@ class S3Dataset(Generic[T_co]):
         """The client that reads the objects; its ``stats`` count what this process transferred."""
         return self._client
 
-    def _list_objects(self) -> ObjectTable:
-        """Return all objects, listing a prefix in parallel."""
+    @property
+    def _is_listed(self) -> bool:
+        """Whether the objects may be others the next time that they are asked for."""
         source = self._get_dataset_objects
-        objects = source.table(self.client) if isinstance(source, ObjectsUnder) else self._given_objects()
-        return objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        return source.is_listed if isinstance(source, Source) else True
+
+    def _list_objects(self) -> ObjectTable:
+        """Return all objects that belong to the dataset, listing a prefix in parallel."""
+        if self._known is not None:
+            return self._known
+        source = self._get_dataset_objects
+        objects = source.table(self.client) if isinstance(source, Source) else self._ask_for_objects()
+        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        table = select_from_table(table, self._selection, source, self.client)
+        if not self._is_listed:
+            self._known = table
+        return table
 
     def _given_objects(self) -> Iterable[S3BucketKeyData]:
+        """Return the objects that belong to the dataset, as they become known."""
+        if not self._is_listed:
+            return self._list_objects()
+        return select(self._ask_for_objects(), self._selection, self._get_dataset_objects, self.client)
+
+    def _ask_for_objects(self) -> Iterable[S3BucketKeyData]:
         """Return what ``get_dataset_objects`` returns."""
         objects = self._get_dataset_objects(self.client)
         if not isinstance(objects, Iterable):
@@ -113,56 +144,11 @@ class S3Dataset(Generic[T_co]):
         self._client._access.engine().nudge(interval)
 
 
-class ObjectsUnder:
-    """What lists a prefix; callable as ``get_dataset_objects``, and pickles.
-
-    Args:
-        s3_uri: ``s3://bucket/prefix``.
-
-    Raises:
-        InvalidURIError: ``s3_uri`` is not of that form.
-    """
-
-    def __init__(self, s3_uri: str) -> None:
-        self._bucket, self._prefix = parse_s3_uri(s3_uri)
-
-    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Yield the objects as their pages come."""
-        return list_prefix(client, self._bucket, self._prefix)
-
-    def table(self, client: S3Client) -> ObjectTable:
-        """Return all objects, which takes fewer round trips than to wait for page after page."""
-        return list_table(client, self._bucket, self._prefix)
-
-
-class GivenObjects:
-    """Objects that need no listing; callable as ``get_dataset_objects``, and pickles."""
-
-    def __init__(self, table: ObjectTable) -> None:
-        self._table = table
-
-    def __call__(self, _client: S3Client) -> ObjectTable:
-        """Return the objects."""
-        return self._table
-
-
-def given_table(
-    table: ObjectTable | str | os.PathLike[str],
-    region: str | None,
-    endpoint: str | None,
-    s3client_config: S3ClientConfig | None,
-) -> GivenObjects:
-    """Return the objects of a table, which is loaded if it is the place of a saved one.
-
-    Raises:
-        ObjectTableError: What is there is no saved table.
-        S3Error: It could not be read from S3.
-        OSError: It could not be read from a file.
-    """
-    if isinstance(table, ObjectTable):
-        return GivenObjects(table)
-    client = S3Client(region, endpoint=endpoint, s3client_config=s3client_config)
-    try:
-        return GivenObjects(ObjectTable.load(table, client=client))
-    finally:
-        client.close()
+def _selection(dataset: type, options: Mapping[str, Any]) -> Selection:
+    if unknown := options.keys() - Selection.__dataclass_fields__.keys():
+        known = ", ".join(Selection.__dataclass_fields__)
+        raise ArgumentTypeError(
+            f"{dataset.__name__} has no option {', '.join(sorted(unknown))}. Its own are {known}, beside those of "
+            "s3torchconnector."
+        )
+    return Selection(**options)

@@ -25,12 +25,14 @@ class Course:
     Attributes:
         samples: Number of them.
         digest: Of the table of objects; None if the dataset has none.
+        filter: What chose them, as text; None if nothing did.
         shuffle: Whether epochs are shuffled.
         seed: Of the shuffled orders.
     """
 
     samples: int
     digest: str | None
+    filter: str | None
     shuffle: bool
     seed: int
 

@@ -12,16 +12,18 @@ import torch.utils.data
 from torch.utils.data import IterableDataset
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
+from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
 from s3torch.datasets.here import rank_and_world_size
-from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, table_of_uris
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.options import DatasetOptions, StreamOptions
 from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position
+from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 __all__ = ["S3IterableDataset"]
 
@@ -45,19 +47,20 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     must all find the same objects. If the prefix may change meanwhile, list once: ``dataset.objects.save(...)``, and
     ``from_table`` on all ranks.
 
-    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
-        get_dataset_objects: Returns the objects, given the client; called for each iteration. Mostly ``from_prefix``
-            or ``from_objects`` is used instead.
+        get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client; called
+            for each iteration. Mostly ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
         transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
             of a module, not a lambda.
         s3client_config: See S3ClientConfig.
         enable_sharding: Divide the objects among ranks and workers.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
+        options: See DatasetOptions.
 
     Raises:
         ArgumentTypeError: An argument has the wrong type.
@@ -75,8 +78,9 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,  # noqa: FBT001, FBT002  # the place it has in s3torchconnector
         reader_config: S3ReaderConfig | None = None,
+        **options: Unpack[DatasetOptions],
     ) -> None:
-        super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
+        super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config, options)
         if not isinstance(enable_sharding, bool):
             raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
         self._enable_sharding = enable_sharding
@@ -84,105 +88,59 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         self._iterations = 0
 
     @classmethod
-    def from_prefix(
-        cls,
-        s3_uri: str,
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
+    def from_source(cls, source: Source, **options: Unpack[StreamOptions[T_co]]) -> Self:
+        """Return a dataset of the objects of a source.
 
         Args:
-            s3_uri: ``s3://bucket/prefix``; the prefix is a string, not a directory. Markers of directories (0-byte
-                keys that end in ``/``) are left out.
-            region: As in the constructor, like the other arguments.
+            source: Prefix, Objects or Table.
+            options: See StreamOptions.
+
+        Raises:
+            S3Error: What the source is made of could not be read.
+        """
+        return cls._of(source, options)
+
+    @classmethod
+    def from_prefix(cls, s3_uri: str, **options: Unpack[StreamOptions[T_co]]) -> Self:
+        """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys; see Prefix.
+
+        Args:
+            s3_uri: ``s3://bucket/prefix``; the prefix is a string, not a directory.
+            options: See StreamOptions.
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        objects = ObjectsUnder(s3_uri)
-        return cls(
-            region,
-            objects,
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            enable_sharding=enable_sharding,
-            reader_config=reader_config,
-        )
+        return cls._of(Prefix(s3_uri), options)
 
     @classmethod
-    def from_objects(
-        cls,
-        object_uris: str | Iterable[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of the objects that URIs name, in their order.
+    def from_objects(cls, object_uris: str | Iterable[str], **options: Unpack[StreamOptions[T_co]]) -> Self:
+        """Return a dataset of the objects that URIs name, in their order; see Objects.
 
         Args:
-            object_uris: ``s3://bucket/key`` each; a single string is one object. They are read once, here, so that
-                a generator serves more than one epoch.
-            region: As in the constructor, like the other arguments.
+            object_uris: ``s3://bucket/key`` each; a single string is one object.
+            options: See StreamOptions.
 
         Raises:
             InvalidURIError: A URI is not of that form.
         """
-        objects = GivenObjects(table_of_uris(object_uris))
-        return cls(
-            region,
-            objects,
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            enable_sharding=enable_sharding,
-            reader_config=reader_config,
-        )
+        return cls._of(Objects(object_uris), options)
 
     @classmethod
-    def from_table(
-        cls,
-        table: ObjectTable | str | os.PathLike[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        enable_sharding: bool = False,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of the objects of a table, in its order: nothing is listed.
+    def from_table(cls, table: ObjectTable | str | os.PathLike[str], **options: Unpack[StreamOptions[T_co]]) -> Self:
+        """Return a dataset of the objects of a table, in its order: nothing is listed; see Table.
 
         Args:
             table: Another dataset's ``objects``, or the path or S3 URI where ``ObjectTable.save`` put it. That is read
                 once, here.
-            region: As in the constructor, like the other arguments.
+            options: See StreamOptions.
 
         Raises:
             ObjectTableError: What is there is no saved table, or damaged.
             S3Error: The table could not be read from S3.
             OSError: The table could not be read from a file.
         """
-        objects = given_table(table, region, endpoint, s3client_config)
-        return cls(
-            region,
-            objects,
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            enable_sharding=enable_sharding,
-            reader_config=reader_config,
-        )
+        return cls._of(Table(table), options)
 
     def __getstate__(self) -> dict[str, object]:
         # A worker that is not forked has no process group: it is told what is known here by now.
@@ -218,10 +176,12 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         It is called when the first object is asked for: a DataLoader takes errors of ``iter()`` for the end.
         """
         worker = torch.utils.data.get_worker_info()
-        is_shared = self._enable_sharding and isinstance(self._get_dataset_objects, ObjectsUnder)
+        is_shared = self._enable_sharding and self._is_listed and isinstance(self._get_dataset_objects, Source)
         seed = getattr(worker, "seed", None)  # tests of programs patch in what has none
         if worker is None or worker.num_workers == 1 or seed is None or not is_shared:
-            objects = self._given_objects()
+            if isinstance(self._get_dataset_objects, Source):
+                return self._given_objects
+            objects = self._given_objects()  # a program's own is called by iter(), as it is in s3torchconnector
             return lambda: objects
         self._iterations += 1
         # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from s3torch._buffer import as_index
 from s3torch.datasets.cursor import Course, Cursor, Even, Share, cursor_of, share_of, state_of
+from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.order import InOrder, Order, Shuffled
@@ -137,8 +138,10 @@ class S3BatchSampler(Sampler[list[int]]):
         return running
 
     def _course(self) -> Course:
-        table = self._dataset.objects if isinstance(self._dataset, S3MapDataset) else None
-        return Course(len(self._dataset), table.digest if table is not None else None, self._shuffle, self._seed)
+        digest = selected_by = None
+        if isinstance(self._dataset, S3MapDataset):
+            digest, selected_by = self._dataset.objects.digest, described(self._dataset._selection.filter)
+        return Course(len(self._dataset), digest, selected_by, self._shuffle, self._seed)
 
     def _order(self, epoch: int) -> Order:
         samples = len(self._dataset)

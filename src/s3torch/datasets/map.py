@@ -12,13 +12,15 @@ from torch.utils.data import Dataset
 from s3torch._buffer import as_index
 from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
-from s3torch.datasets.base import GetDatasetObjects, GivenObjects, ObjectsUnder, S3Dataset, given_table, identity
-from s3torch.datasets.objects import ObjectTable, table_of_uris
+from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
+from s3torch.datasets.objects import ObjectTable
+from s3torch.datasets.options import DatasetOptions, MapOptions
+from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.windows import Windows
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 __all__ = ["S3MapDataset"]
 
@@ -36,18 +38,19 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     Ranks that are no children of one process list by themselves. If the prefix may change while a job starts, list
     once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
 
-    A subclass is made by ``from_prefix``, ``from_objects`` and ``from_table``, too, if its constructor takes the
+    A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.
 
     Args:
         region: Of the bucket; None finds it.
-        get_dataset_objects: Returns the objects, given the client. Mostly ``from_prefix`` or ``from_objects`` is used
-            instead.
+        get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client. Mostly
+            ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
         transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
             of a module, not a lambda.
         s3client_config: See S3ClientConfig.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
+        options: See DatasetOptions.
 
     Raises:
         ArgumentTypeError: An argument has the wrong type.
@@ -64,103 +67,66 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
+        **options: Unpack[DatasetOptions],
     ) -> None:
-        super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config)
+        super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config, options)
         self._listed: ObjectTable | None = None
         self._windows = Windows()
 
     @classmethod
-    def from_prefix(
-        cls,
-        s3_uri: str,
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys.
+    def from_source(cls, source: Source, **options: Unpack[MapOptions[T_co]]) -> Self:
+        """Return a dataset of the objects of a source.
 
         Args:
-            s3_uri: ``s3://bucket/prefix``; the prefix is a string, not a directory. Markers of directories (0-byte
-                keys that end in ``/``) are left out.
-            region: As in the constructor, like the other arguments.
+            source: Prefix, Objects or Table.
+            options: See MapOptions.
+
+        Raises:
+            S3Error: What the source is made of could not be read.
+        """
+        return cls._of(source, options)
+
+    @classmethod
+    def from_prefix(cls, s3_uri: str, **options: Unpack[MapOptions[T_co]]) -> Self:
+        """Return a dataset of all objects whose keys begin with a prefix, in the order of their keys; see Prefix.
+
+        Args:
+            s3_uri: ``s3://bucket/prefix``; the prefix is a string, not a directory.
+            options: See MapOptions.
 
         Raises:
             InvalidURIError: ``s3_uri`` is not of that form.
         """
-        return cls(
-            region,
-            ObjectsUnder(s3_uri),
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            reader_config=reader_config,
-        )
+        return cls._of(Prefix(s3_uri), options)
 
     @classmethod
-    def from_objects(
-        cls,
-        object_uris: str | Iterable[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of the objects that URIs name, in their order.
+    def from_objects(cls, object_uris: str | Iterable[str], **options: Unpack[MapOptions[T_co]]) -> Self:
+        """Return a dataset of the objects that URIs name, in their order; see Objects.
 
         Args:
             object_uris: ``s3://bucket/key`` each; a single string is one object.
-            region: As in the constructor, like the other arguments.
+            options: See MapOptions.
 
         Raises:
             InvalidURIError: A URI is not of that form.
         """
-        objects = GivenObjects(table_of_uris(object_uris))
-        return cls(
-            region,
-            objects,
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            reader_config=reader_config,
-        )
+        return cls._of(Objects(object_uris), options)
 
     @classmethod
-    def from_table(
-        cls,
-        table: ObjectTable | str | os.PathLike[str],
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
-        s3client_config: S3ClientConfig | None = None,
-        reader_config: S3ReaderConfig | None = None,
-    ) -> Self:
-        """Return a dataset of the objects of a table, in its order: nothing is listed.
+    def from_table(cls, table: ObjectTable | str | os.PathLike[str], **options: Unpack[MapOptions[T_co]]) -> Self:
+        """Return a dataset of the objects of a table, in its order: nothing is listed; see Table.
 
         Args:
             table: Another dataset's ``objects``, or the path or S3 URI where ``ObjectTable.save`` put it. That is read
                 once, here.
-            region: As in the constructor, like the other arguments.
+            options: See MapOptions.
 
         Raises:
             ObjectTableError: What is there is no saved table, or damaged.
             S3Error: The table could not be read from S3.
             OSError: The table could not be read from a file.
         """
-        objects = given_table(table, region, endpoint, s3client_config)
-        return cls(
-            region,
-            objects,
-            endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            reader_config=reader_config,
-        )
+        return cls._of(Table(table), options)
 
     def __repr__(self) -> str:
         state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
@@ -261,7 +227,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     def _list_once(self) -> ObjectTable:
         """List, in agreement with all processes and threads that have this dataset."""
-        if isinstance(self._get_dataset_objects, GivenObjects):
+        if not self._is_listed:
             return self._keep(self._list_objects())
         alone: ObjectTable | None = None
         if not self._one_listing.is_shared:

@@ -1,0 +1,84 @@
+"""What can be said of a dataset besides its source: each option stands here once, for all ways to make one.
+
+The constructors have s3torchconnector's arguments at the places that they have there. What came later is in
+DatasetOptions, and MapOptions and StreamOptions are all that ``from_prefix`` and its siblings take. A new option is a
+line in DatasetOptions, for those who write programs, and one in Selection, with its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from typing_extensions import TypedDict  # typing's cannot be generic on Python 3.10
+
+from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.filters import Filter, check_filter
+from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.errors import ArgumentTypeError
+from s3torch.readers import S3Reader
+
+__all__ = ["DatasetOptions", "MapOptions", "Selection", "StreamOptions"]
+
+T = TypeVar("T")
+
+
+class DatasetOptions(TypedDict, total=False):
+    """What each way to make a dataset takes by keyword.
+
+    Args:
+        filter: Which objects belong to the dataset: a Filter, or a callable that takes an S3BucketKeyData and returns
+            whether it does. None: all.
+        allow_empty: Whether a dataset may have no object. False (default): that is an EmptyDatasetError, which names
+            the nearest prefixes that have some.
+    """
+
+    filter: Filter | Callable[[S3BucketKeyData], bool] | None
+    allow_empty: bool
+
+
+class MapOptions(DatasetOptions, Generic[T], total=False):
+    """What ``S3MapDataset.from_prefix`` and its siblings take by keyword, with what DatasetOptions has.
+
+    Args:
+        region: Of the bucket; None finds it.
+        endpoint: URL of the server; None finds it.
+        transform: Makes a sample of a reader; without it the sample is the reader. With DataLoader workers that are not
+            forked it must pickle: a function of a module, not a lambda.
+        s3client_config: See S3ClientConfig.
+        reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
+    """
+
+    region: str | None
+    endpoint: str | None
+    transform: Callable[[S3Reader], T]
+    s3client_config: S3ClientConfig | None
+    reader_config: S3ReaderConfig | None
+
+
+class StreamOptions(MapOptions[T], Generic[T], total=False):
+    """What ``S3IterableDataset.from_prefix`` and its siblings take by keyword, with what MapOptions has.
+
+    Args:
+        enable_sharding: Divide the objects among ranks and workers.
+    """
+
+    enable_sharding: bool
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The values of DatasetOptions that a dataset has, checked.
+
+    Raises:
+        ArgumentTypeError: One has the wrong type.
+    """
+
+    filter: Filter | Callable[[S3BucketKeyData], bool] | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        check_filter(self.filter)
+        if not isinstance(self.allow_empty, bool):
+            raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
