@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from s3torch import S3BatchSampler, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
+from s3torch import S3BatchSampler, S3DataLoader, S3MapDataset, S3Reader
 from s3torch.datasets.order import Shuffled
 from s3torch.errors import ArgumentError, ArgumentTypeError, LoaderStateError
 
@@ -310,13 +310,6 @@ def test_more_ranks_than_samples(dataset):
         next(iter(loader))
     with pytest.raises(ArgumentError, match="cannot make 101 ranks equal with 100 samples"):
         len(loader)
-
-
-def test_a_stream_has_no_index(folder, s3):
-    """A stream is refused: it has no index."""
-    stream = S3IterableDataset.from_prefix(folder, region=s3.region, endpoint=s3.endpoint)
-    with pytest.raises(ArgumentTypeError, match=r"needs a dataset with len\(\) and \[index\]"):
-        S3DataLoader(stream)
 
 
 def test_any_dataset_with_an_index():

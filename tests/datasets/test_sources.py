@@ -163,7 +163,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("chosen", "expected"), FILTERS, ids=[repr(each) for each, _ in FILTERS])
+@pytest.mark.parametrize(("chosen", "expected"), FILTERS, ids=[described(each) for each, _ in FILTERS])
 @pytest.mark.parametrize("made", KINDS)
 def test_a_filter(made, chosen, expected, uri):
     """Only what a filter chooses belongs to the dataset, whatever its source, with workers and without."""

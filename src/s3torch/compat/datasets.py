@@ -110,8 +110,8 @@ class _Dataset(S3Dataset[Any]):
     def _new_look_ahead(self) -> LookAhead:
         return super()._new_look_ahead() if is_own(self._reader_constructor) else _NoLookAhead(1, 1)
 
-    def _list_objects(self) -> ObjectTable:
-        return worded(super()._list_objects)()
+    def _list_alone(self) -> ObjectTable:
+        return worded(super()._list_alone)()
 
 
 class S3MapDataset(_Dataset, datasets.S3MapDataset[Any]):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.filters import described
+from s3torch.datasets.job import JobListing
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.one_listing import OneListing
@@ -69,6 +71,9 @@ class S3Dataset(Generic[T_co]):
         source = get_dataset_objects
         self._get_dataset_objects = source.opened(self._client) if isinstance(source, Source) else source
         self._known: ObjectTable | None = None
+        self._job_listing: JobListing | None = None
+        if isinstance(source, Source) and source.is_listed:
+            self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
 
     @classmethod
     def _of(cls, source: GetDatasetObjects, options: Mapping[str, Any]) -> Self:
@@ -92,17 +97,26 @@ class S3Dataset(Generic[T_co]):
         source = self._get_dataset_objects
         return source.is_listed if isinstance(source, Source) else True
 
-    def _list_objects(self) -> ObjectTable:
-        """Return all objects that belong to the dataset, listing a prefix in parallel."""
+    def _list_objects(self, name: str = "objects") -> ObjectTable:
+        """Return all objects that belong to the dataset, listing a prefix in parallel, and once for all ranks.
+
+        Args:
+            name: Of the listing: ranks that ask for the same one get the same table.
+        """
         if self._known is not None:
             return self._known
-        source = self._get_dataset_objects
-        objects = source.table(self.client) if isinstance(source, Source) else self._ask_for_objects()
-        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
-        table = select_from_table(table, self._selection, source, self.client)
+        if self._job_listing is not None:
+            return self._job_listing.agree(name, self._list_alone)
+        table = self._list_alone()
         if not self._is_listed:
             self._known = table
         return table
+
+    def _list_alone(self) -> ObjectTable:
+        source = self._get_dataset_objects
+        objects = source.table(self.client) if isinstance(source, Source) else self._ask_for_objects()
+        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        return select_from_table(table, self._selection, source, self.client)
 
     def _given_objects(self) -> Iterable[S3BucketKeyData]:
         """Return the objects that belong to the dataset, as they become known."""

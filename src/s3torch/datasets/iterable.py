@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.utils.data
 from torch.utils.data import IterableDataset
 
+from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
+from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, StreamOptions
 from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
+from s3torch.datasets.stream_cursor import StreamCursor
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
@@ -60,6 +63,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         s3client_config: See S3ClientConfig.
         enable_sharding: Divide the objects among ranks and workers.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
+        shuffle: Each epoch in another order; see ``set_epoch``.
+        seed: Of the orders: any integer, the same on all ranks.
         options: See DatasetOptions.
 
     Raises:
@@ -78,14 +83,19 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,  # noqa: FBT001, FBT002  # the place it has in s3torchconnector
         reader_config: S3ReaderConfig | None = None,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
         **options: Unpack[DatasetOptions],
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config, options)
-        if not isinstance(enable_sharding, bool):
-            raise ArgumentTypeError(f"enable_sharding must be a bool, got {enable_sharding!r}.")
+        for name, value in (("enable_sharding", enable_sharding), ("shuffle", shuffle)):
+            if not isinstance(value, bool):
+                raise ArgumentTypeError(f"{name} must be a bool, got {value!r}.")
         self._enable_sharding = enable_sharding
         self._rank, self._world_size = rank_and_world_size((0, 1))
         self._iterations = 0
+        self._cursor = StreamCursor(shuffle=shuffle, seed=as_index("seed", seed))
 
     @classmethod
     def from_source(cls, source: Source, **options: Unpack[StreamOptions[T_co]]) -> Self:
@@ -164,30 +174,69 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
                 further sample raises it again.
         """
         position = self._position()
-        listing = self._objects_of_iteration()
+        begin = partial(self._cursor.begin, self._objects_of_iteration())
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
-        return Samples(listing, position, self._new_look_ahead(), self)
+        return Samples(begin, position, self._new_look_ahead(), self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin the next iteration with an epoch, at its start. The epoch that is due anyway is not begun anew.
+
+        Epochs advance by themselves, each with another order, where the iteration is. A DataLoader whose workers start
+        anew for each epoch iterates over copies, so call this before each epoch, or use S3DataLoader.
+
+        Raises:
+            ArgumentError: It is negative.
+        """
+        self._cursor.set_epoch(as_index("epoch", epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the newest iteration over this dataset is, as plain values that JSON can hold.
+
+        It is of this process. Once all ranks have received as many samples it is the same on all of them, and any
+        number of them goes on. For a DataLoader with workers use S3DataLoader, or torchdata's StatefulDataLoader, which
+        asks each worker.
+
+        Raises:
+            ArgumentError: The iteration reads a listing page by page: ask once before it, or use ``shuffle=True``.
+            S3Error: The objects could not be listed.
+        """
+        return self._cursor.state(self._list_objects, described(self._selection.filter))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Begin the next iteration where another one was; lists the objects.
+
+        Raises:
+            LoaderStateError: The state is of other data or another order, is damaged, or of a newer version.
+            S3Error: The objects could not be listed.
+        """
+        self._cursor.load(state_dict, self._list_objects(), described(self._selection.filter))
 
     def _objects_of_iteration(self) -> Callable[[], Iterable[S3BucketKeyData]]:
-        """Return what lists the objects. Workers that share them have one listing for each iteration.
+        """Return what lists the objects. Workers that share them have one listing for each iteration, ranks have, too.
 
         It is called when the first object is asked for: a DataLoader takes errors of ``iter()`` for the end.
         """
         worker = torch.utils.data.get_worker_info()
-        is_shared = self._enable_sharding and self._is_listed and isinstance(self._get_dataset_objects, Source)
+        position = self._position()
+        is_shared = self._enable_sharding and self._job_listing is not None
         seed = getattr(worker, "seed", None)  # tests of programs patch in what has none
-        if worker is None or worker.num_workers == 1 or seed is None or not is_shared:
-            if isinstance(self._get_dataset_objects, Source):
-                return self._given_objects
-            objects = self._given_objects()  # a program's own is called by iter(), as it is in s3torchconnector
-            return lambda: objects
-        self._iterations += 1
-        # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
-        # those that begin anew by themselves, count.
-        name = f"{seed - worker.id}-{self._position().rank}-{self._iterations}"
-        return partial(self._one_listing.agree, name, self._list_objects, worker.id, worker.num_workers)
+        if worker is not None and worker.num_workers > 1 and seed is not None and is_shared:
+            self._iterations += 1
+            # What the workers of one DataLoader have in common, and those of another have not. Persistent workers, and
+            # those that begin anew by themselves, count.
+            name = f"{seed - worker.id}-{position.rank}-{self._iterations}"
+            return partial(self._one_listing.agree, name, self._list_alone, worker.id, worker.num_workers)
+        if worker is None and position.world_size > 1 and is_shared:
+            self._iterations += 1
+            return partial(self._list_objects, f"iteration {self._iterations}")
+        if self._cursor.needs_table:
+            return self._list_objects if self._job_listing is None else self._list_alone
+        if isinstance(self._get_dataset_objects, Source):
+            return self._given_objects
+        objects = self._given_objects()  # a program's own is called by iter(), as it is in s3torchconnector
+        return lambda: objects
 
     def _position(self) -> Position:
         rank, world_size = rank_and_world_size((self._rank, self._world_size))

@@ -62,9 +62,13 @@ class StreamOptions(MapOptions[T], Generic[T], total=False):
 
     Args:
         enable_sharding: Divide the objects among ranks and workers.
+        shuffle: Each epoch in another order, by arithmetic; all objects are listed before the first is read.
+        seed: Of the orders: any integer, the same on all ranks.
     """
 
     enable_sharding: bool
+    shuffle: bool
+    seed: int
 
 
 @dataclass(frozen=True)

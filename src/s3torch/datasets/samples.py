@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch._exclusive import exclusive, in_use
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.order import Order
 from s3torch.datasets.sharding import Position, shard
+from s3torch.datasets.stream_cursor import Plan, Progress
 from s3torch.errors import S3Error
 from s3torch.readers import S3Reader
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SampleSource", "Samples"]
+
+_ORDERED_AT_ONCE = 4096
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,18 +35,23 @@ class _Items:
     is said instead.
 
     Args:
-        listing: Returns all objects; called when the first is asked for.
+        begin: Returns what is read, given this; called when the first object is asked for.
         position: Whose objects are wanted.
 
     Attributes:
         delivered: How many objects are done with.
+        step: How many objects all ranks and workers together have read when each has read one.
+        is_over: Whether the end was told.
     """
 
-    def __init__(self, listing: Callable[[], Iterable[S3BucketKeyData]], position: Position) -> None:
-        self._listing = listing
+    def __init__(self, begin: Callable[[_Items], Plan], position: Position) -> None:
+        self._begin: Callable[[_Items], Plan] | None = begin
         self._position = position
-        self._first, self._step, self._end = position.first, position.step, 0
+        self._first, self.step, self._end = position.first, position.step, 0
+        self.is_over = False
         self._table: ObjectTable | None = None
+        self._order: Order | None = None
+        self._ordered: tuple[int, list[int]] = (0, [])  # the number of the first, and the indices from there on
         self._iterator: Iterator[S3BucketKeyData] | None = None
         self.delivered = 0
         self._taken: deque[tuple[int, S3BucketKeyData]] = deque()
@@ -55,13 +64,13 @@ class _Items:
 
     def __next__(self) -> tuple[int, S3BucketKeyData]:
         if self._table is None and self._iterator is None:
-            self._begin()
+            self._start()
         number = self._cursor
         if self._table is not None:
-            index = self._first + self._step * number
-            if index >= self._end:
+            place = self._first + self.step * number
+            if place >= self._end:
                 raise StopIteration
-            item = self._table[index]
+            item = self._table[place if self._order is None else self._index(self._order, number, place)]
         else:
             while self._taken and self._taken[0][0] < self.delivered:
                 self._taken.popleft()
@@ -75,13 +84,25 @@ class _Items:
         """Go back to the first that was not delivered."""
         self._cursor = self.delivered
 
-    def _begin(self) -> None:
-        objects = self._listing()
+    def _start(self) -> None:
+        if self._begin is None:
+            raise AssertionError("an iteration that has begun and has nothing")
+        objects, self._order, consumed = self._begin(self)
         if isinstance(objects, ObjectTable):
+            self._first = self._position.first + consumed
             self._end = len(objects)
             self._table = objects
         else:
             self._iterator = shard(objects, self._position)
+        self._begin = None  # it knows the dataset, which knows this
+
+    def _index(self, order: Order, number: int, place: int) -> int:
+        """Return which object comes as this number. Of many at once each costs a tenth."""
+        first, indices = self._ordered
+        if not first <= number < first + len(indices):
+            first, indices = number, order.at(range(place, self._end, self.step)[:_ORDERED_AT_ONCE])
+            self._ordered = first, indices
+        return indices[number - first]
 
     def _ask(self, number: int) -> None:
         """Take in what the iterator has next, as this number."""
@@ -130,7 +151,7 @@ class Samples(Iterator[T], Generic[T]):
     interrupt (KeyboardInterrupt) with the same one, or with an error if it met the listing.
 
     Args:
-        listing: Returns the objects of all ranks and workers; called when the first sample is asked for.
+        begin: Returns what is read, given how far that is; called when the first sample is asked for.
         position: Whose samples are wanted.
         window: Of this iteration alone.
         source: The dataset: opens readers, and makes samples of them.
@@ -138,12 +159,12 @@ class Samples(Iterator[T], Generic[T]):
 
     def __init__(
         self,
-        listing: Callable[[], Iterable[S3BucketKeyData]],
+        begin: Callable[[Progress], Plan],
         position: Position,
         window: LookAhead,
         source: SampleSource[T],
     ) -> None:
-        self._items = _Items(listing, position)
+        self._items = _Items(begin, position)
         self._window = window
         self._source = source
         self._is_torn = False
@@ -181,6 +202,7 @@ class Samples(Iterator[T], Generic[T]):
             try:
                 begun = window.take(items, self._source)
                 if begun is None:
+                    items.is_over = True
                     raise StopIteration
                 sample = self._source._sample(begun.item, begun.reader)
                 window.settle(begun)
