@@ -133,16 +133,23 @@ class S3Writer(S3File):
             self._abandon()
 
     def __del__(self) -> None:
+        try:
+            was_left = self._leave_unclosed()
+        except BaseException:
+            self._leave_unclosed()  # again: an interrupt may have come before it was done
+            raise
+        if was_left:
+            warnings.warn(was_left, ResourceWarning, stacklevel=2, source=self)
+
+    def _leave_unclosed(self) -> str | None:
+        """Abort what nobody closed; returns what is to be said of it."""
         # A forked child inherits the writer, but the upload is its parent's.
-        if getattr(self, "_state", None) is _State.OPEN and self._pid == os.getpid():
-            try:
-                complaint = f"{self!r} was never closed: what was written is discarded"
-                with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
-                    self._leave()
-            except BaseException:
-                self._leave()  # again: an interrupt may have come before it was done
-                raise
-            warnings.warn(complaint, ResourceWarning, stacklevel=2, source=self)
+        if getattr(self, "_state", None) is not _State.OPEN or self._pid != os.getpid():
+            return None
+        complaint = f"{self!r} was never closed: what was written is discarded"
+        with contextlib.suppress(Exception):  # at interpreter exit anything may be gone already
+            self._leave()
+        return complaint
 
     @property
     def storage_class(self) -> str | None:

@@ -332,4 +332,11 @@ FOUND: dict[str, Program] = {
         options=SMALL_PARTS,
         coincidences=(Interrupt(step=2, at=2, of="writer.py:__repr__", call=1),),
     ),
+    "an interrupt before the finaliser of a writer knows whether it was closed": Program(
+        seed=20093380,
+        objects=(300,),
+        steps=(OpenWriter("w4", "w/3"), WriteTo("w4", 30_000), Drop("w4")),
+        options=SMALL_PARTS,
+        coincidences=(Interrupt(step=2, at=1, of="writer.py:__del__", call=1),),
+    ),
 }
