@@ -82,7 +82,7 @@ _FIRST = (
     "test_gpu.py",
 )
 _WORKERS_OF_A_CORE = 2  # a test waits almost as long as it computes: for processes that start, servers, other ranks
-_MOST_WORKERS = 8  # each takes up to 2 GB, with torch, what files hold as constants, and its servers
+_MOST_WORKERS = 8  # each takes up to 2 GB, with torch and its servers
 
 # A worker, and each process that it starts, has one core: threads of torch would wait for each other, and spin.
 if "PYTEST_XDIST_WORKER" in os.environ:

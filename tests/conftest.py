@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import multiprocessing
@@ -66,6 +67,15 @@ def _nothing_is_known() -> None:
     """No test knows what another one has learned of a server: ports are used again."""
     PROCESS_FACTS.forget()
     PROCESS_ADDRESSES.forget()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_is_given_back() -> Iterator[None]:
+    """What a file of tests has freed goes back to the system, a third of what a worker holds: others need it."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 class Traffic:
