@@ -18,7 +18,7 @@ BENCH_VENV := .venv-bench
 COMPARE_VENV := .venv-compare
 READY := .ready
 BIN := $(VENV)/bin
-# A worker for each core takes whole files of tests, in the order of conftest.py; a later -n in ARGS decides.
+# Two workers for each core take whole files of tests, in the order of conftest.py; a later -n in ARGS decides.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 # $(call install,FOLDER,EXTRA,CONSTRAINTS): the stamp goes first and comes back last, so that an environment

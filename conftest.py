@@ -1,6 +1,6 @@
 """What all tests share: how much Hypothesis tries, who runs which, and how the documentation's code blocks are run.
 
-`make test` gives the tests to one worker for each core (pytest-xdist), whole files at a time: what a file's fixtures
+`make test` gives the tests to two workers for each core (pytest-xdist), whole files at a time: what a file's fixtures
 start is started once, and the code blocks of a document follow each other. A worker has servers of its own. To run all
 in one process, as `--pdb` does by itself: `make test ARGS="-n 0"`.
 """
@@ -24,51 +24,65 @@ _FIRST = (
     # Sees the memory of its process grow, which it does not where others have left enough of it.
     "test_measure.py",
     # Those that take more than 5 s, the longest first: a wrong or missing one costs a little time.
-    "test_hugging_face.py",
-    "test_oracle.py",
+    "test_running.py",
+    "test_save_and_load.py",
     "test_group.py",
+    "test_save_sharded.py",
+    "test_hugging_face.py",
     "test_one_listing.py",
-    "test_command.py",
-    "test_process.py",
-    "test_habits.py",
-    "test_reliability.py",
     "test_ranks.py",
     "test_soak.py",
-    "test_iterable.py",
-    "test_networks.py",
-    "test_writer.py",
-    "test_composite.py",
-    "test_believed_answers.py",
-    "test_finding.py",
-    "test_cli.py",
-    "test_running.py",
-    "test_killed.py",
-    "test_adaptive.py",
     "test_datasets.py",
-    "test_save_and_load.py",
-    "test_readers.py",
-    "test_save_sharded.py",
+    "test_saving_process.py",
+    "test_command.py",
+    "test_believed_answers.py",
+    "test_process.py",
+    "test_iterable.py",
+    "test_strict.py",
     "test_client_faults.py",
+    "test_reliability.py",
+    "test_composite.py",
+    "test_readers.py",
+    "test_writer.py",
+    "test_habits.py",
+    "test_cli.py",
     "test_addressing.py",
-    "test_loading.py",
-    "test_lightning.py",
-    "test_any_answer.py",
-    "test_map.py",
-    "test_ownership.py",
-    "test_configuration.py",
-    "test_listing.py",
+    "test_order.py",
     "test_simulate.py",
-    "test_addresses.py",
-    "test_security.py",
-    "test_series_model.py",
-    "test_local.py",
-    "test_metadata.py",
+    "test_oracle.py",
+    "test_networks.py",
+    "test_any_answer.py",
+    "test_adaptive.py",
+    "test_finding.py",
     "test_found.py",
-    "test_sharded.py",
+    "test_listing.py",
+    "test_killed.py",
+    "test_loader.py",
+    "test_metadata.py",
+    "test_lightning.py",
+    "test_resuming.py",
+    "test_loading.py",
+    "test_killed_ranks.py",
+    "test_ownership.py",
+    "test_security.py",
     "test_express.py",
+    "test_defects.py",
+    "test_engines.py",
+    "test_series_model.py",
+    "test_addresses.py",
+    "test_sharded.py",
     "test_exports.py",
+    "test_map.py",
+    "test_integrity.py",
+    "test_outline.py",
+    "test_uploads.py",
+    "test_schedules.py",
+    "test_systems.py",
+    "test_local.py",
+    "test_gpu.py",
 )
-_MOST_WORKERS = 8  # each takes half a GB with torch and its servers
+_WORKERS_OF_A_CORE = 2  # a test waits almost as long as it computes: for processes that start, servers, other ranks
+_MOST_WORKERS = 8  # each takes up to 2 GB, with torch and its servers
 
 # A worker, and each process that it starts, has one core: threads of torch would wait for each other, and spin.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -82,13 +96,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many workers as cores, but no more than files are named; 0 is this process, which one can debug and watch."""
+    """Two workers for each core, but no more than files are named; 0 is this process, which one can debug and watch."""
     if config.getoption("trace") or config.getoption("capture") == "no":
         return 0
     paths = [Path(each.partition("::")[0]) for each in config.args]
     files = len(set(paths)) if all(path.is_file() for path in paths) else _MOST_WORKERS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, files, _MOST_WORKERS)
+    workers = min(cores * _WORKERS_OF_A_CORE, files, _MOST_WORKERS)
     return workers if workers > 1 else 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import botocore.session
@@ -16,7 +18,8 @@ import pytest
 from s3torch import S3Client, S3ClientConfig
 from s3torch._transfer.connection import PROCESS_ADDRESSES
 from s3torch._transfer.facts import PROCESS_FACTS
-from s3torch.testing import LocalS3
+from s3torch.testing import FaultyServer, LocalS3
+from tests.support.environment import forget_pauses, know_only
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader  # most tests do without torch
@@ -66,6 +69,15 @@ def _nothing_is_known() -> None:
     PROCESS_ADDRESSES.forget()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _memory_is_given_back() -> Iterator[None]:
+    """What a file of tests has freed goes back to the system, a third of what a worker holds: others need it."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
+
 class Traffic:
     """What a client has transferred since this was made, or since the last ``restart``."""
 
@@ -97,6 +109,32 @@ def boto(server):
     """A client that is not ours, to look at the server with."""
     with server.activated():
         return botocore.session.Session().create_client("s3")
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Attempts follow each other at once, and nothing of this machine is seen."""
+    know_only(monkeypatch, tmp_path)
+    forget_pauses(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def faulty_server() -> Iterator[FaultyServer]:
+    """A server that fails as it is told to, for all tests of a file."""
+    with FaultyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def faulty(faulty_server: FaultyServer) -> FaultyServer:
+    """A server without objects and faults."""
+    faulty_server.script()
+    faulty_server.rates({})
+    faulty_server.close_connections()
+    faulty_server.injected.clear()
+    faulty_server.requests.clear()
+    faulty_server.objects.clear()
+    return faulty_server
 
 
 @pytest.fixture(scope="session")

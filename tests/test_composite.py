@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,8 @@ from dataclasses import replace
 import pytest
 
 from s3torch import S3Client, S3ClientConfig, S3ReaderConfig
-from s3torch._access import access as access_module
 from s3torch._aws import checksums
 from s3torch._aws.checksums import ALGORITHMS, compute, is_available
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult
 from s3torch.errors import IntegrityError, ObjectChangedError, UnverifiedError
 from s3torch.testing import FaultyServer, faults
@@ -28,35 +25,7 @@ EVEN = [5 * MiB, 5 * MiB, MiB]
 UNEVEN = [6 * MiB, 5 * MiB, 7 * MiB + 1, 1]
 READERS = [S3ReaderConfig.sequential(), S3ReaderConfig.range_based(), S3ReaderConfig.adaptive()]
 
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once, and nothing of this machine is seen."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FaultyServer]:
-    """One server for all tests."""
-    with FaultyServer() as server:
-        yield server
-
-
-@pytest.fixture
-def faulty(running: FaultyServer) -> FaultyServer:
-    """A server without objects and faults."""
-    running.script()
-    running.rates({})
-    running.close_connections()
-    running.injected.clear()
-    running.requests.clear()
-    running.objects.clear()
-    return running
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.fixture

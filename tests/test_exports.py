@@ -6,7 +6,8 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,14 +24,28 @@ def _module_name(path: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _trees(package: Path) -> dict[str, ast.Module]:
-    """Return the modules of a package, by their names."""
-    return {_module_name(path, package): ast.parse(path.read_bytes()) for path in sorted(package.rglob("*.py"))}
+class _Trees(Mapping[str, ast.Module]):
+    """The modules of a package, by their names. Each is parsed where it is used: all workers collect them."""
+
+    def __init__(self, package: Path) -> None:
+        self._paths = {_module_name(path, package): path for path in sorted(package.rglob("*.py"))}
+        self._parsed: dict[str, ast.Module] = {}
+
+    def __getitem__(self, name: str) -> ast.Module:
+        if name not in self._parsed:
+            self._parsed[name] = ast.parse(self._paths[name].read_bytes())
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
-TREES = _trees(PACKAGE)
-BENCHMARKS = _trees(_BENCHMARKS)
-_ALL = {**TREES, **BENCHMARKS}
+TREES = _Trees(PACKAGE)
+BENCHMARKS = _Trees(_BENCHMARKS)
+_ALL: Mapping[str, ast.Module] = ChainMap(BENCHMARKS, TREES)  # type: ignore[arg-type]  # nothing is set
 
 PACKAGES = {_module_name(path, folder) for folder in (PACKAGE, _BENCHMARKS) for path in folder.rglob("__init__.py")}
 

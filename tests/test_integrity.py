@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
-import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3ReaderConfig
-from s3torch._access import access as access_module
 from s3torch._aws import checksums
 from s3torch._aws.checksums import ALGORITHMS, compute, is_available
 from s3torch._aws.listing import ObjectInfo
-from s3torch._transfer.retry import RetryPolicy
 from s3torch.client import HeadObjectResult
 from s3torch.errors import ConfigError, IntegrityError, ObjectChangedError, RequestError, UnverifiedError
 from s3torch.testing import FaultyServer, faults
@@ -29,38 +25,15 @@ LARGE = random.Random(2).randbytes(11 * MiB)  # three parts
 INFO = HeadObjectResult("", len(SMALL), 0)
 READERS = [S3ReaderConfig.sequential(), S3ReaderConfig.range_based(), S3ReaderConfig.adaptive()]
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
 each_reader = pytest.mark.parametrize("reader_config", READERS, ids=lambda each: each.get_reader_type_string())
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other at once, and nothing of this machine is seen."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FaultyServer]:
-    """One server for all tests."""
-    with FaultyServer() as server:
-        yield server
-
-
 @pytest.fixture
-def faulty(running: FaultyServer) -> FaultyServer:
+def faulty(faulty: FaultyServer) -> FaultyServer:
     """A server with a small and a large object, and no faults."""
-    running.script()
-    running.rates({})
-    running.close_connections()
-    running.injected.clear()
-    running.requests.clear()
-    running.objects.clear()
-    running.objects.update({"small": SMALL, "large": LARGE})
-    return running
+    faulty.objects.update({"small": SMALL, "large": LARGE})
+    return faulty
 
 
 @pytest.fixture
@@ -507,7 +480,6 @@ def test_settings_of_the_environment(
         elif value is not None:
             monkeypatch.setenv(f"AWS_{name.upper()}", value)
     (tmp_path / "config").write_text("\n".join(lines))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     client = connect(checksums=mode)
     store(faulty, "small", "CRC32", SMALL)
     assert client.get_object("bucket", "small", object_info=INFO).read() == SMALL

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from s3torch._aws import user_agent as module
 from s3torch._aws.user_agent import user_agent
 from s3torch._transfer.http1 import build_head
 from s3torch._version import __version__
@@ -15,6 +17,8 @@ from s3torch._version import __version__
 @pytest.fixture
 def machine(monkeypatch):
     """A machine that says what the test tells it to; returns the means to tell it."""
+    # A process asks once; what this one has been told is set aside.
+    monkeypatch.setattr(module, "_torch_version", functools.cache(module._torch_version.__wrapped__))
 
     def tell(*, torch: str | None = "2.3.1+cu121", **facts: str) -> None:
         defaults = {"system": "Linux", "release": "6.1.0-18-amd64", "machine": "x86_64", "python_version": "3.11.7"}
@@ -58,6 +62,14 @@ def test_without_torch(machine):
     """Where torch is not installed the field says so."""
     machine(torch=None)
     assert " md/pytorch#none" in user_agent()
+
+
+def test_torch_is_asked_once(machine):
+    """The version of torch is read once by a process, not for each client."""
+    machine()
+    first = user_agent()
+    machine(torch="9.9")
+    assert user_agent() == first
 
 
 def test_odd_facts(machine):

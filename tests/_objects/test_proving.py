@@ -15,19 +15,9 @@ from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
 from s3torch.checkpoint.proof import Proof
 from s3torch.errors import IntegrityError, UnverifiedError
 from s3torch.testing import FaultyServer
-from tests.test_composite import (  # noqa: F401  # fixtures
-    MiB,
-    always,
-    asked,
-    connect,
-    faulty,
-    flip,
-    no_pauses,
-    refuse,
-    running,
-    store,
-)
+from tests.test_composite import MiB, always, asked, connect, flip, refuse, store  # noqa: F401  # a fixture
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
 _SIZES = [6 * MiB, 5 * MiB, 7 * MiB + 1, 1]
 
 

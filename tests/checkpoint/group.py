@@ -67,13 +67,16 @@ def be_late(rank: int, uri: str, late: int) -> tuple[str, str]:
     """Load while one of three ranks never comes; returns the error's class and text.
 
     The other two are there before the deadline of one of them begins: how long a busy machine takes to start them is
-    no part of it.
+    no part of it. The late one leaves when all are in the group: gloo would wait for it for ever while it makes one.
     """
-    if rank == late:
-        return "", ""
+    store = distributed_c10d._get_default_store()
     one, other = (each for each in range(3) if each != late)
+    store.set(f"in the group/{rank}", "")
+    if rank == late:
+        store.wait([f"in the group/{one}", f"in the group/{other}"], timedelta(seconds=_MOST))
+        return "", ""
     if rank == one:
-        distributed_c10d._get_default_store().wait([f"{_PREFIX}/1/{other}"], timedelta(seconds=TIMEOUT))
+        store.wait([f"{_PREFIX}/1/{other}"], timedelta(seconds=TIMEOUT))
     # If the first rank is there, all are told when its time is over; without it each looks at its own.
     return fail(rank, [uri] * 3, timeout=1.0 if rank == one else TIMEOUT if late else 10.0)
 

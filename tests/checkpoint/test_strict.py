@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ _MODEL = "model.safetensors"
 _ROWS = 600
 
 
+@functools.cache
 def _state() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     return {
@@ -48,24 +50,6 @@ def _state() -> dict[str, torch.Tensor]:
 def _group() -> Iterator[None]:
     with one_rank():
         yield
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FaultyServer]:
-    """One server for all tests."""
-    with FaultyServer() as server:
-        yield server
-
-
-@pytest.fixture
-def faulty(running: FaultyServer) -> FaultyServer:
-    """A server without objects and faults."""
-    running.script()
-    running.rates({})
-    running.close_connections()
-    running.requests.clear()
-    running.objects.clear()
-    return running
 
 
 def _config(server: FaultyServer, **options: Any) -> S3ClientConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import json
@@ -291,16 +292,31 @@ class Case:
     read: Callable[[S3Reader], object]
 
 
-_numbers = np.random.default_rng(2)
-_FLOATS = _numbers.standard_normal(5 * MiB)  # 40 MiB
-_TENSORS = {f"layer{place}": torch.from_numpy(part) for place, part in enumerate(np.split(_FLOATS, 40))}
-_PIXELS = _numbers.integers(0, 256, (3000, 4000, 3), np.uint8)  # 34 MiB
-_MEMBERS = {f"member{place}": bytes(part) for place, part in enumerate(np.split(_FLOATS, 320))}  # of 128 KiB
+# What files hold is made where one is written: all workers collect this.
+
+
+@functools.cache
+def _floats() -> np.ndarray:  # 40 MiB
+    return np.random.default_rng(2).standard_normal(5 * MiB)
+
+
+@functools.cache
+def _members() -> dict[str, bytes]:  # of 128 KiB
+    return {f"member{place}": bytes(part) for place, part in enumerate(np.split(_floats(), 320))}
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    return {f"layer{place}": torch.from_numpy(part) for place, part in enumerate(np.split(_floats(), 40))}
+
+
+@functools.cache
+def _image() -> Image.Image:  # 34 MiB
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (3000, 4000, 3), np.uint8))
 
 
 def _write_zip(file: io.BytesIO) -> None:
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in _MEMBERS.items():
+        for name, content in _members().items():
             archive.writestr(name, content)
 
 
@@ -311,7 +327,7 @@ def _read_zip(reader: S3Reader, names: list[str]) -> list[bytes]:
 
 def _write_tar(file: io.BytesIO) -> None:
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in _MEMBERS.items():
+        for name, content in _members().items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -323,7 +339,7 @@ def _read_tar(reader: S3Reader) -> list[bytes]:
 
 
 def _write_parquet(file: io.BytesIO) -> None:
-    columns = {f"column{place}": part for place, part in enumerate(np.split(_FLOATS, 8))}
+    columns = {f"column{place}": part for place, part in enumerate(np.split(_floats(), 8))}
     pq.write_table(pa.table(columns), file, row_group_size=164_000, compression="none", use_dictionary=False)
 
 
@@ -333,8 +349,8 @@ def _read_parquet(reader: S3Reader) -> list[np.ndarray]:
 
 def _write_hdf5(file: io.BytesIO) -> None:
     with h5py.File(file, "w") as h5:
-        h5.create_dataset("samples", data=_FLOATS.reshape(5120, 1024), chunks=(128, 1024))
-        h5.create_dataset("labels", data=_FLOATS[:5120])
+        h5.create_dataset("samples", data=_floats().reshape(5120, 1024), chunks=(128, 1024))
+        h5.create_dataset("labels", data=_floats()[:5120])
 
 
 def _read_hdf5(reader: S3Reader) -> np.ndarray:
@@ -354,21 +370,21 @@ def _read_header(reader: S3Reader) -> tuple[int, int]:
 
 CASES = {
     "torch.load": Case(
-        lambda file: torch.save(_TENSORS, file),
+        lambda file: torch.save(_tensors(), file),
         lambda reader: [tensor.numpy() for tensor in torch.load(reader, weights_only=True).values()],
     ),
     "zip, 3 of 320 members": Case(_write_zip, lambda reader: _read_zip(reader, ["member5", "member250", "member100"])),
-    "zip, all members": Case(_write_zip, lambda reader: _read_zip(reader, list(_MEMBERS))),
+    "zip, all members": Case(_write_zip, lambda reader: _read_zip(reader, list(_members()))),
     "tar, all members": Case(_write_tar, _read_tar),
     "Parquet, 1 of 8 columns": Case(_write_parquet, _read_parquet),
     "HDF5, a slice of 300 rows": Case(_write_hdf5, _read_hdf5),
-    "npy": Case(lambda file: np.save(file, _FLOATS), lambda reader: [np.load(reader)]),
+    "npy": Case(lambda file: np.save(file, _floats()), lambda reader: [np.load(reader)]),
     "npz, 1 of 8 arrays": Case(
-        lambda file: np.savez(file, *np.split(_FLOATS, 8)), lambda reader: [np.load(reader)["arr_3"]]
+        lambda file: np.savez(file, *np.split(_floats(), 8)), lambda reader: [np.load(reader)["arr_3"]]
     ),
-    "TIFF, the image": Case(lambda file: Image.fromarray(_PIXELS).save(file, "TIFF"), _read_image),
-    "TIFF, its size": Case(lambda file: Image.fromarray(_PIXELS).save(file, "TIFF"), _read_header),
-    "JPEG of 74 kB": Case(lambda file: Image.fromarray(_PIXELS[:300, :400]).save(file, "JPEG"), _read_image),
+    "TIFF, the image": Case(lambda file: _image().save(file, "TIFF"), _read_image),
+    "TIFF, its size": Case(lambda file: _image().save(file, "TIFF"), _read_header),
+    "JPEG of 74 kB": Case(lambda file: _image().crop((0, 0, 400, 300)).save(file, "JPEG"), _read_image),
 }
 
 READERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def user_agent(comments: Sequence[str] = ()) -> str:
     return " ".join(fields) + (f" ({used_by})" if used_by else "")
 
 
+@functools.cache  # each client asks, and reading the metadata takes 0.7 ms
 def _torch_version() -> str:
     """Return torch's version without importing torch, which takes a second."""
     with NO_FORK:

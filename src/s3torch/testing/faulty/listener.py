@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "ScriptedServer", "Welcome"]
 
-# Seconds that a handler has to return once its socket is shut down. Only one that waits for
-# something else needs any.
-_JOIN_TIMEOUT = 10.0
+# Seconds that a handler has to return once its socket is shut down, which wakes it: more than a busy machine takes to
+# run its thread. Only one that waits for something else takes them all.
+_JOIN_TIMEOUT = 120.0
 _BACKLOG = 128
 
 Handler = Callable[[Request, Wire], None]
