@@ -26,11 +26,11 @@ def loader_iterable(site: Site, effort: Effort) -> Work:
 def _dataset(kind: str, site: Site) -> Any:  # noqa: ANN401 - any dataset
     """Return a dataset of objects whose sizes are known, as by a listing."""
     from s3torch.compat.packages import s3torchconnector
-    from s3torch.datasets.base import GivenObjects
+    from s3torch.datasets import Table
 
     return getattr(s3torchconnector, kind)(
         site.region,
-        GivenObjects(table_of(site, site.samples)),
+        Table(table_of(site, site.samples)),
         site.endpoint,
         transform=_read,
         s3client_config=s3torchconnector.S3ClientConfig(force_path_style=site.path_style),

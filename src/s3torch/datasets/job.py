@@ -35,7 +35,7 @@ from s3torch import errors
 from s3torch.datasets.objects import ObjectTable
 from s3torch.errors import DeadlineError, S3Error
 
-__all__ = ["JobListing"]
+__all__ = ["Address", "JobListing"]
 
 _PIECE = 4 * 1024 * 1024  # bytes of a value; the store refuses more than 8 MiB
 _CONNECT_TIMEOUT = timedelta(seconds=60)
