@@ -22,7 +22,7 @@ from s3torch._transfer.stats import TransferStats
 from s3torch.checkpoint import S3Checkpoint
 from s3torch.client import S3Client
 from s3torch.config import S3ReaderConfig
-from s3torch.datasets import S3IterableDataset, S3MapDataset
+from s3torch.datasets import S3DataLoader, S3IterableDataset, S3MapDataset
 from s3torch.readers import S3Reader
 from s3torch.testing import LocalS3
 
@@ -129,7 +129,7 @@ def _collate(samples: Sequence[Sample]) -> Batch:
 def _train(epochs: int, workers: int) -> tuple[nn.Module, Traffic]:
     dataset = S3MapDataset.from_prefix(f"s3://{_BUCKET}/train/", transform=_decode)
     print(f"training on {len(dataset):,} objects")
-    loader = DataLoader(dataset, _BATCH, shuffle=True, num_workers=workers, collate_fn=_collate)
+    loader = S3DataLoader(dataset, _BATCH, shuffle=True, num_workers=workers, collate_fn=_collate)
     model = _network()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     traffic = Traffic()
