@@ -1,13 +1,14 @@
 """``python -m benchmarks.tables``: what a table of many objects costs, beside one of ten.
 
-Keys are of 34 bytes, sizes known. In CPU time: to save, to open, to verify the whole, and to look objects up at random,
-in memory and in the mapped file. Its blocks are verified when they are touched first: so a look-up is told for the first
-ones, and for later ones.
+Keys are of 34 bytes, sizes known. In CPU time: to save, to open, to verify the whole, and to look objects up at
+random, in memory and in the mapped file. Its blocks are verified when they are touched first: so a look-up is told for
+the first ones, and for later ones.
 
 A worker is a process that is spawned and gets the table by pickle, as DataLoader does it; medians of several turns, in
 which all kinds take part. Told are the bytes of the pickle, how long the worker takes to have the first object, and by
-what its memory grows on that: its own, and pages of the file that it shares with all other processes (of a file that was
-just written Linux maps 2 MiB for each page that is touched). Last, how long the process takes from its start to there.
+what its memory grows on that: its own, and pages of the file that it shares with all other processes (of a file that
+was just written Linux maps 2 MiB for each page that is touched). Last, how long the process takes from its start to
+there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from s3torch.datasets.objects import KeyColumns
 __all__ = ["main"]
 
 _FIELDS = ("objects", "MiB", "save ms", "open ms", "verify ms", "memory us", "first us", "mapped us")
+_OF_WORKERS = ("pickle kB", "ready ms", "own MiB", "shared MiB", "start ms")
 _FEW = 10
 _PAGE = 1_000_000
 _LOOKUPS = 100_000
@@ -64,9 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in range(options.rounds):
             for name, table in tables.items():
                 turns[name].append(_spawned(table))
-        print(
-            f"\n{'a spawned worker':24}{'pickle kB':>12}{'ready ms':>12}{'own MiB':>12}{'shared MiB':>12}{'start ms':>12}"
-        )
+        print(f"\n{'a spawned worker':24}" + "".join(f"{name:>12}" for name in _OF_WORKERS))
         for name, workers in turns.items():
             medians = [statistics.median(values) for values in zip(*workers, strict=True)]
             print(f"{name:24}" + "".join(f"{value:12.2f}" for value in medians))

@@ -256,6 +256,24 @@ def test_damage_is_found_where_it_is(large):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_key_that_lies_in_two_blocks(tmp_path: Path):
+    """Both blocks of a key are verified, when one of them was verified before as well."""
+    path = tmp_path / "table"
+    ObjectTable(_object("b", f"{number:0100}", 1) for number in range(3_000)).save(path)
+    content = bytearray(path.read_bytes())
+    directory, start = _directory(content)
+    offset = next(column["offset"] for column in directory["columns"] if column["name"] == "keys")
+    border = (offset // BLOCK + 2) * BLOCK
+    index = (border - offset) // 100
+    assert (border - offset) % 100
+    content[start + border] ^= 1
+    path.write_bytes(content)
+    table = ObjectTable.load(path)
+    assert int(table[index - 1].key) == index - 1
+    with pytest.raises(ObjectTableError, match="is damaged"):
+        table[index]
+
+
 def test_each_block_is_verified_once(large, monkeypatch: pytest.MonkeyPatch):
     """A block is verified when it is first used, and no more then."""
     path, objects = large

@@ -168,7 +168,10 @@ def write_file(path: Path, parts: Iterable[memoryview | bytes]) -> None:
     partial = path.with_name(f".s3torch-{secrets.token_hex(16)}")
     try:
         with partial.open("xb") as file:
-            file.writelines(parts)
+            for part in parts:
+                # Not all at once: ext4 would keep it in pages of 2 MiB, each of which counts as memory of a process
+                # that looks one object up.
+                file.writelines(part[start : start + BLOCK] for start in range(0, len(part), BLOCK))
             file.flush()
             os.fsync(file.fileno())  # else a crash of the machine may leave the new name with nothing in it
         partial.replace(path)
