@@ -85,9 +85,9 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows, has_etags: b
     table = ObjectTable(objects, etags=has_etags)
     assert list(table) == objects
     table.save(path)
-    found = [ObjectTable.load(path, verify=True), ObjectTable._of_content(path.read_bytes(), "f")]
+    found = [ObjectTable.load(path, verify=True), ObjectTable._from_bytes(path.read_bytes(), "f")]
     if not has_etags:
-        found.append(ObjectTable._of_content(_bytes_of(table, 1), "f"))
+        found.append(ObjectTable._from_bytes(_bytes_of(table, 1), "f"))
     assert _is_mapped(found[0])
     for each in found:
         assert list(each) == objects
@@ -194,7 +194,7 @@ def test_each_damaged_byte(tmp_path: Path):
             assert _outcome(lambda: ObjectTable.load(path)) is None
             if place % 16 == 0:
                 changed = content[:place] + damaged + content[place + 1 :]
-                assert _outcome(lambda changed=changed: ObjectTable._of_content(changed, "f")) is None
+                assert _outcome(lambda changed=changed: ObjectTable._from_bytes(changed, "f")) is None
             os.pwrite(file.fileno(), bytes([byte]), place)
     assert list(ObjectTable.load(path, verify=True)) == objects
 
@@ -224,7 +224,7 @@ def test_files_that_are_cut_off(tmp_path: Path):
         with pytest.raises(ObjectTableError, match=re.escape(str(path))):
             ObjectTable.load(path)
         if length % 16 == 0:
-            assert _outcome(lambda length=length: ObjectTable._of_content(content[:length], "f")) is None
+            assert _outcome(lambda length=length: ObjectTable._from_bytes(content[:length], "f")) is None
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_a_table_of_a_newer_version(tmp_path: Path, version: int):
     content = bytearray(_bytes_of(ObjectTable()))
     content[18:22] = struct.pack("<I", version)
     path.write_bytes(content)
-    for make in (lambda: ObjectTable.load(path), lambda: ObjectTable._of_content(bytes(content), "f")):
+    for make in (lambda: ObjectTable.load(path), lambda: ObjectTable._from_bytes(bytes(content), "f")):
         with pytest.raises(ObjectTableError, match=f"has version {version}, and this s3torch reads versions 1 to 2"):
             make()
 
@@ -403,7 +403,7 @@ def test_heads_that_contradict_themselves(tmp_path: Path, change):
     path = tmp_path / "table"
     content = _with_directory(_bytes_of(ObjectTable([_object("a", "x", 1), _object("b", "y")])), change)
     path.write_bytes(content)
-    for make in (lambda: ObjectTable.load(path, verify=True), lambda: ObjectTable._of_content(content, str(path))):
+    for make in (lambda: ObjectTable.load(path, verify=True), lambda: ObjectTable._from_bytes(content, str(path))):
         with pytest.raises(ObjectTableError, match=re.escape(str(path))):
             make()
     assert _outcome(lambda: ObjectTable.load(path)) in (None, [_object("a", "x", 1), _object("b", "y")])
@@ -458,7 +458,7 @@ def test_columns_that_contradict_themselves(tmp_path: Path, name: str, place: in
         with pytest.raises(ObjectTableError, match=re.escape(str(path))):
             make()
     with pytest.raises(ObjectTableError):
-        ObjectTable._of_content(bytes(content), "f")[0]
+        ObjectTable._from_bytes(bytes(content), "f")[0]
 
 
 # --- Machines and systems --------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_a_big_endian_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not _is_mapped(found)
     assert list(found) == objects
     with pytest.raises(ObjectTableError, match="is damaged"):
-        ObjectTable._of_content(content, "f")
+        ObjectTable._from_bytes(content, "f")
 
 
 def test_a_pipe(tmp_path: Path):

@@ -399,7 +399,7 @@ def _table(data: bytes, chance: Random) -> None:
     data = _padded(data)
     if chance.random() < 0.7:
         data = _with_checksums_2(data) if data[18:19] == b"\2" else _with_checksums_1(data)
-    whole = _rows(lambda: ObjectTable._of_content(data, "fuzz"))
+    whole = _rows(lambda: ObjectTable._from_bytes(data, "fuzz"))
     mapped = _rows(lambda: _mapped(data))
     if data[18:19] == b"\2" and whole is not None:  # what is believed at once is the same where it is mapped
         assert mapped == whole

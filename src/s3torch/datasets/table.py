@@ -205,7 +205,7 @@ class ObjectTable:
         if uri is None:
             table = cls._of_file(Path(source))
         elif cache_dir is None:
-            table = cls._of_content((client or S3Client()).get_object(*uri).read(), str(source))
+            table = cls._from_bytes((client or S3Client()).get_object(*uri).read(), str(source))
         else:
             return cls._of_copy(*uri, client or S3Client(), Path(cache_dir), verify=verify)
         if verify:
@@ -218,7 +218,7 @@ class ObjectTable:
         return cls._checked(*read_file(path), name=str(path))
 
     @classmethod
-    def _of_content(cls, content: bytes, name: str) -> ObjectTable:
+    def _from_bytes(cls, content: bytes, name: str) -> ObjectTable:
         return cls._checked(*read_content(content, name), None, name=name)
 
     @classmethod
@@ -237,14 +237,14 @@ class ObjectTable:
         info = client.head_object(bucket, key)
         reader = client.get_object(bucket, key, object_info=info)
         if not info.etag:  # nothing would tell a copy of this version from one of another
-            return cls._of_content(reader.read(), f"s3://{bucket}/{key}")
+            return cls._from_bytes(reader.read(), f"s3://{bucket}/{key}")
         version = hashlib.blake2b(f"{bucket}/{key}\n{info.etag}".encode(), digest_size=16)
         path = directory / f"s3torch-{version.hexdigest()}.table"
         try:
             return cls.load(path, verify=verify)
         except (FileNotFoundError, ObjectTableError):  # it is not there, or damaged, and is written anew
             pass
-        table = cls._of_content(reader.read(), f"s3://{bucket}/{key}")
+        table = cls._from_bytes(reader.read(), f"s3://{bucket}/{key}")
         directory.mkdir(parents=True, exist_ok=True)
         table.save(path)
         return cls._of_file(path)
@@ -262,13 +262,17 @@ class ObjectTable:
             OSError: The file could not be written.
         """
         uri = _uri(target)
-        parts = version_2(self._columns, self.digest)
+        parts = self._to_bytes()
         if uri is None:
             write_file(Path(target), parts)
             return
         with (client or S3Client()).put_object(*uri) as writer:
             for part in parts:
                 writer.write(part)
+
+    def _to_bytes(self) -> list[memoryview | bytes]:
+        """Return what a file of the table holds, piece by piece."""
+        return version_2(self._columns, self.digest)
 
     def verify(self) -> None:
         """Verify the whole table: every block of a mapped file, that every index leads somewhere, and the digest.
