@@ -161,7 +161,7 @@ class EmptyDatasetError(ArgumentError):
 
 
 class ObjectTableError(ArgumentError):
-    """A file is no saved table of objects, is cut off or damaged, or was saved by a newer version."""
+    """A file is no saved table of objects, is cut off, damaged or gone, or was saved by a newer version."""
 
 
 class ClosedError(ArgumentError):

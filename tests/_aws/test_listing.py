@@ -324,11 +324,14 @@ def test_a_full_page():
 
 def _same(document: bytes) -> bool:
     """Whether the quick way through a page leads where the other one does."""
-    page, quick = parse_page(document), parse_keys(document)
+    page, quick, with_etags = parse_page(document), parse_keys(document), parse_keys(document, etags=True)
     return (
         [key.decode() for key in quick.keys] == [info.key for info in page.object_info]
         and quick.sizes == [info.size for info in page.object_info]
         and quick.continuation_token == page.continuation_token
+        and quick.etags is None
+        and with_etags[:3] == quick[:3]
+        and [etag.decode() for etag in with_etags.etags] == [info.etag for info in page.object_info]
     )
 
 
@@ -434,6 +437,7 @@ def test_plain_pages_are_read_the_quick_way(count: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(listing, "parse_page", None)
     page = parse_keys(document)
     assert (page.keys, page.sizes) == ([f"k?{number}".encode() for number in range(count)], [1] * count)
+    assert parse_keys(document, etags=True).etags == [b'"e"'] * count
 
 
 @pytest.mark.parametrize("inner", ["<Key>z</Key>", "<Size>3</Size>"])
@@ -443,6 +447,54 @@ def test_one_value_inside_another(outer: str, inner: str):
     document = _page(f"<Contents>{outer.format(inner)}</Contents>")
     page = parse_page(document)
     assert parse_keys(document)[:2] == ([info.key.encode() for info in page.object_info], [1])
+
+
+@pytest.mark.parametrize(
+    "etag",
+    [
+        '"e"',
+        "&quot;e&quot;",
+        "&#34;e&#34;",
+        "&#x22;e&#x22;",
+        "e",
+        "",
+        "W/&quot;e&quot;",
+        "a b",
+        "&quot;a&amp;b&quot;",
+        "&quot;&lt;e>&quot;",
+        " &quot;e&quot;\n",
+        "é",
+        "<X/>e",
+        "<!-- c -->e",
+        "<ETag>e</ETag>",
+        "<Key>z</Key>",
+    ],
+)
+def test_etags(etag: str):
+    """However an ETag is written, the quick way finds it as the other one does, and those of the objects beside it."""
+    document = _page(_contents("a"), _contents("b", etag=etag), _contents("c", etag="&quot;f-2&quot;"), encoding="url")
+    assert _same(document)
+    assert parse_keys(document, etags=True).etags[::2] == [b'"e"', b'"f-2"']
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "<Contents><Key>k</Key><Size>1</Size><ETag>{}</ETag></Contents>",
+        "<Contents><Key>k</Key><ETag>{}</ETag><Size>1</Size></Contents>",
+        "<Contents><Key>k</Key><Owner><ETag>o</ETag></Owner><ETag>{}</ETag><Size>1</Size></Contents>",
+        "<Contents><Key>k</Key><ETag>{0}</ETag><Size>1</Size><ETag>{0}</ETag></Contents>",
+        "<Contents><Key>k</Key><Size>1</Size></Contents>",
+    ],
+)
+def test_etags_in_any_place(contents: str):
+    """Elements come in any order, twice, or not at all: the quick way finds what the other one does."""
+    other = contents.replace("<Key>k", "<Key>l").replace(
+        "<Size>1</Size><ETag>{}</ETag>", "<ETag>{}</ETag><Size>1</Size>"
+    )
+    assert _same(_page(contents.format("e")))
+    assert _same(_page(contents.format("e"), other.format("f")))
+    assert _same(_page(contents.format("e"), "<Contents><Key>m</Key><Size>2</Size></Contents>", other.format("f")))
 
 
 # --- What is no page -------------------------------------------------------------------------------------------------

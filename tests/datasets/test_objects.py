@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import pickle
-import re
 import struct
 import sys
 import zlib
@@ -305,27 +304,6 @@ def test_a_table_with_a_long_name(tmp_path: Path):
     assert len(ObjectTable.load(path)) == 0
 
 
-def test_the_format_of_a_saved_table(tmp_path: Path):
-    """The format is pinned: files of earlier versions must be readable."""
-    ObjectTable([S3BucketKeyData("b", "k", _info("k", 7))]).save(tmp_path / "table")
-    body = b'["b"]' + bytes([1, *[0] * 7, 7, *[0] * 7, *[0] * 4]) + b"k"
-    head = struct.pack("<IIQQQ", 1, zlib.crc32(body), 1, 1, 5)
-    assert (tmp_path / "table").read_bytes() == b"\x89s3torch objects\r\n" + head + body
-
-
-def test_damaged_tables(tmp_path: Path):
-    """A table that was cut off at any byte, has bytes too many, or one that changed is refused by name."""
-    path = tmp_path / "table"
-    ObjectTable([S3BucketKeyData("a", "x", _info("x", 300)), S3BucketKeyData("b", "y")]).save(path)
-    content = path.read_bytes()
-    cut = [content[:length] for length in range(len(content))]
-    changed = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in range(len(content))]
-    for damaged in (*cut, *changed, content + b"x"):
-        path.write_bytes(damaged)
-        with pytest.raises(ObjectTableError, match=re.escape(str(path))):
-            ObjectTable.load(path)
-
-
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", pickle.dumps([1]), b"[]", b"s3torch objects"])
 def test_foreign_files(tmp_path: Path, content: bytes):
     """A file of another kind is refused, and the error shows how it begins."""
@@ -355,16 +333,6 @@ def test_tables_that_contradict_themselves(tmp_path: Path, ends, sizes, numbers,
     (tmp_path / "f").write_bytes(b"\x89s3torch objects\r\n" + head + body)
     with pytest.raises(ObjectTableError, match="contradicts itself"):
         ObjectTable.load(tmp_path / "f")
-
-
-def test_a_table_of_a_newer_version(tmp_path: Path):
-    """A table of another version is refused, with both versions."""
-    _, path = _saved(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[18] = 2
-    path.write_bytes(content)
-    with pytest.raises(ObjectTableError, match="has version 2, and this s3torch reads version 1"):
-        ObjectTable.load(path)
 
 
 def test_a_place_that_is_none():

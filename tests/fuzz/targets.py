@@ -6,7 +6,10 @@ else it raises is a finding.
 
 from __future__ import annotations
 
+import mmap
 import re
+import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from s3torch._aws.answers import Subject, error_from_answer, parse_error_documen
 from s3torch._aws.attributes import GetObjectAttributes, HeadPart, parse_attributes
 from s3torch._aws.copying import CopyObject, CopySource, UploadPartCopy
 from s3torch._aws.express import AppendObject, CreateSession, RenameObject
-from s3torch._aws.listing import parse_keys, parse_page
+from s3torch._aws.listing import ObjectInfo, parse_keys, parse_page
 from s3torch._aws.multipart import (
     AbortMultipartUpload,
     CompleteMultipartUpload,
@@ -38,7 +41,8 @@ from s3torch._aws.upload_listing import ListMultipartUploads, ListParts, parse_p
 from s3torch._transfer.http1 import Destination, Inbox, parse_content_range, read_body, read_head, read_small_body
 from s3torch._transfer.proxy import Proxy
 from s3torch.checkpoint.safetensors.format import BITS, build_header, parse_header, parse_header_size, parse_index
-from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.table import ObjectTable, S3BucketKeyData
+from s3torch.datasets.table_file import of_mapping, version_1, version_2
 from s3torch.errors import (
     CheckpointFormatError,
     ConfigError,
@@ -341,20 +345,64 @@ def _signature(data: bytes, chance: Random) -> None:
     assert signer.signature("GET", path, query) == theirs[1]
 
 
-_CHECKSUM_AT = 18 + 4
+# Stands in inputs for the zeros up to the next page, which would be nearly all of a small table.
+_TO_PAGE = b"<page>"
+
+
+def _padded(data: bytes) -> bytes:
+    first, *others = data.split(_TO_PAGE)
+    for part in others:
+        first += bytes(-len(first) % 4096) + part
+    return first
+
+
+_TABLE_1, _TABLE_2 = struct.Struct("<18sIIQQQ"), struct.Struct("<18sIIQQ")
+
+
+def _with_checksums_1(data: bytes) -> bytes:
+    return data[:22] + zlib.crc32(data[_TABLE_1.size :]).to_bytes(4, "little") + data[26:]
+
+
+def _with_checksums_2(data: bytes) -> bytes:
+    """Return a table as somebody would write it who means harm: all checksums fit."""
+    if len(data) < _TABLE_2.size:
+        return data
+    directory, start = _TABLE_2.unpack_from(data)[3:]
+    begin = _TABLE_2.size + directory
+    if begin < start <= len(data):
+        body = data[start:]
+        sums = [zlib.crc32(body[first : first + 65536]) for first in range(0, len(body), 65536)]
+        room = max(0, start - begin) // 4
+        data = data[:begin] + struct.pack(f"<{len(sums[:room])}I", *sums[:room]) + data[begin + 4 * len(sums[:room]) :]
+    return data[:22] + zlib.crc32(data[26:start]).to_bytes(4, "little") + data[26:]
+
+
+def _rows(make: Callable[[], ObjectTable]) -> list[S3BucketKeyData] | None:
+    try:
+        table = make()
+        rows = list(table)
+    except ObjectTableError:
+        return None
+    assert len(rows) == len(table)
+    return rows
+
+
+def _mapped(data: bytes) -> ObjectTable:
+    with tempfile.TemporaryFile() as file:
+        file.write(data or b"0")
+        file.flush()
+        held = of_mapping(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "fuzz")
+    return ObjectTable() if held is None else ObjectTable._of(*held)
 
 
 def _table(data: bytes, chance: Random) -> None:
-    if chance.random() < 0.7:  # a checksum that fits, as somebody would write it who means harm
-        end = _CHECKSUM_AT + 4
-        body = data[end + 24 :]
-        data = data[:_CHECKSUM_AT] + zlib.crc32(body).to_bytes(4, "little") + data[end:]
-    try:
-        table = ObjectTable._from_bytes(data, "fuzz")
-        rows = list(table)
-    except ObjectTableError:
-        return
-    assert len(rows) == len(table)
+    data = _padded(data)
+    if chance.random() < 0.7:
+        data = _with_checksums_2(data) if data[18:19] == b"\2" else _with_checksums_1(data)
+    whole = _rows(lambda: ObjectTable._from_bytes(data, "fuzz"))
+    mapped = _rows(lambda: _mapped(data))
+    if data[18:19] == b"\2" and whole is not None:  # what is believed at once is the same where it is mapped
+        assert mapped == whole
 
 
 def _safetensors(data: bytes, chance: Random) -> None:
@@ -416,8 +464,14 @@ _TENSORS_SIZE = 24
 _TENSORS = {"a": ("F32", (2, 2), 16), "é": ("BF16", (), 2), "b": ("F4", (3, 4), 6), "empty": ("I64", (0, 3), 0)}
 
 
-def _saved(*objects: tuple[str, str]) -> bytes:
-    return b"".join(ObjectTable(S3BucketKeyData(bucket, key) for bucket, key in objects)._to_bytes())
+def _saved(version: int, *objects: tuple[str, str], etags: bool = False) -> bytes:
+    infos = (S3BucketKeyData(bucket, key, ObjectInfo(key, '"e"', len(key), 0)) for bucket, key in objects)
+    table = ObjectTable(infos, etags=etags)
+    if version == 1:
+        return b"".join(version_1(table._columns))
+    head, *body = version_2(table._columns, table.digest)
+    pages = [_TO_PAGE if part and not any(part) and place % 2 == 0 else bytes(part) for place, part in enumerate(body)]
+    return b"".join([bytes(head).rstrip(b"\0"), _TO_PAGE, *pages])
 
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -694,8 +748,15 @@ TARGETS: dict[str, Target] = {
     ),
     "table": Target(
         _table,
-        (_saved(("bucket", "a"), ("bucket", "é/b"), ("other", "c")), _saved(), _saved(("b", "k" * 40))),
-        (b"\0", b"\xff", b"\1", b"\xff" * 8, b"[", b'["a"]', b"\0" * 8, b"\xed\xa0\x80"),
+        (
+            _saved(1, ("bucket", "a"), ("bucket", "é/b"), ("other", "c")),
+            _saved(1),
+            _saved(1, ("b", "k" * 40)),
+            _saved(2, ("bucket", "a"), ("bucket", "é/b"), ("other", "c")),
+            _saved(2, ("bucket", "a"), ("other", "c"), etags=True),
+            _saved(2),
+        ),
+        (b"\0", b"\xff", b"\1", b"\xff" * 8, b"[", b'["a"]', b"\0" * 8, b"\xed\xa0\x80", b"4096", b'"keys"', b"true"),
         weight=2,
     ),
 }

@@ -48,6 +48,8 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "readers/sequential.py": ("readers/test_sequential.py", "test_integrity.py"),
     "datasets/base.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/samples.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
+    "datasets/table.py": ("datasets/test_objects.py", "datasets/test_table.py", "datasets/test_table_file.py"),
+    "datasets/columns.py": ("datasets/test_table_file.py", "datasets/test_table.py"),
     "datasets/cursor.py": ("datasets/test_schedules.py", "datasets/test_loader.py"),
     "datasets/windows.py": ("datasets/test_windows.py", "datasets/test_map.py"),
 }

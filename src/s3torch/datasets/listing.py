@@ -8,6 +8,8 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from s3torch._aws.bucket import Bucket
@@ -38,7 +40,9 @@ _PAGES_BETWEEN_MESSAGES = 100
 _SECONDS_BEFORE_BAR = 2.0
 
 
-def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE) -> ObjectTable:
+def list_table(
+    client: S3Client, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE, etags: bool = False
+) -> ObjectTable:
     """Return the objects under a prefix, in the order of their keys; see ``key_ranges`` for how.
 
     Markers of directories (0-byte keys that end in ``/``) are left out. Where the server does not sort keys as Amazon
@@ -50,12 +54,13 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
         bucket: To list.
         prefix: Of the keys.
         page_size: Keys of one page, 1 to 1,000.
+        etags: Whether the table keeps the ETags, so that readers refuse an object that was replaced since.
 
     Raises:
         BucketNotFoundError: There is no such bucket.
         S3Error: The listing failed otherwise; no request is under way any more.
     """
-    listing = _Listing(client, bucket, prefix, page_size)
+    listing = _Listing(client, bucket, prefix, page_size, etags=etags)
     try:
         if listing.is_directory:
             return ObjectTable.of_columns(bucket, [listing.by_folder()])
@@ -63,7 +68,7 @@ def list_table(client: S3Client, bucket: str, prefix: str, *, page_size: int = _
             return ObjectTable.of_columns(bucket, listing.by_ranges())
         except UnorderedKeysError:
             _log.info("Listing s3://%s/%s again, one page after the other: it is not sorted", bucket, prefix)
-        return ObjectTable.of_columns(bucket, (_columns(page.keys, page.sizes) for page in listing.by_pages()))
+        return ObjectTable.of_columns(bucket, (_columns(page) for page in listing.by_pages()))
     except S3Error as error:
         error.bucket = bucket
         error.args = (f"Listing s3://{bucket}/{prefix} failed: {error.args[0]}",)
@@ -76,13 +81,14 @@ _PageRequest = ListObjectsV2[KeyPage]
 class _Listing:
     """The requests of one listing."""
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int) -> None:
+    def __init__(self, client: S3Client, bucket: str, prefix: str, page_size: int, *, etags: bool) -> None:
         self._engine = client._access.engine()
         self._deadline = self._engine.deadline()
         self._bucket = client._access.bucket(bucket)
         self.is_directory = self._bucket.endpoint.is_directory
         self._prefix = prefix
         self._page_size = page_size
+        self._etags = etags
         self._max_requests = min(_MAX_REQUESTS, client.s3client_config.connections)
         self._where = f"s3://{bucket}/{prefix}"
 
@@ -110,7 +116,7 @@ class _Listing:
                     del pending[request]
                     page = request.page
                     count = ranges.receive(key_range, page.keys, page.continuation_token)
-                    columns.setdefault(key_range, []).append(_columns(page.keys[:count], page.sizes[:count]))
+                    columns.setdefault(key_range, []).append(_columns(page, count))
                     progress.add(count)
                     self._begin(ranges.due(), pending)
         except BaseException:
@@ -126,13 +132,14 @@ class _Listing:
         """Return the objects of a directory bucket, sorted: of its folder those that begin with the prefix."""
         begin = self._prefix.encode()
         found = [
-            (key, size)
+            (key, size, etag)
             for page in self.by_pages()
-            for key, size in zip(page.keys, page.sizes, strict=True)
+            for key, size, etag in zip(page.keys, page.sizes, page.etags or repeat(b""), strict=False)
             if key.startswith(begin)
         ]
         found.sort()
-        return _columns([key for key, _ in found], [size for _, size in found])
+        etags = [etag for _, _, etag in found] if self._etags else None
+        return _columns(KeyPage([key for key, _, _ in found], [size for _, size, _ in found], None, etags))
 
     def by_pages(self) -> Iterator[KeyPage]:
         """Yield the pages, asked for one after the other."""
@@ -172,7 +179,7 @@ class _Listing:
     def _request(self, *, token: str | None = None, start_after: str = "", max_keys: int | None = None) -> _PageRequest:
         prefix = folder_of(self._prefix) if self.is_directory else self._prefix
         query = list_parameters(prefix, "", max_keys or self._page_size, token, start_after)
-        return ListObjectsV2(self._bucket, query, parse_keys)
+        return ListObjectsV2(self._bucket, query, partial(parse_keys, etags=self._etags))
 
 
 def _is_known_to_sort(bucket: Bucket) -> bool:
@@ -181,12 +188,23 @@ def _is_known_to_sort(bucket: Bucket) -> bool:
     return bucket.endpoint.is_amazons and is_usual and not bucket.name.endswith(_OBJECT_LAMBDA)
 
 
-def _columns(keys: list[bytes], sizes: list[int]) -> KeyColumns:
-    """Return objects in the form of the table, without the markers of directories."""
+def _columns(page: KeyPage, count: int | None = None) -> KeyColumns:
+    """Return the objects of a page in the form of the table, without the markers of directories.
+
+    Args:
+        page: Of a listing.
+        count: How many of its objects are wanted, from the first on; None is all.
+    """
+    keys, sizes = page.keys[:count], page.sizes[:count]
+    etags = None if page.etags is None else page.etags[:count]
     if 0 in sizes:
-        kept = [(key, size) for key, size in zip(keys, sizes, strict=True) if size or not key.endswith(b"/")]
-        keys, sizes = [key for key, _ in kept], [size for _, size in kept]
-    return KeyColumns(b"".join(keys), array("I", map(len, keys)), array("q", sizes))
+        kept = [index for index, size in enumerate(sizes) if size or not keys[index].endswith(b"/")]
+        keys, sizes = [keys[index] for index in kept], [sizes[index] for index in kept]
+        etags = None if etags is None else [etags[index] for index in kept]
+    columns = KeyColumns(b"".join(keys), array("I", map(len, keys)), array("q", sizes))
+    if etags is None:
+        return columns
+    return columns._replace(etags=b"".join(etags), etag_lengths=array("I", map(len, etags)))
 
 
 class ListingProgress:
