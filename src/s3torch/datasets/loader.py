@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from s3torch._buffer import as_index
-from s3torch.datasets.base import S3Dataset
+from s3torch.datasets.by_index import by_index, order_of_stream
 from s3torch.datasets.cursor import Course, Cursor, Even, Share, cursor_of, share_of, state_of
 from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
@@ -322,8 +322,8 @@ class S3DataLoader(DataLoader[T_co]):
         if taken := sorted({"sampler", "batch_sampler"} & options.keys()):
             raise _no_sampler(f"no {' and no '.join(taken)}")
         if isinstance(dataset, S3IterableDataset):
-            shuffle, seed = _order_of_stream(dataset, shuffle=shuffle, seed=seed)
-            dataset = _by_index(dataset)
+            shuffle, seed = order_of_stream(dataset, shuffle=shuffle, seed=seed)
+            dataset = by_index(dataset)
         sampler = S3BatchSampler(
             dataset,  # type: ignore[arg-type]  # whether it has a length is checked
             batch_size,
@@ -382,41 +382,6 @@ class S3DataLoader(DataLoader[T_co]):
             f"<{type(self).__name__} of {self.dataset!r}, {order}, batches of {self.batch_size}, "
             f"{self.num_workers} workers, epoch {now.epoch}, {now.consumed} samples consumed>"
         )
-
-
-def _order_of_stream(stream: S3IterableDataset[Any], *, shuffle: bool, seed: int) -> tuple[bool, int]:
-    """Return how a loader shuffles a stream, which may say that itself."""
-    own = stream._cursor
-    if not own.shuffle:
-        return shuffle, seed
-    if seed not in (0, own.seed):
-        raise ArgumentError(f"S3DataLoader(seed={seed}) contradicts its dataset, which shuffles by seed {own.seed}.")
-    return True, own.seed
-
-
-def _by_index(stream: S3IterableDataset[T_co]) -> S3MapDataset[T_co]:
-    """Return the samples of a stream by index: workers then need no share of their own.
-
-    Raises:
-        ArgumentTypeError: The stream makes its samples by a way of its own.
-    """
-    kind = type(stream)
-    if kind.__iter__ is not S3IterableDataset.__iter__ or kind._open is not S3Dataset._open:
-        raise ArgumentTypeError(
-            f"S3DataLoader reads the objects of a stream by index, and {kind.__name__} has an __iter__ "
-            "or readers of its own. Use torch.utils.data.DataLoader, or torchdata's StatefulDataLoader."
-        )
-    dataset = S3MapDataset(
-        stream.region,
-        stream._get_dataset_objects,
-        stream.endpoint,
-        stream._transform,
-        stream.client.s3client_config,
-        stream._reader_config,
-        **vars(stream._selection),
-    )
-    dataset._client = stream._client  # one set of connections and statistics
-    return dataset
 
 
 def _no_sampler(what: str) -> ArgumentError:
