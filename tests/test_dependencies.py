@@ -28,6 +28,7 @@ RUNTIME = {
     "six": "MIT",
     "torch": "BSD",
     "tqdm": "MIT",
+    "typing-extensions": "PSF",
     "urllib3": "MIT",
     "zlib-ng": "PSF",
 }
