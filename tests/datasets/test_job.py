@@ -80,6 +80,7 @@ def address():
 @pytest.fixture
 def ranks(address, monkeypatch):
     """Two ranks of a job, as they know the listing of one dataset."""
+    monkeypatch.setattr(job, "_PATIENCE", 60.0)  # a test that waits for nothing fails
     monkeypatch.setattr(job, "_address", lambda: address)
     monkeypatch.setattr(job, "_made", job.Counter())
     first = JobListing("s3://b/k/")
@@ -89,6 +90,19 @@ def ranks(address, monkeypatch):
 
 def _never() -> ObjectTable:
     raise AssertionError("listed twice")
+
+
+def _told(listing: JobListing, name: str) -> int | S3Error:
+    """Return how many objects a rank is told of, or the error that it is told."""
+    try:
+        return len(listing.agree(name, _never))
+    except S3Error as error:
+        return error
+
+
+def denied() -> ObjectTable:
+    """Fail as a listing that is not permitted."""
+    raise AccessDeniedError("Listing s3://b/k/ failed: no.")
 
 
 def test_the_first_lists_for_all(ranks, monkeypatch):
@@ -103,10 +117,6 @@ def test_the_first_lists_for_all(ranks, monkeypatch):
 
 def test_an_error_is_everybodys(ranks):
     """Whoever waits gets the error of the one who lists, of its class; the next attempt begins anew."""
-
-    def denied() -> ObjectTable:
-        raise AccessDeniedError("Listing s3://b/k/ failed: no.")
-
     first, second = ranks
     with pytest.raises(AccessDeniedError, match=r"^Listing s3://b/k/ failed: no\.$"):
         first.agree("a", denied)
@@ -134,9 +144,77 @@ def test_a_rank_that_was_killed(ranks, address, monkeypatch):
     """Whoever waits for a rank that leaves nothing is told so."""
     monkeypatch.setattr(job, "_PATIENCE", 0.0)
     first, second = ranks
-    assert _Meeting(address, f"{first._name}/a/0").is_first
+    assert _Meeting(address, f"{first._name}/0/a/0", ("", ""))._add("asked") == 1
     with pytest.raises(DeadlineError, match=r"has left no table in 0 s\. It may have been killed"):
         second.agree("a", _never)
+
+
+def test_a_table_that_stays_is_left_once(ranks, monkeypatch):
+    """In each epoch of a stream that finds the same objects the store keeps no other copy of the table."""
+    first, second = ranks
+    sent: list[str] = []
+    leave = _Meeting._set
+    monkeypatch.setattr(_Meeting, "_set", lambda self, key, value: (sent.append(key), leave(self, key, value)))
+    more = ObjectTable([*TABLE, S3BucketKeyData("b", "new")])
+    for number, table in enumerate((TABLE, TABLE, TABLE, more, more)):
+        one, other = (first, second) if number % 2 else (second, first)
+        assert one.agree(f"iteration {number}", lambda table=table: table) is table
+        assert list(other.agree(f"iteration {number}", _never)) == list(table)
+    assert sent == ["piece 0", "pieces", "same", "same", "piece 0", "pieces", "same"]
+
+
+def test_a_signal_handler_lists_in_the_middle_of_the_listing(ranks):
+    """It gets a table at once, and not after the listing that waits for it; what it left is everybody's."""
+    first, second = ranks
+    inner: list[ObjectTable] = []
+
+    def interrupted() -> ObjectTable:
+        inner.append(first.agree("a", lambda: TABLE))
+        return ObjectTable()
+
+    assert list(first.agree("a", interrupted)) == list(inner[0]) == list(second.agree("a", _never)) == list(TABLE)
+
+
+def test_a_signal_handler_fails_in_the_middle_of_the_listing(ranks):
+    """Its error is its own: the listing around it goes on."""
+    first, second = ranks
+
+    def interrupted() -> ObjectTable:
+        with pytest.raises(AccessDeniedError):
+            first.agree("a", denied)
+        return TABLE
+
+    assert first.agree("a", interrupted) is TABLE
+    assert list(second.agree("a", _never)) == list(first.agree("a", _never)) == list(TABLE)
+
+
+def test_an_interrupt_anywhere_leaves_nobody_waiting(ranks, monkeypatch):
+    """Wherever the rank that lists is interrupted, the others get its table or its error."""
+    monkeypatch.setattr(job, "_PATIENCE", 0.0)  # who waits now waits for ever
+    first, second = ranks
+    asked = _Meeting._asked
+    for place in range(8):
+        left = [place]
+
+        def interrupted(self, ask, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                asked(self, ask)
+                raise KeyboardInterrupt
+            return asked(self, ask)
+
+        monkeypatch.setattr(_Meeting, "_asked", interrupted)
+        reached = True
+        try:
+            first.agree(f"{place}", lambda place=place: ObjectTable([S3BucketKeyData("b", str(place))]))
+        except KeyboardInterrupt:
+            reached = False
+        monkeypatch.setattr(_Meeting, "_asked", asked)
+        if place == 1 and not reached:
+            continue  # there was no meeting yet
+        told = _told(second, f"{place}")
+        assert told == 1 or (not reached and "KeyboardInterrupt" in str(told))
+    assert reached  # the last places lie behind the end
 
 
 def test_nobody_is_there(ranks, monkeypatch):
