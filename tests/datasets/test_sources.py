@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from s3torch import S3Client, S3ClientConfig, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
 from s3torch.datasets import Filter, Objects, ObjectTable, Prefix, S3BucketKeyData, Table
 from s3torch.datasets.filters import described
+from s3torch.datasets.listing import list_table
 from s3torch.datasets.options import DatasetOptions, MapOptions, Selection, StreamOptions
 from s3torch.datasets.sources import Source
 from s3torch.errors import (
@@ -19,6 +20,7 @@ from s3torch.errors import (
     EmptyDatasetError,
     InvalidURIError,
     LoaderStateError,
+    ObjectChangedError,
     ObjectTableError,
 )
 
@@ -179,6 +181,17 @@ def test_a_filter_and_workers(uri):
     """Workers that share a listing share what is left of it."""
     dataset = S3IterableDataset.from_prefix(uri, transform=key, filter=Filter(suffix=".jpg"), enable_sharding=True)
     assert sorted(DataLoader(dataset, None, num_workers=2)) == ["cat/1.jpg", "cat/2.jpg"]
+
+
+def test_a_filter_keeps_the_etags(s3, bucket, prefix, put, uri):
+    """What is left of a table that pins ETags pins them: an object that was replaced by one of its size is refused."""
+    table = list_table(S3Client(), bucket, prefix, etags=True)
+    dataset = S3MapDataset.from_table(table, transform=S3Reader.read, filter=Filter(suffix=".jpg"))
+    assert dataset.objects.has_etags
+    assert dataset[0] == bytes(3)
+    put(prefix + "cat/1.jpg", b"abc")
+    with pytest.raises(ObjectChangedError):
+        dataset[0]
 
 
 def test_sizes_that_nobody_knows(uri):

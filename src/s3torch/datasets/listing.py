@@ -9,7 +9,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 from s3torch._aws.bucket import Bucket
@@ -134,7 +133,7 @@ class _Listing:
         found = [
             (key, size, etag)
             for page in self.by_pages()
-            for key, size, etag in zip(page.keys, page.sizes, page.etags or repeat(b""), strict=False)
+            for key, size, etag in zip(page.keys, page.sizes, page.etags or [b""] * len(page.keys), strict=True)
             if key.startswith(begin)
         ]
         found.sort()

@@ -29,7 +29,9 @@ def select_from_table(objects: ObjectTable, selection: Selection, source: object
     Raises:
         EmptyDatasetError: There are none, and that was not allowed.
     """
-    chosen = objects if selection.filter is None else ObjectTable(filter(selection.filter, objects))
+    chosen = objects
+    if selection.filter is not None:
+        chosen = ObjectTable(filter(selection.filter, objects), etags=objects.has_etags)
     if not chosen and not selection.allow_empty:
         raise _empty(len(objects), selection, source, client)
     return chosen
