@@ -213,6 +213,25 @@ def test_any_number_of_ranks_resumes(samples: int, shuffle: bool, runs: list[tup
     assert sorted(seen) == list(range(samples))
 
 
+def test_an_iteration_that_is_interrupted_as_it_begins_begins_once():
+    """Whoever goes on after an interrupt there gets the samples of that epoch, and skips none."""
+    epochs = _Epochs(10, True, None)
+    begun: list[object] = []
+
+    def begin(items: _Items):
+        plan = epochs.cursor.begin(lambda: epochs.table, items)
+        begun.append(plan)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return plan
+
+    items = _Items(begin, Position())
+    with pytest.raises(KeyboardInterrupt):
+        next(items)
+    assert [int(item.key) for _, item in items] == Shuffled(10, 3, 0).at(range(10))
+    assert epochs.cursor.due == Cursor(1)
+
+
 def test_an_iteration_that_began_later_is_the_newest():
     """The state is that of the iteration that was begun last."""
     epochs = _Epochs(10, False, None)

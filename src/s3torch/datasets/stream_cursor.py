@@ -78,12 +78,19 @@ class StreamCursor:
             listing: Returns the objects.
             progress: Of this iteration.
         """
+        newest = self._newest
+        if newest is not None and newest.progress is progress and newest.table is not None:
+            return self._plan(newest.table, newest.begin)  # again: it was interrupted before it got its plan
         objects = listing() if self._resumed is None else self._resumed
         table = objects if isinstance(objects, ObjectTable) else None
         begin = self.due
-        order = Shuffled(len(table), self.seed, begin.epoch) if self.shuffle and table is not None else None
+        plan = Plan(objects) if table is None else self._plan(table, begin)
         self._newest, self._resumed, self.due = _Newest(table, begin, progress), None, Cursor(begin.epoch + 1)
-        return Plan(objects, order, begin.consumed)
+        return plan
+
+    def _plan(self, table: ObjectTable, begin: Cursor) -> Plan:
+        order = Shuffled(len(table), self.seed, begin.epoch) if self.shuffle else None
+        return Plan(table, order, begin.consumed)
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch due, unless it is."""
