@@ -21,26 +21,9 @@ from s3torch.datasets.columns import BLOCK
 from s3torch.datasets.table import ObjectTable, S3BucketKeyData
 from s3torch.datasets.table_file import version_1, version_2, write_file
 from s3torch.errors import ObjectTableError
+from tests.datasets.test_objects import ODD_KEYS
 
 DATA = Path(__file__).parent / "data"
-ODD_KEYS = [
-    "",
-    "a",
-    "a/b/c",
-    "//",
-    " ",
-    "\0",
-    "a\nb",
-    "é",
-    "e\u0301",
-    "日本",
-    "🦜",
-    "\ud800",
-    "a\udcffb",
-    "\udc80\ud83e",
-]
-ODD_KEYS += ["\uffff\U0010ffff", "k" * 1024]
-
 MAGIC = b"\x89s3torch objects\r\n"
 HEAD = struct.Struct("<18sIIQQ")
 

@@ -14,7 +14,7 @@ from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
-from s3torch.datasets.order import InOrder, Order, Shuffled
+from s3torch.datasets.order import AT_ONCE, InOrder, Order, Shuffled
 from s3torch.datasets.sampling import Batch, LookAheadBatchSampler
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
@@ -23,7 +23,6 @@ __all__ = ["S3BatchSampler", "S3DataLoader"]
 T_co = TypeVar("T_co", covariant=True)
 
 _EVEN = ("drop", "pad", "wrap")
-_ORDERED_AT_ONCE = 4096  # indices: one of many costs a tenth of one of a few
 
 
 class S3BatchSampler(Sampler[list[int]]):
@@ -181,8 +180,8 @@ class _Running:
         """Yield the indices of each batch."""
         share = self._share
         left: list[int] = []
-        for first in range(0, len(share.places), _ORDERED_AT_ONCE):
-            left += self._order.at(share.places[first : first + _ORDERED_AT_ONCE])
+        for first in range(0, len(share.places), AT_ONCE):
+            left += self._order.at(share.places[first : first + AT_ONCE])
             while len(left) > share.batch_size:  # what may be the last one waits for the extra sample
                 yield left[: share.batch_size]
                 del left[: share.batch_size]

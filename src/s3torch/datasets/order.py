@@ -24,15 +24,16 @@ import torch
 
 from s3torch.errors import ArgumentError
 
-__all__ = ["MOST", "InOrder", "Order", "Shuffled", "WindowShuffled"]
+__all__ = ["AT_ONCE", "MOST", "InOrder", "Order", "Shuffled", "WindowShuffled"]
 
 MOST = 2**48  # samples of an order
+AT_ONCE = 4096  # places whose indices a reader asks for at once: one of many costs a tenth of one of a few
 
 _Index = TypeVar("_Index", int, torch.Tensor)
 
 # What 4 rounds leave of the order can be seen at 100 samples, what 8 leave at 5 only, and of 12 nothing was seen.
 _ROUNDS = 12
-_AT_ONCE = 8192  # samples of one tensor: enough to cost little each, too few for torch to start threads
+_OF_A_TENSOR = 8192  # samples: enough to cost little each, too few for torch to start threads
 _MASK = 2**32 - 1
 # Odd, and below 2^31: times a number of 32 bits it stays within the 63 bits of a tensor's integers.
 _FIRST, _SECOND = 0x7FEB352D, 0x45D9F3B3
@@ -102,8 +103,8 @@ class Shuffled:
         """Return the indices of many samples; see Order."""
         _check_places(places, self._count)
         found: list[int] = []
-        for first in range(0, len(places), _AT_ONCE):
-            some = places[first : first + _AT_ONCE]
+        for first in range(0, len(places), _OF_A_TENSOR):
+            some = places[first : first + _OF_A_TENSOR]
             indices = self._mixed(torch.arange(some.start, some.stop, some.step, dtype=torch.int64))
             while (beyond := torch.nonzero(indices >= self._count)).numel():
                 indices[beyond] = self._mixed(indices[beyond])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from s3torch._exclusive import exclusive, in_use
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
-from s3torch.datasets.order import Order
+from s3torch.datasets.order import AT_ONCE, Order
 from s3torch.datasets.sharding import Position, shard
 from s3torch.datasets.stream_cursor import Plan, Progress
 from s3torch.errors import S3Error
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SampleSource", "Samples"]
-
-_ORDERED_AT_ONCE = 4096
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -100,7 +98,7 @@ class _Items:
         """Return which object comes as this number. Of many at once each costs a tenth."""
         first, indices = self._ordered
         if not first <= number < first + len(indices):
-            first, indices = number, order.at(range(place, self._end, self.step)[:_ORDERED_AT_ONCE])
+            first, indices = number, order.at(range(place, self._end, self.step)[:AT_ONCE])
             self._ordered = first, indices
         return indices[number - first]
 
