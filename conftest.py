@@ -82,7 +82,8 @@ _FIRST = (
     "test_gpu.py",
 )
 _WORKERS_OF_A_CORE = 2  # a test waits almost as long as it computes: for processes that start, servers, other ranks
-_MOST_WORKERS = 8  # each takes up to 2 GB, with torch and its servers
+_MOST_WORKERS = 8
+_MEMORY_OF_A_WORKER = 3 * 1024**3  # bytes: with torch and its servers it took up to 2.6 GB
 
 # A worker, and each process that it starts, has one core: threads of torch would wait for each other, and spin.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -102,7 +103,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     paths = [Path(each.partition("::")[0]) for each in config.args]
     files = len(set(paths)) if all(path.is_file() for path in paths) else _MOST_WORKERS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores * _WORKERS_OF_A_CORE, files, _MOST_WORKERS)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    workers = min(cores * _WORKERS_OF_A_CORE, files, _MOST_WORKERS, max(1, memory // _MEMORY_OF_A_WORKER))
     return workers if workers > 1 else 0
 
 
