@@ -46,9 +46,11 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     itself). For that make the dataset before the workers start. DataLoaders that are seeded alike, and were not read by
     all of their workers, may share a listing.
 
-    **Ranks** list by themselves, and so do workers whose objects come from a ``get_dataset_objects`` of yours: they
-    must all find the same objects. If the prefix may change meanwhile, list once: ``dataset.objects.save(...)``, and
-    ``from_table`` on all ranks.
+    **Ranks** that read without workers share each listing, if they meet in the TCP store of a process group or of
+    torchrun. With workers each rank lists by itself, and so do workers whose objects come from a
+    ``get_dataset_objects`` of yours: they must all find the same objects. If the prefix may change meanwhile, use
+    S3DataLoader, which lists once for all; or save a table, ``dataset.objects.save(...)``, and use ``from_table`` on
+    all ranks.
 
     A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.
@@ -163,7 +165,10 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 
     @property
     def objects(self) -> ObjectTable:
-        """All objects, of all ranks and workers; lists them each time. It can be saved for the next job."""
+        """All objects, of all ranks and workers. It can be saved for the next job.
+
+        Each time they are listed anew; but not in a job of several ranks, where all have what the first one found.
+        """
         return self._list_objects()
 
     def __iter__(self) -> Iterator[T_co]:

@@ -35,8 +35,9 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     the process that made the dataset, take its listing from a directory for temporary files (not on Windows, where each
     lists by itself: ask for ``len(dataset)`` before).
 
-    Ranks that are no children of one process list by themselves. If the prefix may change while a job starts, list
-    once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
+    The ranks of a job list once, too: they meet in the TCP store of their process group, or of torchrun; see
+    docs/loader.md. Ranks that have no such store list by themselves. If the prefix may change while such a job starts,
+    list once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
 
     A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.
