@@ -189,14 +189,30 @@ def test_a_rank_that_never_comes(run, model, late):
         assert text.startswith(f"Rank {late} of 3 did not come to the load of s3://")
 
 
-def test_a_rank_that_is_killed(run, model):
-    """Who is killed in the middle is named, and nobody waits for the timeout of the group, nor when it leaves that."""
-    found = run(3, group.be_killed, model[0])
+@pytest.mark.parametrize(("act", "ranks"), [(group.be_killed, 3), (group.be_killed_between, 3)])
+def test_a_rank_that_is_killed(run, model, act, ranks):
+    """Who is killed is named at once, and nobody waits for any timeout, nor when it leaves the group."""
+    _check_killed(run(ranks, act, model[0]))
+
+
+@pytest.mark.parametrize("seconds", [0.11, 0.19, 0.23])
+def test_a_rank_that_is_killed_while_it_sends(run, seconds):
+    """What was under way when a rank was killed is not waited for, not even by who leaves the group."""
+    _check_killed(run(4, group.be_killed_while_sending, 4, seconds))
+
+
+def test_a_rank_that_ends_early(run):
+    """A rank may end when it has come to the end of a call: it is not missed."""
+    assert run(2, group.end_early) == [True, None]
+
+
+def _check_killed(found):
     assert found[1] is None
-    for rank in (0, 2):
+    for rank in {*range(len(found))} - {1}:
         name, text = found[rank]
         assert name == "DeadlineError"
-        assert "Rank 1 did not answer" in text
+        assert "Rank 1 (process " in text
+        assert "was killed or ended" in text
 
 
 def test_a_rank_that_is_interrupted(run, model):
