@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 import torch
 
+from s3torch.checkpoint.ranks import Ranks
+from s3torch.checkpoint.shared_file import SharedFile
 from s3torch.errors import ArgumentError
 from s3torch.safetensors import load_file, save_file
 from tests.checkpoint import group
@@ -128,6 +130,17 @@ def test_other_checkpoints(run, put, prefix, bucket, kind):
     torch.save(state, file, _use_new_zipfile_serialization=kind != "legacy")
     put(f"{prefix}file", file.getvalue())
     assert [is_same for is_same, _ in run(2, group.load_checkpoint, f"s3://{bucket}/{prefix}file")] == [True, True]
+
+
+def test_who_reads_all_tells_the_others(put, client, prefix, bucket, monkeypatch):
+    """While the first rank reads a file that nothing in it proves, the others know that it gets on."""
+    content = bytes(range(256)) * 4096 * 5
+    put(f"{prefix}file", content)
+    told = []
+    ranks = Ranks(None, 1.0, "test")
+    monkeypatch.setattr(ranks, "tell", lambda: told.append(1))
+    assert SharedFile(ranks, client, bucket, f"{prefix}file", None).read_all() == content
+    assert told
 
 
 def test_shared_memory_stays_shared(run, put, prefix, bucket):
