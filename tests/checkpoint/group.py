@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig
-from s3torch.checkpoint.ranks import _PREFIX
+from s3torch.checkpoint.processes import has_ended
+from s3torch.checkpoint.ranks import _LOOK, _PREFIX, Ranks
 from s3torch.errors import S3Error
 from s3torch.safetensors import load_file
 
@@ -23,6 +25,7 @@ TIMEOUT = 60.0  # seconds that ranks wait for each other; more than a busy machi
 SHORT_TIMEOUT = 5.0  # where it is waited for
 _GROUP_TIMEOUT = timedelta(minutes=30)  # as torch has it: what waits for it hangs, and is found
 _MOST = 300.0  # seconds in which a rank ends, or is ended: whatever it waits for
+NEVER = 4 * _MOST  # seconds: who waits for so long is ended before
 
 
 def _config(**options: Any) -> S3ClientConfig:
@@ -115,7 +118,46 @@ def be_killed(rank: int, uri: str) -> tuple[str, str]:
         from s3torch.checkpoint import together
 
         together._Reading._gather = lambda *_: os._exit(9)  # type: ignore[method-assign]
-    return fail(rank, [uri] * dist.get_world_size(), timeout=SHORT_TIMEOUT)
+    return fail(rank, [uri] * dist.get_world_size(), timeout=NEVER)
+
+
+def be_killed_between(rank: int, uri: str) -> tuple[str, str]:
+    """Load, and load again while rank 1 has ended; returns the error."""
+    load_file(uri, s3client_config=_config(), group=dist.group.WORLD, group_timeout=NEVER)
+    if rank == 1:
+        os._exit(9)
+    return fail(rank, [uri] * dist.get_world_size(), timeout=NEVER)
+
+
+def be_killed_while_sending(rank: int, ranks: int, seconds: float) -> tuple[str, str]:
+    """Send much from all to all until rank 1 has computed for so long, and is killed; returns the error."""
+    if rank == 1:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    content = [torch.zeros(8 * 1024**2, dtype=torch.uint8) for _ in range(2 * ranks)]
+    try:
+        with Ranks(dist.group.WORLD, NEVER, "test") as these:
+            these.meet(lambda: ({}, None))
+            while True:
+                works = [these.broadcast(each, source % ranks) for source, each in enumerate(content)]
+                for work in works:
+                    these.wait(work)
+    except S3Error as error:
+        return type(error).__name__, str(error)
+
+
+def end_early(rank: int) -> bool:
+    """Let rank 1 end as soon as it has come to the end of the call; returns whether others wait on after that."""
+    with Ranks(dist.group.WORLD, NEVER, "test") as these:
+        these.meet(lambda: ({}, None))
+        if rank != 1:
+            neighbour = these._loaded(f"{_PREFIX}/machine/{these._process.machine}")[1]  # type: ignore[union-attr]
+            these.until(lambda: has_ended(neighbour))
+            begun = time.monotonic()
+            these.until(lambda: time.monotonic() > begun + 4 * _LOOK)
+    if rank == 1:
+        os._exit(0)
+    return True
 
 
 def be_interrupted(rank: int, uri: str) -> tuple[str, str]:

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 from s3torch import S3Client, S3ClientConfig
 from s3torch.dcp import S3HuggingFaceStorageWriter
 from s3torch.safetensors import save_sharded
+from tests.checkpoint.group import NEVER
 
-TIMEOUT = 10.0  # seconds; the most that it takes to find that a rank was killed between two saves
 _SHAPES = {"rows": (4096, 1024), "columns": (1024, 3072), "plain": (300, 11)}  # 16 MiB, 12 MiB, and little
 _CONFIG = S3ClientConfig(hedging=False, part_size=5 * 1024 * 1024)
 
@@ -44,7 +44,7 @@ def save_until_killed(rank: int, uri: str, kind: str, first: int, victim: int, s
         try:
             if kind == "hugging face":
                 writer = S3HuggingFaceStorageWriter(
-                    None, uri, None, _CONFIG, max_shard_size=16_000_000, group_timeout=TIMEOUT
+                    None, uri, None, _CONFIG, max_shard_size=16_000_000, group_timeout=NEVER
                 )
                 dcp.save(state, storage_writer=writer)
             else:
@@ -53,7 +53,7 @@ def save_until_killed(rank: int, uri: str, kind: str, first: int, victim: int, s
                     uri,
                     max_shard_size=16_000_000 if kind == "files" else None,
                     group=dist.group.WORLD,
-                    group_timeout=TIMEOUT,
+                    group_timeout=NEVER,
                     client=S3Client(s3client_config=_CONFIG),
                 )
         except Exception as error:  # noqa: BLE001  # what it is, is for the test to say

@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 import torch
 
+from s3torch.checkpoint.ranks import Ranks
+from s3torch.checkpoint.shared_file import SharedFile
 from s3torch.errors import ArgumentError
 from s3torch.safetensors import load_file, save_file
 from tests.checkpoint import group
@@ -130,6 +132,17 @@ def test_other_checkpoints(run, put, prefix, bucket, kind):
     assert [is_same for is_same, _ in run(2, group.load_checkpoint, f"s3://{bucket}/{prefix}file")] == [True, True]
 
 
+def test_who_reads_all_tells_the_others(put, client, prefix, bucket, monkeypatch):
+    """While the first rank reads a file that nothing in it proves, the others know that it gets on."""
+    content = bytes(range(256)) * 4096 * 5
+    put(f"{prefix}file", content)
+    told = []
+    ranks = Ranks(None, 1.0, "test")
+    monkeypatch.setattr(ranks, "tell", lambda: told.append(1))
+    assert SharedFile(ranks, client, bucket, f"{prefix}file", None).read_all() == content
+    assert told
+
+
 def test_shared_memory_stays_shared(run, put, prefix, bucket):
     """Tensors that share memory do so when a group has loaded them."""
     one = torch.ones(400_000)
@@ -189,14 +202,30 @@ def test_a_rank_that_never_comes(run, model, late):
         assert text.startswith(f"Rank {late} of 3 did not come to the load of s3://")
 
 
-def test_a_rank_that_is_killed(run, model):
-    """Who is killed in the middle is named, and nobody waits for the timeout of the group, nor when it leaves that."""
-    found = run(3, group.be_killed, model[0])
+@pytest.mark.parametrize(("act", "ranks"), [(group.be_killed, 3), (group.be_killed_between, 3)])
+def test_a_rank_that_is_killed(run, model, act, ranks):
+    """Who is killed is named at once, and nobody waits for any timeout, nor when it leaves the group."""
+    _check_killed(run(ranks, act, model[0]))
+
+
+@pytest.mark.parametrize("seconds", [0.11, 0.19, 0.23])
+def test_a_rank_that_is_killed_while_it_sends(run, seconds):
+    """What was under way when a rank was killed is not waited for, not even by who leaves the group."""
+    _check_killed(run(4, group.be_killed_while_sending, 4, seconds))
+
+
+def test_a_rank_that_ends_early(run):
+    """A rank may end when it has come to the end of a call: it is not missed."""
+    assert run(2, group.end_early) == [True, None]
+
+
+def _check_killed(found):
     assert found[1] is None
-    for rank in (0, 2):
+    for rank in {*range(len(found))} - {1}:
         name, text = found[rank]
         assert name == "DeadlineError"
-        assert "Rank 1 did not answer" in text
+        assert "Rank 1 (process " in text
+        assert "was killed or ended" in text
 
 
 def test_a_rank_that_is_interrupted(run, model):

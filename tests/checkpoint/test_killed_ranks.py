@@ -32,7 +32,7 @@ def _named(client, bucket, prefix, kind):
 
 
 KINDS = {"one file": True, "files": False, "hugging face": False}
-# Who is killed is found by the timeout, mostly: half of all, once each, are enough for each day.
+# Half of all, once each, are enough for each day.
 DAILY = {("one file", 0), ("files", 1), ("hugging face", 0)}
 CELLS = [
     pytest.param(
@@ -72,4 +72,7 @@ def test_killed(run, client, bucket, prefix, kind, has_server, victim, kills):  
         assert client.list_multipart_uploads(bucket, prefix) == []
         assert these.number_of(load_file(folder if kind != "one file" else uri, client=client)) == loaded
     _log.info("%d uploads and files were left, %d models were there nevertheless", left, finished)
-    assert left or kills == 1
+    if victim == 0:
+        assert left or kills == 1
+    elif kind != "hugging face":  # torch's own collectives may fail where no code of a writer runs
+        assert not left  # the first rank has aborted all

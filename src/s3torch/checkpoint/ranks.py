@@ -13,28 +13,35 @@ a collective then, for as long as the group's timeout (30 minutes). So all of a 
    others had begun is abandoned then, so the group cannot be used again.
 4. *Work is no silence.* A rank that sends its gigabytes lets the others wait for longer than a step takes. So it counts
    in the store what it has done, and looks for notes; the timeout is that of the last thing that anybody has done.
-5. *What is begun ends soon.* A collective cannot be taken back, and whoever leaves the group waits for it, with gloo
-   until its timeout. So each has the timeout of the call, and is begun when all are there: they wait in the store.
+5. *Who is killed is seen* by the ranks of its machine: in the meeting each says which process it is, and whoever waits
+   looks whether the others still live. Who has come to the end of the call says so: it may end as it likes.
+6. *What is begun ends soon.* A collective cannot be taken back, and whoever leaves the group waits for it, with gloo
+   until its timeout. So each has the timeout of the call, and is begun when all are there: they wait in the store. What
+   has not ended when a call fails is ended by closing the group's connections (``hanging_up``).
 
 Only calls that all backends have are used; the store is the one by which the group was made.
 
-It is one file of over 450 lines: the five rules are one class, as each leans on the others.
+It is one file of over 450 lines: the six rules are one class, as each leans on the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import AllgatherOptions, AllToAllOptions, BroadcastOptions
 from torch.distributed import distributed_c10d
 
+from s3torch.checkpoint.hanging_up import hang_up
+from s3torch.checkpoint.processes import Process, has_ended, this_process
 from s3torch.errors import ArgumentError, ArgumentTypeError, DeadlineError, S3Error
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Ranks"]
 
 _GRACE = 5.0  # seconds in which a rank that lives is sure to look into the store
-_LOOK = 0.25  # seconds between two looks into the store
+_LOOK = 0.25  # seconds between two looks into the store, and at the other processes
 _TELL = 10.0  # seconds between two times that a rank says that it gets on, at most
 # Seconds between two looks at a collective: more and more. While transfers are under way the longest is one in which
 # what arrives fits the kernel's buffers.
@@ -63,6 +70,32 @@ Options = TypeVar("Options", AllgatherOptions, AllToAllOptions, BroadcastOptions
 _meetings: dict[str, int] = {}
 
 
+class _Coming(NamedTuple):
+    """What a rank brings to the meeting.
+
+    Attributes:
+        arguments: Of the call, as text by name.
+        error: Why it cannot take part, if it cannot.
+        process: That it is, if that can be told.
+    """
+
+    arguments: dict[str, str]
+    error: bytes | None
+    process: Process | None
+
+
+class _Note(NamedTuple):
+    """What a rank leaves that does not go on.
+
+    Attributes:
+        rank: That has failed; None if others have found that one is gone.
+        error: Of it, or theirs; None if whoever left this did not know more than that a collective does not end.
+    """
+
+    rank: int | None
+    error: bytes | None
+
+
 class Ranks:
     """This rank and the others of its group, for one call; a context manager.
 
@@ -77,7 +110,8 @@ class Ranks:
         device: Where the group's collectives find their tensors.
         idle: Moves transfers while this rank waits for others, and returns whether there are any; None for none.
         is_usable: Whether all that was begun on the group will end by itself.
-        is_whole: Whether no rank is known to be missing: one that is takes part in no collective any more.
+        is_whole: Whether no rank is known to be missing, and the group's connections stay open: else there can be no
+            collective any more.
 
     Raises:
         ArgumentTypeError: ``group`` is no process group.
@@ -99,6 +133,10 @@ class Ranks:
         self._is_settled = False  # whether the others know of the error that is about to leave
         self._looked_at = self._told_at = 0.0
         self._steps = 0
+        self._begun: dict[int, dist.Work] = {}  # collectives that nobody has waited for
+        self._process = this_process() if group is not None else None
+        self._neighbours: dict[int, Process] | None = None  # others of this machine; None if they were not looked up
+        self._gone: list[int] = []
         if group is None:
             return
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -114,8 +152,17 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._is_settled and self._group is not None:
+        if self._group is None:
+            return
+        if error is not None and not self._is_settled:
+            self.is_usable = False
             self._leave_note(error)
+        with contextlib.suppress(RuntimeError):  # the store may have ended with the first rank, which needs nobody
+            self._store.set(f"{self._keys}/left/{self.rank}", "1")
+        if not self.is_usable:
+            living = sorted(set(range(self.size)) - {self.rank}, key=lambda rank: rank in self._gone)
+            hang_up(self._members, self.device, living, self._begun.values())
+        self._begun.clear()  # whoever keeps an error keeps this
 
     def meet(self, prepare: Callable[[], tuple[Mapping[str, str], T]]) -> T:
         """Wait until all ranks are there, and compare their arguments.
@@ -134,24 +181,26 @@ class Ranks:
         value: Any = None
         try:
             arguments, value = prepare()
-            mine: tuple[dict[str, str], bytes | None] = dict(arguments), None
+            mine = _Coming(dict(arguments), None, self._process)
         except Exception as error:  # noqa: BLE001  # it is raised by all ranks
-            mine = {}, _packed(error)
+            mine = _Coming({}, _packed(error), self._process)
         self._put(f"{self._keys}/{self.rank}", pickle.dumps(mine))
         if self.rank == 0:
             verdict = self._verdict()
             self._put(f"{self._keys}/verdict", pickle.dumps(verdict))
             for rank in range(self.size):
                 self._drop(f"{self._keys}/{rank}")
+                self._drop(f"{self._last}/left/{rank}")
             for name in ("verdict", "done"):  # all have read them: they are here
                 self._drop(f"{self._last}/{name}")
         else:
             names = [f"{self._keys}/{rank}" for rank in range(self.size)]
-            if not self._await_keys([f"{self._keys}/verdict"], self.timeout + _GRACE):
+            if not self._await_keys([f"{self._keys}/verdict"], self.timeout + _GRACE, self.look):
                 late = [rank for rank, name in enumerate(names) if not self._has(name)]
                 self._is_settled, self.is_usable, self.is_whole = True, False, False
                 raise self._late(late or [0])
             verdict = self._loaded(f"{self._keys}/verdict")
+        self._neighbours = None  # those that the meeting before has told
         if verdict is not None:
             self.is_whole = verdict[0] != _SOMEBODY_IS_LATE
             self._raise(*verdict)
@@ -226,7 +275,7 @@ class Ranks:
 
     def gather(self, whole: torch.Tensor, mine: torch.Tensor) -> dist.Work:
         """Begin to gather a little of each rank, as much of each, into one tensor."""
-        return self._members._allgather_base(whole, mine, self._bounded(AllgatherOptions()))
+        return self._begin(self._members._allgather_base(whole, mine, self._bounded(AllgatherOptions())))
 
     def exchange(
         self, theirs: torch.Tensor, ours: torch.Tensor, taken: Sequence[int], sent: Sequence[int]
@@ -241,13 +290,13 @@ class Ranks:
         """
         # Not isend and irecv: whether theirs are done gloo tells only who waits for them.
         options = self._bounded(AllToAllOptions())
-        return self._members.alltoall_base(theirs, ours, list(taken), list(sent), options)
+        return self._begin(self._members.alltoall_base(theirs, ours, list(taken), list(sent), options))
 
     def broadcast(self, content: torch.Tensor, source: int) -> dist.Work:
         """Begin to send a tensor from one rank into that of all others."""
         options = BroadcastOptions()
         options.rootRank, options.rootTensor = source, 0
-        return self._members.broadcast([content], self._bounded(options))
+        return self._begin(self._members.broadcast([content], self._bounded(options)))
 
     def wait(self, work: dist.Work) -> None:
         """Wait for a collective, and look at the others meanwhile.
@@ -262,6 +311,7 @@ class Ranks:
             work.wait(timedelta(seconds=self.timeout))
         except RuntimeError as error:  # torch has no class of its own for a peer that is gone
             raise self._lost(error) from error
+        self._begun.pop(id(work), None)
 
     def arrive(self) -> Callable[[], bool]:
         """Come to the next step that takes ranks differently long; returns what tells whether all have come.
@@ -314,7 +364,7 @@ class Ranks:
         if now - self._looked_at < _LOOK:
             return
         self._looked_at = now
-        if self._has(f"{self._keys}/note"):
+        if self._has(f"{self._keys}/note") or self._find_gone():
             raise self._lost(None)
 
     def tell(self) -> None:
@@ -331,6 +381,19 @@ class Ranks:
             self._told_at = now
             self._work_done(1)
 
+    def _find_gone(self) -> list[int]:
+        """Return the ranks of this machine that have ended before they came to the end of the call, and note them."""
+        if self._gone or self._process is None:
+            return self._gone
+        name = f"{_PREFIX}/machine/{self._process.machine}"
+        if self._neighbours is None and self._has(name):
+            self._neighbours = self._loaded(name)
+        for rank, process in (self._neighbours or {}).items():
+            # In this order: who comes to the end says so, and ends then.
+            if rank != self.rank and has_ended(process) and not self._has(f"{self._keys}/left/{rank}"):
+                self._gone.append(rank)
+        return self._gone
+
     def _work_done(self, more: int) -> int:
         """Count what this rank has done, and return how much all have done."""
         return self._asked(lambda: self._store.add(f"{self._keys}/done", more))
@@ -338,15 +401,16 @@ class Ranks:
     def _verdict(self) -> tuple[int, bytes] | None:
         """Return which rank has failed, or what has, and how; None if all are there and agree."""
         names = [f"{self._keys}/{rank}" for rank in range(self.size)]
-        if not self._await_keys(names, self.timeout):
+        if not self._await_keys(names, self.timeout, self.look):
             late = [rank for rank, name in enumerate(names) if not self._has(name)]
             return _SOMEBODY_IS_LATE, _packed(self._late(late))
-        found: list[tuple[dict[str, str], bytes | None]] = [self._loaded(name) for name in names]
-        for rank, (_, failure) in enumerate(found):
+        found: list[_Coming] = [self._loaded(name) for name in names]
+        self._introduce([each.process for each in found])
+        for rank, (_, failure, _) in enumerate(found):
             if failure is not None:
                 return rank, failure
-        first, _ = found[0]
-        for rank, (arguments, _) in enumerate(found):
+        first = found[0].arguments
+        for rank, (arguments, _, _) in enumerate(found):
             for name in {**first, **arguments}:
                 if first.get(name) != arguments.get(name):
                     return _THEY_DISAGREE, _packed(
@@ -357,12 +421,21 @@ class Ranks:
                     )
         return None
 
-    def _await_keys(self, names: Sequence[str], seconds: float) -> bool:
-        """Wait until keys are in the store; returns whether they are."""
+    def _introduce(self, processes: Sequence[Process | None]) -> None:
+        """Tell the ranks of each machine which processes they are, in an entry that they find by its name."""
+        machines: dict[str, dict[int, Process]] = {}
+        for rank, process in enumerate(processes):
+            if process is not None:
+                machines.setdefault(process.machine, {})[rank] = process
+        for machine, of_machine in machines.items():
+            self._put(f"{_PREFIX}/machine/{machine}", pickle.dumps(of_machine))
+
+    def _await_keys(self, names: Sequence[str], seconds: float, look: Callable[[], object]) -> bool:
+        """Wait until keys are in the store, or ``look`` has found something; returns whether they are there."""
         deadline = time.monotonic() + seconds
         pause = _SHORTEST_PAUSE
         while not all(self._has(name) for name in names):
-            if time.monotonic() > deadline:
+            if look() or time.monotonic() > deadline:
                 return False
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -392,6 +465,10 @@ class Ranks:
         options.timeout = timedelta(seconds=self.timeout)
         return options
 
+    def _begin(self, work: dist.Work) -> dist.Work:
+        self._begun[id(work)] = work
+        return work
+
     def _raise(self, rank: int, payload: bytes) -> None:
         self._is_settled = True
         raise _unpacked(payload, rank if rank >= 0 else None)
@@ -399,28 +476,42 @@ class Ranks:
     def _leave_note(self, error: BaseException) -> None:
         """Tell the others that this rank takes no part any more, unless they know."""
         if not self._has(f"{self._keys}/note"):
-            self._put(f"{self._keys}/note", pickle.dumps((self.rank, _packed(error))))
+            self._put(f"{self._keys}/note", pickle.dumps(_Note(self.rank, _packed(error))))
 
     def _lost(self, error: Exception | None) -> BaseException:
         """Return the error of a collective that does not end, with the ranks that do not live."""
         self._is_settled, self.is_usable = True, False
         self._put(f"{self._keys}/alive/{self.rank}", b"1")
-        if self._has(f"{self._keys}/note"):
-            failed, content = self._loaded(f"{self._keys}/note")
-            if content is not None:  # it has said why it left
-                return _unpacked(content, failed)
-        else:
-            self._put(f"{self._keys}/note", pickle.dumps((self.rank, None)))
-        self.is_whole = False
+        note = self._note()
         names = [f"{self._keys}/alive/{rank}" for rank in range(self.size)]
-        self._await_keys(names, _GRACE)
+        if note is None or note.error is None:
+            if note is None:
+                self._put(f"{self._keys}/note", pickle.dumps(_Note(self.rank, None)))
+            # The connections of a process that is killed end a moment before it does.
+            self._await_keys(names, _GRACE, self._find_gone)
+            note = self._note()
+        if note is not None and note.error is not None:  # it says why
+            self.is_whole = note.rank is not None and all(work.is_completed() for work in self._begun.values())
+            return _unpacked(note.error, note.rank)
+        self.is_whole = False
+        if self._gone:
+            found = self._cannot_go_on(_ended({rank: (self._neighbours or {})[rank] for rank in self._gone}), error)
+            self._put(f"{self._keys}/note", pickle.dumps(_Note(None, _packed(found))))
+            return found
         missing = [rank for rank, name in enumerate(names) if not self._has(name)]
-        who = f"{_named(missing)} did not answer" if missing else "a connection between ranks was lost"
+        if not missing:
+            return self._cannot_go_on("a connection between ranks was lost", error)
+        return self._cannot_go_on(f"{_named(missing)} did not answer. It was killed, or hangs", error)
+
+    def _note(self) -> _Note | None:
+        name = f"{self._keys}/note"
+        return self._loaded(name) if self._has(name) else None
+
+    def _cannot_go_on(self, why: str, error: Exception | None) -> DeadlineError:
         reason = f" ({error})" if error is not None else ""
-        why = " It was killed, or hangs." if missing else ""
         return DeadlineError(
-            f"The {self._task} on {self.size} ranks cannot go on: {who}{reason}.{why} The process group cannot be used "
-            "any more."
+            f"The {self._task} on {self.size} ranks cannot go on: {why}{reason}. The process group cannot be used any "
+            "more."
         )
 
     def _late(self, ranks: Sequence[int]) -> DeadlineError:
@@ -458,6 +549,12 @@ def _device_of(group: dist.ProcessGroup) -> torch.device:
     if "cpu" in kinds:
         return torch.device("cpu")
     return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())
+
+
+def _ended(gone: Mapping[int, Process]) -> str:
+    """Say which ranks of this machine have ended."""
+    each = [f"{rank} (process {process.number} on {platform.node()})" for rank, process in gone.items()]
+    return f"Rank{'s' if len(gone) > 1 else ''} {', '.join(each)} {'were' if len(gone) > 1 else 'was'} killed or ended"
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from s3torch import _buffer
 from s3torch._objects.remote import DEFAULT_MAX_GAP, RemoteObject
+from s3torch._transfer.buffers import BytesBuffer
 from s3torch.checkpoint.positioned import PositionedFile
 from s3torch.checkpoint.together import Target, read_together
 
@@ -93,8 +94,18 @@ class SharedFile(PositionedFile):
 
     def read_all(self) -> bytes:
         """Return all of it, which the first rank receives, and proves if it must be."""
-        content: bytes = self._ranks.from_first(lambda: self.remote.read(0))
+        content: bytes = self._ranks.from_first(self._read_all)
         return content
+
+    def _read_all(self) -> bytes:
+        buffer = BytesBuffer(self.size)
+        try:
+            # Others wait meanwhile, for longer than a step takes.
+            self.remote.read_ranges([(0, self.size)], [buffer.view], 0, lambda _: self._ranks.tell())
+        except BaseException:
+            buffer.release()  # whoever keeps the error keeps this frame
+            raise
+        return buffer.to_bytes()
 
     def receive(
         self,

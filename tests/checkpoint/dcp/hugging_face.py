@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from s3torch.dcp import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
 from s3torch.errors import S3Error
+from tests.checkpoint.group import NEVER
 
 TIMEOUT = 60.0  # seconds that ranks wait for each other; more than a busy machine takes
 ROWS = 4099  # times 600 floats: 9.8 MB
@@ -122,7 +123,7 @@ def fail(rank: int, path: str, how: str, victim: int = 1) -> str:
         from s3torch._objects import shared_upload
 
         shared_upload.SharedUpload.send_part = _hang  # type: ignore[method-assign]
-    timeout = {"hangs": 3.0, "killed": 5.0}.get(how, TIMEOUT)
+    timeout = {"hangs": 3.0, "killed": NEVER}.get(how, TIMEOUT)
     return _said(saved, S3HuggingFaceStorageWriter(None, path, group_timeout=timeout))
 
 

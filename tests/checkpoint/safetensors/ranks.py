@@ -17,11 +17,11 @@ from s3torch import S3Client, S3ClientConfig
 from s3torch.checkpoint.ranks import _GRACE, _PREFIX
 from s3torch.errors import S3Error
 from s3torch.safetensors import estimate_sharded, save_sharded
+from tests.checkpoint.group import NEVER
 
 TIMEOUT = 60.0
 # Seconds that a rank waits while the other, which takes so long for each part, gets on. More than a busy machine takes.
 SHORT_TIMEOUT, SLOW_PART = 10.0, 2.0
-KILLED_TIMEOUT = 5.0  # waited for, as nothing else tells that a rank was killed
 Layout = dict[str, tuple[int, ...] | None]
 
 
@@ -117,7 +117,7 @@ def fail(rank: int, uri: str, how: str, victim: int = 1) -> tuple[str, str]:
     state = {name: tensor for name, tensor in shards().items() if name in ("rows", "columns", "plain")}
     if how == "never comes" and rank == victim:
         return "", ""
-    timeout = {"never comes": 2.0, "hangs": 3.0, "killed": KILLED_TIMEOUT}.get(how, TIMEOUT)
+    timeout = {"never comes": 2.0, "hangs": 3.0, "killed": NEVER}.get(how, TIMEOUT)
     if rank == victim:
         _damage_upload(how)
         _damage_state(how, state)
