@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
+from s3torch._access.node import Share, here, share_of
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.customer_key import customer_key_fields
 from s3torch._aws.endpoint import Scheme
@@ -159,6 +160,7 @@ class Access:
         self._sessions = _Sessions(config, region, endpoint)
         self._buckets: dict[str, Bucket] = {}
         self._states: dict[int, _ProcessState] = {}
+        self._share: tuple[int, Share] | None = None
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -166,12 +168,20 @@ class Access:
 
     def __getstate__(self) -> dict[str, object]:
         sessions = _Sessions(self.config, self.given_region, self.endpoint)
-        return {**self.__dict__, "_sessions": sessions, "_states": {}, "_buckets": {}}
+        return {**self.__dict__, "_sessions": sessions, "_states": {}, "_buckets": {}, "_share": None}
 
     @property
     def region(self) -> str:
         """The region that requests begin with."""
         return self.given_region or self._process().session.region()
+
+    @property
+    def share(self) -> Share:
+        """What a thread of this process may take; decided once a process, when it is first asked for."""
+        pid, known = os.getpid(), self._share
+        if known is None or known[0] != pid:
+            known = self._share = pid, share_of(self.config, here())
+        return known[1]
 
     @property
     def stats(self) -> TransferStats:
@@ -300,8 +310,8 @@ class Access:
             self._new_network(state),
             RetryPolicy(max_attempts=config.max_attempts),
             Limits(
-                connections=config.connections,
-                bytes_in_flight=config.max_bytes_in_flight,
+                connections=self.share.connections,
+                bytes_in_flight=self.share.bytes_in_flight,
                 connect_timeout=config.connect_timeout,
                 first_byte_timeout=config.first_byte_timeout,
                 stall_timeout=config.stall_timeout,

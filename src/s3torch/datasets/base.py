@@ -151,8 +151,8 @@ class S3Dataset(Generic[T_co]):
             ) from error
 
     def _new_look_ahead(self) -> LookAhead:
-        config = self.client.s3client_config
-        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
+        access = self.client._access
+        return LookAhead(access.config.max_objects_ahead, access.share.bytes_in_flight)
 
     def _nudge(self, interval: float) -> None:
         self._client._access.engine().nudge(interval)
