@@ -169,17 +169,26 @@ def test_idle_connections_are_closed(home: Path, server: ScriptedServer):
     assert dataset[2] == len(CONTENT)
 
 
-def test_connections_in_use_stay(home: Path, server: ScriptedServer):
+def test_connections_in_use_stay(home: Path):
     """A fork in the middle of an iteration disturbs none of its transfers: none is sent again."""
     process(home)
-    samples = iter(dataset_of(S3IterableDataset, server))
-    assert next(samples) == len(CONTENT)
-    samples._source._nudge(0.0)
-    begun = open_connections(samples._source)
-    assert begun > 1
-    assert in_child(lambda: 1) == 1
-    assert list(samples) == [len(CONTENT)] * (len(_OBJECTS) - 1)
-    assert len(server.requests) == len(_OBJECTS)
+    has_forked = threading.Event()
+    serve = serve_object(CONTENT)
+
+    def serve_late(request: Request, wire: Wire) -> None:
+        if not request.path.endswith("/0"):
+            assert has_forked.wait(60)
+        serve(request, wire)
+
+    with ScriptedServer(serve_late) as server:
+        dataset = dataset_of(S3IterableDataset, server)
+        samples = iter(dataset)
+        assert next(samples) == len(CONTENT)
+        assert in_child(lambda: 1) == 1
+        assert sum(engine.pending for engine in dataset.client._access.engines) == len(_OBJECTS) - 1
+        has_forked.set()
+        assert list(samples) == [len(CONTENT)] * (len(_OBJECTS) - 1)
+        assert len(server.requests) == len(_OBJECTS)
 
 
 # --- What is not to happen --------------------------------------------------------------------------------------------
