@@ -136,7 +136,7 @@ class _Connections:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(0.02):
+        while not self._is_over.wait(0.005):
             rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
             open_ones = sum(row[2].endswith(self._end) and row[3] == _ESTABLISHED for row in rows)
             self.most = max(self.most, open_ones)

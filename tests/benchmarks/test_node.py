@@ -19,5 +19,6 @@ def test_a_short_run(capsys, monkeypatch: pytest.MonkeyPatch, rounds: str):
     printed = capsys.readouterr().out
     rows = re.findall(r"^(100 kB|8 MiB), (by default|each as if alone) +(\d+) +\d+ +[\d.]+$", printed, re.MULTILINE)
     assert len(rows) == 4
-    assert all(0 < int(connections) <= 64 for _, _, connections in rows)
+    # It looks now and then: so few objects may come between two looks.
+    assert all(int(connections) <= 32 for _, _, connections in rows)
     assert len(re.findall(r"^transform of [\d.]+ ms(?: +[\d.]+){2}$", printed, re.MULTILINE)) == 4 * int(rounds)
