@@ -153,22 +153,6 @@ def test_a_source_without_a_known_bucket(monkeypatch: pytest.MonkeyPatch, home: 
     assert dataset.client._access._buckets == {}
 
 
-def open_connections(dataset: Any) -> int:
-    """Return how many connections this process has open for a dataset."""
-    return sum(len(engine._loop.pool) for engine in dataset.client._access.engines)
-
-
-def test_idle_connections_are_closed(home: Path, server: ScriptedServer):
-    """What a parent has open and does not use counts for its node beside its workers, so it is closed before a fork."""
-    process(home)
-    dataset = dataset_of(S3MapDataset, server)
-    assert dataset[0] == len(CONTENT)
-    assert open_connections(dataset) == 1
-    assert in_child(lambda: dataset[1]) == len(CONTENT)
-    assert open_connections(dataset) == 0
-    assert dataset[2] == len(CONTENT)
-
-
 def test_connections_in_use_stay(home: Path):
     """A fork in the middle of an iteration disturbs none of its transfers: none is sent again."""
     process(home)

@@ -290,18 +290,12 @@ class Access:
     def prepare(self) -> None:
         """Find what a child that is forked now would look for: botocore, endpoints, and credentials.
 
-        The calling thread's connections are closed if nothing is in flight, such as those of a listing: workers read
-        from here on, and a node has so many connections. Nothing is raised: a child that needs what could not be found
-        says so where it needs it.
+        Nothing is raised: a child that needs what could not be found says so where it needs it.
         """
         if self._for_children is None or self._for_children[0] != os.getpid():  # a child's forks are not expected
             return
         try:
-            state = self._process()
-            for engine in state.threads.engines:
-                if engine.is_free and not engine.pending:
-                    engine.reset()
-            session = state.session
+            session = self._process().session
             for name in self._for_children[1]:
                 self.bucket(name)
             if not self._buckets:  # to know any address takes what botocore reads for all of them
