@@ -36,8 +36,8 @@ def test_defaults():
         "max_attempts": 10,
         "profile": None,
         "requester_pays": False,
-        "max_connections": 128,
-        "max_bytes_in_flight": 256 * MiB,
+        "max_connections": None,
+        "max_bytes_in_flight": None,
         "max_objects_ahead": 128,
         "max_threads": 4,
         "connect_timeout": 10.0,
@@ -154,8 +154,15 @@ def test_numbers_beyond_floats(name: str):
         S3ClientConfig(**{name: BEYOND_FLOATS})
 
 
-@pytest.mark.parametrize("name", ["part_size", "max_attempts", "max_connections", "max_bytes_in_flight"])
-@pytest.mark.parametrize("value", [None, True, 8e6, "8", Decimal(8), [8]])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in ("part_size", "max_attempts", "max_connections", "max_bytes_in_flight")
+        for value in (None, True, 8e6, "8", Decimal(8), [8])
+        if value is not None or name not in ("max_connections", "max_bytes_in_flight")
+    ],
+)
 def test_no_integer(name: str, value: object):
     """What is no int is an error of type, by name and value; a bool is no int."""
     with pytest.raises(ArgumentTypeError) as caught:
@@ -280,6 +287,15 @@ def test_replacing_checks_again():
 def test_connections(target: float | None, most: int, connections: int):
     """No more connections are opened than the throughput takes at 80 MB/s each, nor more than the limit."""
     assert S3ClientConfig(throughput_target_gbps=target, max_connections=most).connections == connections
+
+
+@pytest.mark.parametrize(("target", "connections"), [(None, 128), (10, 16), (100, 128), (0.001, 1)])
+def test_connections_of_one_process(target: float | None, connections: int):
+    """A process that has its node for itself opens 128 connections, unless it aims at less, and waits for 256 MiB."""
+    made = S3ClientConfig(throughput_target_gbps=target)
+    assert (made.connections, made.bytes_in_flight) == (connections, 256 * MiB)
+    assert made.connections_of(16) == min(connections, 16)
+    assert S3ClientConfig(max_bytes_in_flight=512 * MiB).bytes_in_flight == 512 * MiB
 
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False), st.integers(1, 10_000))

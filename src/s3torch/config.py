@@ -12,7 +12,7 @@ from typing import Literal
 
 from s3torch.errors import ArgumentTypeError, ConfigError
 
-__all__ = ["ReaderType", "S3ClientConfig", "S3ReaderConfig"]
+__all__ = ["MOST_BYTES_IN_FLIGHT", "MOST_CONNECTIONS", "ReaderType", "S3ClientConfig", "S3ReaderConfig"]
 
 MiB = 1024 * 1024
 GiB = 1024 * MiB
@@ -27,6 +27,10 @@ _CHECKSUMS = ("on", "off", "strict")
 # The adaptive reader's smallest fetch, and what it reads ahead at most unless told otherwise: eight parts. Not tuned.
 _MIN_WINDOW = 16 * 1024
 _MAX_WINDOW = 64 * MiB
+
+# Of one thread, unless the user says otherwise or processes share their node (_access/node.py). Not tuned.
+MOST_CONNECTIONS = 128
+MOST_BYTES_IN_FLIGHT = 256 * MiB
 
 # One connection to S3 carries about 85 MB/s (AWS's performance guide); 80 leaves room for its latency.
 _BYTES_PER_SECOND_OF_A_CONNECTION = 80e6
@@ -48,9 +52,12 @@ class S3ClientConfig:
         max_attempts: How often a request is sent before its error is raised (1 or more).
         profile: Name of a profile in the AWS configuration files.
         requester_pays: Agree to pay for requests to requester-pays buckets.
-        max_connections: Connections that one thread of this process keeps open at most.
+        max_connections: Connections that one thread of this process keeps open at most. None (default): 128, and less
+            where the processes of a node share it: the DataLoader workers of all ranks of a node (torchrun's
+            ``LOCAL_WORLD_SIZE``) keep 256 open together, but each 16.
         max_bytes_in_flight: Bytes of answers that one thread waits for at the same time, at most; a single larger
-            request is sent alone.
+            request is sent alone. None (default): 256 MiB, and less where the processes of a node share it: together
+            they wait for 1 GiB, and for an eighth of the memory that their container may use, but each for 16 MiB.
         max_objects_ahead: Objects that a dataset fetches at the same time at most, within ``max_bytes_in_flight``:
             those of a batch, or those that come next in a stream. 1 fetches each object when it is its turn.
         connect_timeout: Seconds to establish a connection, TLS included.
@@ -102,8 +109,8 @@ class S3ClientConfig:
     profile: str | None = None
     requester_pays: bool = False
     _: KW_ONLY
-    max_connections: int = 128
-    max_bytes_in_flight: int = 256 * MiB
+    max_connections: int | None = None
+    max_bytes_in_flight: int | None = None
     max_objects_ahead: int = 128
     max_threads: int = 4
     connect_timeout: float = 10.0
@@ -138,8 +145,10 @@ class S3ClientConfig:
             raise ConfigError(f"S3ClientConfig(checksums={self.checksums!r}) must be one of {', '.join(_CHECKSUMS)}.")
         _require_int(self, "part_size", _MIN_PART_SIZE, _MAX_PART_SIZE)
         _require_int(self, "max_attempts", 1, 1000)
-        _require_int(self, "max_connections", 1, 10_000)
-        _require_int(self, "max_bytes_in_flight", MiB, None)
+        if self.max_connections is not None:
+            _require_int(self, "max_connections", 1, 10_000)
+        if self.max_bytes_in_flight is not None:
+            _require_int(self, "max_bytes_in_flight", MiB, None)
         _require_int(self, "max_objects_ahead", 1, 100_000)
         _require_int(self, "max_threads", 1, 1000)
         for name in ("connect_timeout", "first_byte_timeout", "stall_timeout"):
@@ -180,11 +189,25 @@ class S3ClientConfig:
 
     @property
     def connections(self) -> int:
-        """How many connections one thread may have open."""
+        """How many connections one thread may have open, of a process that has its node for itself."""
+        return self.connections_of(MOST_CONNECTIONS)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """How many bytes one thread may wait for, of a process that has its node for itself."""
+        return MOST_BYTES_IN_FLIGHT if self.max_bytes_in_flight is None else self.max_bytes_in_flight
+
+    def connections_of(self, most: int) -> int:
+        """Return how many connections one thread may have open.
+
+        Args:
+            most: How many, unless ``max_connections`` says it.
+        """
+        most = most if self.max_connections is None else self.max_connections
         if self.throughput_target_gbps is None:
-            return self.max_connections
+            return most
         needed = self.throughput_target_gbps * 1e9 / 8 / _BYTES_PER_SECOND_OF_A_CONNECTION
-        return math.ceil(min(self.max_connections, needed))
+        return math.ceil(min(most, needed))
 
 
 class ReaderType(Enum):

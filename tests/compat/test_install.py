@@ -238,7 +238,7 @@ def test_every_pickle_is_tested():
 def test_pickled_config(pickled: Any, package: Any):
     """A configuration of s3torchconnector becomes one of ours, equal to one that is made here."""
     assert pickled("config") == package.S3ClientConfig(part_size=16 * 1024 * 1024, force_path_style=True)
-    assert pickled("config").max_connections == package.S3ClientConfig().max_connections
+    assert pickled("config").connections == package.S3ClientConfig().connections == 128
 
 
 def test_pickled_client(pickled: Any):

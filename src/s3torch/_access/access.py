@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from s3torch._access import leftovers
 from s3torch._access.ledger import Ledger
+from s3torch._access.node import Share, here, share_of
 from s3torch._aws.bucket import Bucket
 from s3torch._aws.customer_key import customer_key_fields
 from s3torch._aws.endpoint import Scheme
 from s3torch._aws.express import DirectoryBucket
 from s3torch._aws.session import AwsSession
 from s3torch._aws.user_agent import user_agent
+from s3torch._log import LOG
 from s3torch._transfer.connection import PROCESS_ADDRESSES, Network
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.facts import PROCESS_FACTS
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from s3torch.config import S3ClientConfig
 
 __all__ = ["Access"]
+
+# A name that a bucket may have.
+_SOME_BUCKET = "bucket"
 
 
 class _ThreadEngines(threading.local):
@@ -159,19 +164,31 @@ class Access:
         self._sessions = _Sessions(config, region, endpoint)
         self._buckets: dict[str, Bucket] = {}
         self._states: dict[int, _ProcessState] = {}
+        self._share: tuple[int, Share] | None = None
+        self._for_children: tuple[int, Sequence[str]] | None = None
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        if self._for_children is not None:
+            self.expect_children(self._for_children[1])
         _accesses.add(self)
 
     def __getstate__(self) -> dict[str, object]:
         sessions = _Sessions(self.config, self.given_region, self.endpoint)
-        return {**self.__dict__, "_sessions": sessions, "_states": {}, "_buckets": {}}
+        return {**self.__dict__, "_sessions": sessions, "_states": {}, "_buckets": {}, "_share": None}
 
     @property
     def region(self) -> str:
         """The region that requests begin with."""
         return self.given_region or self._process().session.region()
+
+    @property
+    def share(self) -> Share:
+        """What a thread of this process may take; decided once a process, when it is first asked for."""
+        pid, known = os.getpid(), self._share
+        if known is None or known[0] != pid:
+            known = self._share = pid, share_of(self.config, here())
+        return known[1]
 
     @property
     def stats(self) -> TransferStats:
@@ -262,6 +279,31 @@ class Access:
             bucket = self._buckets.setdefault(name, made)  # one for all threads, which learn from each other's answers
         return bucket
 
+    def expect_children(self, buckets: Sequence[str]) -> None:
+        """Have this process find what its children need, before it forks them.
+
+        Args:
+            buckets: That they will use, as far as that is known.
+        """
+        self._for_children = os.getpid(), buckets
+
+    def prepare(self) -> None:
+        """Find what a child that is forked now would look for: botocore, endpoints, and credentials.
+
+        Nothing is raised: a child that needs what could not be found says so where it needs it.
+        """
+        if self._for_children is None or self._for_children[0] != os.getpid():  # a child's forks are not expected
+            return
+        try:
+            session = self._process().session
+            for name in self._for_children[1]:
+                self.bucket(name)
+            if not self._buckets:  # to know any address takes what botocore reads for all of them
+                session.endpoint(_SOME_BUCKET, session.region())
+            session.look_ahead_of_children()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is not the business of who forks
+            LOG.info("Before a fork nothing could be prepared for the child: %s", type(error).__name__)
+
     def close(self) -> None:
         """Close the calling thread's connections. What is not done goes on over new ones."""
         state = self._process()
@@ -300,8 +342,8 @@ class Access:
             self._new_network(state),
             RetryPolicy(max_attempts=config.max_attempts),
             Limits(
-                connections=config.connections,
-                bytes_in_flight=config.max_bytes_in_flight,
+                connections=self.share.connections,
+                bytes_in_flight=self.share.bytes_in_flight,
                 connect_timeout=config.connect_timeout,
                 first_byte_timeout=config.first_byte_timeout,
                 stall_timeout=config.stall_timeout,
@@ -326,6 +368,17 @@ def _close_spare(state: _ProcessState) -> None:
 
 
 _accesses: weakref.WeakSet[Access] = weakref.WeakSet()
+
+
+def _prepare() -> None:
+    for access in list(_accesses):
+        access.prepare()
+
+
+# Before ``NO_FORK`` is taken, which was registered earlier: what it finds takes that by itself, and a search for
+# credentials that is under way in another thread is waited for, not repeated.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_prepare)
 
 
 @atexit.register

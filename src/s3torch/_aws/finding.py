@@ -5,9 +5,9 @@ are overloaded. None of that may look like an object that is not there, so whate
 here, in one place.
 
 A forked child goes on with the credentials of its parent for as long as they last: 128 workers that all ask the agent
-of their machine at the same time are refused by it. The child never uses the object that refreshes them, whose
-connections are its parent's; it only asks it, without any of these, how long they last. It looks for its own at a
-moment of its own.
+of their machine at the same time are refused by it. A parent that has a dataset looks for some before it forks. The
+child never uses the object that refreshes them, whose connections are its parent's; it only asks it, without any of
+these, how long they last. It looks for its own at a moment of its own.
 """
 
 from __future__ import annotations

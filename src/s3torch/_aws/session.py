@@ -12,7 +12,8 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from s3torch._aws import sigv4a
@@ -43,6 +44,9 @@ __all__ = ["AwsSession"]
 # Signed with while the bucket's region is unknown; S3 answers with the right one.
 _FALLBACK_REGION = "us-east-1"
 
+# How long forks do not look for credentials again after one of them did, in seconds. Not tuned.
+_LOOK_AHEAD_PAUSE = 60.0
+
 # What the name of an access point begins with, if it is not an alias; it tells the region.
 _ARN = "arn:"
 _SCHEMES = {scheme.value: scheme for scheme in Scheme}
@@ -71,10 +75,15 @@ class _Discretion(logging.Filter):
         for name in (*_TALKATIVE, *_WITH_ERRORS):
             logging.getLogger(name).addFilter(self)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the calling thread is inside such a block."""
+        return getattr(self._thread, "is_kept", False)
+
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Keep the calling thread's secrets inside the block."""
-        before = getattr(self._thread, "is_kept", False)
+        before = self.is_kept
         self._thread.is_kept = True
         try:
             yield
@@ -83,7 +92,7 @@ class _Discretion(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged; without the error that it has come of."""
-        if not getattr(self._thread, "is_kept", False):
+        if not self.is_kept:
             return True
         record.exc_info = None
         return record.levelno > logging.DEBUG or record.name in _WITH_ERRORS
@@ -100,6 +109,7 @@ class AwsSession:
         region: Given by the user, or None to look it up.
         endpoint: URL given by the user, or None to look it up.
         inherited: What the session of the process before a fork has found.
+        clock: Seconds that never go back.
     """
 
     def __init__(
@@ -108,6 +118,7 @@ class AwsSession:
         region: str | None,
         endpoint: str | None,
         inherited: Inherited | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         with NO_FORK:
             import botocore.config
@@ -120,6 +131,8 @@ class AwsSession:
         self._environment: tuple[str | None, ...] = ()
         self._inherited = inherited
         self._overload = Overload()
+        self._clock = clock
+        self._next_look_ahead = clock()
         self._tls: ssl.SSLContext | None = None
         self._proxies: dict[Origin, Proxy | None] = {}
 
@@ -171,6 +184,23 @@ class AwsSession:
         if self._source is not None and self._credentials.access_key:
             return Inherited(self._credentials, self._source, self._environment)
         return self._inherited
+
+    def look_ahead_of_children(self) -> None:
+        """Look for credentials, if a child that is forked now would have to.
+
+        Raises:
+            S3Error: None were found; a child would not find any either.
+        """
+        if _discretion.is_kept or self._config.unsigned:
+            return  # a signal handler forks in the middle of a search: botocore's lock is this thread's
+        heritage = self.heritage()
+        if heritage is not None and heritage.current() is not None:
+            return
+        now = self._clock()
+        if now < self._next_look_ahead:  # they last for seconds, or there are none: a fork is not to wait each time
+            return
+        self._next_look_ahead = now + _LOOK_AHEAD_PAUSE
+        self.credentials()
 
     def _explain_proxy(self, error: Exception) -> None:
         """Raise, in place of a failed request of botocore's, that a proxy cannot be used: it may show its password.

@@ -110,7 +110,7 @@ class SharedUpload(MultipartUpload):
             if len(piece):
                 buffer.lend(piece, checksums.compute(checksums.CRC32, [piece]))
         self._settle()
-        while self._flying and self._in_flight + size > self._access.config.max_bytes_in_flight:
+        while self._flying and self._in_flight + size > self._access.share.bytes_in_flight:
             self._await(self._flying[0])
             self._settle()
         flying = _Flying(self._access, self._part(number, buffer), buffer)

@@ -9,7 +9,6 @@ has an engine of its own, so nothing of what is in flight is shared. Nobody but 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections import deque
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3torch._access.node import local_ranks, workers
 from s3torch._transfer import pages, plan
 from s3torch._transfer.exchange import without_frames
 
@@ -298,15 +298,10 @@ def _free_cores() -> int:
     Those of a machine are shared by the ranks on it, by torchrun's ``LOCAL_WORLD_SIZE``, and by the workers of a
     DataLoader, each of which gets one. A container may have the time of fewer than it sees.
     """
-    # Not there while another thread imports torch.
-    worker_info = getattr(sys.modules.get("torch.utils.data"), "get_worker_info", None)
-    if worker_info is not None and worker_info() is not None:
+    if workers():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(cores, _quota() or cores)
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    if ranks.isdecimal() and int(ranks) > 1:
-        cores //= int(ranks)
+    cores = min(cores, _quota() or cores) // local_ranks()
     claims = [reference() for reference in list(_claims.values())]
     return cores - sum([claim.cores for claim in claims if claim is not None and claim.pid == os.getpid()])
 

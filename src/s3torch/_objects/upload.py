@@ -152,8 +152,8 @@ class MultipartUpload:
     def buffer(self, capacity: int) -> PartBuffer:
         """Return memory for the next part; waits for an earlier part while all that may be used is."""
         self._settle()
-        config = self._access.config
-        limit = plan.upload_parts_at_once(capacity, config.part_size, config.max_bytes_in_flight)
+        access = self._access
+        limit = plan.upload_parts_at_once(capacity, access.config.part_size, access.share.bytes_in_flight)
         while not self._free and len(self._flying) >= limit:
             self._await(self._flying[0])
             self._settle()

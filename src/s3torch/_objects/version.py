@@ -84,8 +84,8 @@ class ObjectVersion:
 
     def part_size(self, length: int, others: int) -> int:
         """Return how large the parts of a read are to be, while so many other requests are under way."""
-        config = self.client_config
-        return plan.part_size_for(length, config.part_size, others, config.connections, config.max_bytes_in_flight)
+        share, usual = self.access.share, self.client_config.part_size
+        return plan.part_size_for(length, usual, others, share.connections, share.bytes_in_flight)
 
     def get(
         self, start: int, stop: int, into: memoryview | Sequence[memoryview] | PlaceRange, *, has_gaps: bool = False

@@ -43,7 +43,7 @@ def load_object_together(
             "map_location": _kind_of(map_location),
             "weights_only": repr(weights_only),
             "checksums": client.s3client_config.checksums,
-            "max_bytes_in_flight": str(client.s3client_config.max_bytes_in_flight),  # what is read ahead
+            "max_bytes_in_flight": str(client.s3client_config.bytes_in_flight),  # what is read ahead
             "the version of torch": torch.__version__,
         }
         return arguments, (bucket, key, version_id)

@@ -263,7 +263,8 @@ def _load_archive(
                 return loaded
         except ElsewhereError:
             pass  # only plain tensors were made, and nothing was read for them
-    ahead = Ahead(fetcher, archive.storages.values(), remote.client_config.max_bytes_in_flight)
+    # Not a share of the node's: ranks that load together must read in the same order.
+    ahead = Ahead(fetcher, archive.storages.values(), remote.client_config.bytes_in_flight)
     with _forgotten(ahead), _damage_named(remote):
         return _load_file(new_file(ahead), call)
 

@@ -214,7 +214,7 @@ class _Reading:
         self._rounds = deque(rounds)
         remote = rounds[0].fragments[0].target.remote if rounds else None
         self._engine = None if remote is None else remote.access.engine()
-        self._ahead = 0 if remote is None else remote.client_config.max_bytes_in_flight // _SHARE_AHEAD
+        self._ahead = 0 if remote is None else remote.access.share.bytes_in_flight // _SHARE_AHEAD
         self._scope = None if self._engine is None else Scope(self._engine)
         self._pieces: deque[_Piece] = deque()
         self._bytes = 0

@@ -24,10 +24,11 @@ class S3ClientConfig(config.S3ClientConfig):
 
     throughput_target_gbps: float | None = _DEFAULT_GBPS
 
-    @property
-    def connections(self) -> int:
-        """How many connections one thread may have open."""
-        return self.max_connections if self.throughput_target_gbps == _DEFAULT_GBPS else super().connections
+    def connections_of(self, most: int) -> int:
+        """Return how many connections one thread may have open; see s3torch."""
+        if self.throughput_target_gbps == _DEFAULT_GBPS:
+            return most if self.max_connections is None else self.max_connections
+        return super().connections_of(most)
 
 
 class S3ReaderConfig(config.S3ReaderConfig):

@@ -15,7 +15,7 @@ from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.one_listing import OneListing
 from s3torch.datasets.options import Selection
 from s3torch.datasets.selecting import select, select_from_table
-from s3torch.datasets.sources import Source
+from s3torch.datasets.sources import Source, buckets_of
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader, check_reader_config
 
@@ -74,6 +74,7 @@ class S3Dataset(Generic[T_co]):
         self._job_listing: JobListing | None = None
         if isinstance(source, Source) and source.is_listed:
             self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
+        self._client._access.expect_children(buckets_of(self._get_dataset_objects))
 
     @classmethod
     def _of(cls, source: GetDatasetObjects, options: Mapping[str, Any]) -> Self:
@@ -151,8 +152,8 @@ class S3Dataset(Generic[T_co]):
             ) from error
 
     def _new_look_ahead(self) -> LookAhead:
-        config = self.client.s3client_config
-        return LookAhead(config.max_objects_ahead, config.max_bytes_in_flight)
+        access = self.client._access
+        return LookAhead(access.config.max_objects_ahead, access.share.bytes_in_flight)
 
     def _nudge(self, interval: float) -> None:
         self._client._access.engine().nudge(interval)

@@ -88,7 +88,7 @@ class _Listing:
         self._prefix = prefix
         self._page_size = page_size
         self._etags = etags
-        self._max_requests = min(_MAX_REQUESTS, client.s3client_config.connections)
+        self._max_requests = min(_MAX_REQUESTS, client._access.share.connections)
         self._where = f"s3://{bucket}/{prefix}"
 
     def by_ranges(self) -> list[KeyColumns]:

@@ -13,7 +13,7 @@ from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, 
 from s3torch.errors import ArgumentTypeError
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["Objects", "Prefix", "Source", "Table"]
+__all__ = ["Objects", "Prefix", "Source", "Table", "buckets_of"]
 
 
 @runtime_checkable
@@ -151,3 +151,15 @@ class Table:
     def opened(self, client: S3Client) -> _Known:
         """Return the objects; raises what ``table`` does."""
         return _Known(self.table(client))
+
+
+def buckets_of(source: object) -> tuple[str, ...]:
+    """Return the bucket that objects of a source lie in, the first one's; nothing if that must be asked for.
+
+    It serves to prepare for them. Others are found where they are used.
+    """
+    if isinstance(source, Prefix):
+        return parse_s3_uri(source.s3_uri)[:1]
+    if isinstance(source, _Known) and len(source._objects):
+        return (source._objects[0].bucket,)
+    return ()

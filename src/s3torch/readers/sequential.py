@@ -181,10 +181,10 @@ class SequentialS3Reader(S3Reader):
     @property
     def footprint(self) -> int:
         """The bytes that ``prefetch`` fetches at most."""
-        config, size = self._remote.client_config, self._remote.size
+        size, part_size = self._remote.size, self._remote.client_config.part_size
         if size is not None:
-            return min(size, config.max_bytes_in_flight)
-        return min(self._expected or config.part_size, config.part_size)
+            return min(size, self._remote.access.share.bytes_in_flight)
+        return min(self._expected or part_size, part_size)
 
     def _forget(self) -> None:
         self._pending = self._complete = None
@@ -311,7 +311,7 @@ class SequentialS3Reader(S3Reader):
         """Return how many bytes a read at ``start`` fetches ahead: see ``_NEAR``; at most twice those of its row."""
         waited = self._remote.usual_first_byte()
         far = 1.0 if waited is None else min(1.0, (waited / _FAR_SECONDS) ** 2)
-        most = min(int(_FAR * far), 2 * (start - window.began), self._remote.client_config.max_bytes_in_flight)
+        most = min(int(_FAR * far), 2 * (start - window.began), self._remote.access.share.bytes_in_flight)
         return max(_NEAR, most)
 
     def _filled(self, start: int, stop: int | None) -> memoryview:
@@ -384,6 +384,6 @@ class SequentialS3Reader(S3Reader):
             raise
 
     def _next_window(self) -> int:
-        config = self._remote.client_config
-        self._window = min(max(config.part_size, 2 * self._window), config.max_bytes_in_flight)
+        next_one = max(self._remote.client_config.part_size, 2 * self._window)
+        self._window = min(next_one, self._remote.access.share.bytes_in_flight)
         return self._window

@@ -144,7 +144,7 @@ class S3HuggingFaceStorageReader(StorageReader):
             S3Error: It could not be read, or does not fit the plan.
             UnverifiedError: ``checksums`` are "strict", and nothing proves what was read.
         """
-        ahead: float = self.client.s3client_config.max_bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
+        ahead: float = self.client._access.share.bytes_in_flight // _SHARE_AHEAD if aliases_state(planner) else 0
         if ahead and self.client.s3client_config.checksums == "strict":
             ahead = math.inf  # files that are read whole are proven as a whole
         waiting = deque(plan.items)
