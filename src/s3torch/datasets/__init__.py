@@ -1,5 +1,6 @@
 """Datasets over the objects of S3: by index, and as a stream."""
 
+from s3torch.datasets.bad_samples import SKIP, Skip
 from s3torch.datasets.filters import Filter
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
@@ -10,6 +11,7 @@ from s3torch.datasets.sampling import LookAheadBatchSampler
 from s3torch.datasets.sources import Objects, Prefix, Table
 
 __all__ = [
+    "SKIP",
     "DatasetOptions",
     "Filter",
     "LookAheadBatchSampler",
@@ -22,6 +24,7 @@ __all__ = [
     "S3DataLoader",
     "S3IterableDataset",
     "S3MapDataset",
+    "Skip",
     "StreamOptions",
     "Table",
 ]
