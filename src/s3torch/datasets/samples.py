@@ -241,8 +241,7 @@ class Samples(Iterator[T], Generic[T]):
                 self._go_past(begun)
                 raise
             except BaseException:
-                window.discard(begun)
-                window.cancel()
+                self._cancel(begun)
                 raise
             begun = None  # and with it what its reader holds: its finaliser is a call, too
             if place < 0:
@@ -294,14 +293,17 @@ class Samples(Iterator[T], Generic[T]):
 
     def _go_past(self, begun: Begun | None) -> None:
         """Cancel everything, and go on behind the object that failed, if it was one."""
-        self._window.discard(begun)
-        self._window.cancel()
+        self._cancel(begun)
         failed = self._window.failed
         bad = begun.place if begun is not None else failed[0] if failed is not None else -1
         if bad >= 0:
             self._items.delivered = bad + 1
         self._items.rewind()
         self._is_torn = False
+
+    def _cancel(self, begun: Begun | None) -> None:
+        self._window.discard(begun)
+        self._window.cancel()
 
     @exclusive
     def close(self) -> None:
