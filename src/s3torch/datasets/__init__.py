@@ -5,6 +5,7 @@ from s3torch.datasets.filters import Filter
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
 from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.mixture import S3Mixture
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, StreamOptions
 from s3torch.datasets.sampling import LookAheadBatchSampler
@@ -24,6 +25,7 @@ __all__ = [
     "S3DataLoader",
     "S3IterableDataset",
     "S3MapDataset",
+    "S3Mixture",
     "Skip",
     "StreamOptions",
     "Table",
