@@ -330,6 +330,20 @@ def test_a_stream_goes_on(stored, caplog):
     assert caplog.messages[0].startswith("Sample 3, s3://bucket/003 was skipped (1 of 4 ")
 
 
+def test_the_window_gets_its_room_back(stored):
+    """What was skipped counts for nothing in the window any more."""
+    samples = iter(_stream(stored, on_error=Skip(fill=True)))
+    assert [next(samples) for _ in range(6)] == [0, 1, 2, 2, 2, 5]
+    window = samples._window
+    assert window._bytes == sum(begun.footprint for begun in window) > 0
+    samples.close()
+    dataset = stored.dataset(on_error="skip")
+    window = dataset._new_look_ahead()
+    dataset._new_look_ahead = lambda: window
+    dataset.__getitems__([2, 3, 4])
+    assert window._bytes == 0
+
+
 @pytest.mark.parametrize(
     ("bad", "due"),
     [({3, 4}, [0, 1, 2, 2, 2, 5]), ({0, 1}, [2, 2, 2, 3]), ({39}, [0, 1])],
