@@ -23,6 +23,7 @@ Each class is named by what the caller can do about it::
     ├── ObjectExistsError (FileExistsError)   the object is there already, and was not to be replaced
     ├── ObjectChangedError                    the object was replaced while it was read: begin again
     ├── ConcurrentUseError (RuntimeError)     two threads use one reader, writer or iterator: give each its own
+    ├── BadSamplesError                       too many samples cannot be made: mend the data, or permit more
     ├── UnverifiedError                       nothing proves what was read: store a checksum, or ask for no proof
     ├── ProxyRefusedError (ConnectionError)   give the proxy a password, or change its rules
     ├── RequestError                          the service refused the request for good
@@ -46,6 +47,7 @@ __all__ = [
     "AccessDeniedError",
     "ArgumentError",
     "ArgumentTypeError",
+    "BadSamplesError",
     "BucketNotFoundError",
     "CertificateError",
     "CheckpointFormatError",
@@ -213,6 +215,10 @@ class ConcurrentUseError(S3Error, RuntimeError):
 
     The call that came second has changed nothing.
     """
+
+
+class BadSamplesError(S3Error):
+    """More samples of a dataset cannot be made than its ``on_error`` permits to skip."""
 
 
 class UnverifiedError(S3Error):

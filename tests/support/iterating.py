@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 def taken(
     iterator: Iterator[T],
-    kind: type[Exception],
+    kind: type[BaseException],
     *,
     most: int = 1000,
     on_error: Callable[[], object] = lambda: None,
-) -> tuple[list[T], list[Exception]]:
+) -> tuple[list[T], list[BaseException]]:
     """Return what an iterator yields to one who goes on after its errors, and those errors.
 
     Args:
@@ -26,7 +26,7 @@ def taken(
         on_error: Is called after each error.
     """
     found: list[T] = []
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
     for _ in range(most + 1):
         try:
             found.append(next(iterator))

@@ -1,15 +1,18 @@
 """Datasets over the objects of S3: by index, and as a stream."""
 
+from s3torch.datasets.bad_samples import SKIP, Skip
 from s3torch.datasets.filters import Filter
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
 from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.mixture import S3Mixture
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, StreamOptions
 from s3torch.datasets.sampling import LookAheadBatchSampler
 from s3torch.datasets.sources import Objects, Prefix, Table
 
 __all__ = [
+    "SKIP",
     "DatasetOptions",
     "Filter",
     "LookAheadBatchSampler",
@@ -22,6 +25,8 @@ __all__ = [
     "S3DataLoader",
     "S3IterableDataset",
     "S3MapDataset",
+    "S3Mixture",
+    "Skip",
     "StreamOptions",
     "Table",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from s3torch._forks import NO_FORK
 from s3torch.client import S3Client
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.bad_samples import BadSamples
 from s3torch.datasets.filters import described
 from s3torch.datasets.job import JobListing
 from s3torch.datasets.look_ahead import LookAhead
@@ -60,6 +61,7 @@ class S3Dataset(Generic[T_co]):
         self._reader_config = check_reader_config(reader_config)
         self._selection = _selection(type(self), options)
         self._transform = transform
+        self._bad_samples = BadSamples(self._selection.on_error)
         self._one_listing = OneListing()
         reader_type = self._reader_config.get_reader_type_string()
         self._client = S3Client(
@@ -91,6 +93,11 @@ class S3Dataset(Generic[T_co]):
     def client(self) -> S3Client:
         """The client that reads the objects; its ``stats`` count what this process transferred."""
         return self._client
+
+    @property
+    def skipped(self) -> int:
+        """How many samples this process has skipped; see ``on_error``. Each DataLoader worker counts its own."""
+        return self._bad_samples.skipped
 
     @property
     def _is_listed(self) -> bool:
@@ -143,6 +150,7 @@ class S3Dataset(Generic[T_co]):
         Raises:
             RuntimeError: The transform raised StopIteration. A loop over the samples would take that for their end.
         """
+        self._bad_samples.read += 1
         try:
             return self._transform(reader)
         except StopIteration as error:

@@ -46,4 +46,5 @@ def by_index(stream: S3IterableDataset[T_co]) -> S3MapDataset[T_co]:
         **vars(stream._selection),
     )
     dataset._client = stream._client  # one set of connections and statistics
+    dataset._bad_samples = stream._bad_samples  # and one count of those
     return dataset

@@ -14,6 +14,7 @@ from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.mixture import S3Mixture
 from s3torch.datasets.order import AT_ONCE, InOrder, Order, Shuffled
 from s3torch.datasets.sampling import Batch, LookAheadBatchSampler
 from s3torch.errors import ArgumentError, ArgumentTypeError
@@ -140,11 +141,15 @@ class S3BatchSampler(Sampler[list[int]]):
 
     def _course(self) -> Course:
         digest = selected_by = None
+        if isinstance(self._dataset, S3Mixture):
+            digest = self._dataset.digest
         if isinstance(self._dataset, S3MapDataset):
             digest, selected_by = self._dataset.objects.digest, described(self._dataset._selection.filter)
         return Course(len(self._dataset), digest, selected_by, self._shuffle, self._seed)
 
     def _order(self, epoch: int) -> Order:
+        if isinstance(self._dataset, S3Mixture):
+            return self._dataset.order(epoch)
         samples = len(self._dataset)
         return Shuffled(samples, self._seed, epoch) if self._shuffle else InOrder(samples)
 
@@ -401,6 +406,11 @@ def _check(dataset: object, *, shuffle: object, drop_last: object, even: object)
     for name, value in (("shuffle", shuffle), ("drop_last", drop_last)):
         if not isinstance(value, bool):
             raise ArgumentTypeError(f"{name} must be a bool, got {value!r}.")
+    if shuffle and isinstance(dataset, S3Mixture):
+        raise ArgumentError(
+            "An S3Mixture has an order of its own, which keeps its proportions: leave out shuffle=True here, and say "
+            "S3Mixture(..., shuffle=True, seed=...)."
+        )
     if even is not None and even not in _EVEN:
         raise ArgumentError(f"even must be one of {', '.join(map(repr, _EVEN))}, or None, got {even!r}.")
 

@@ -58,8 +58,8 @@ class LookAhead:
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
 
     Attributes:
-        failed_place: Of the object that ``take`` has raised an error for, as it could not be opened; None if the error
-            was of ``items``.
+        failed: Place and object that ``take`` has raised an error for, as it could not be opened; None if the error was
+            of ``items``. ``take`` goes on behind it.
     """
 
     def __init__(self, max_objects: int, max_bytes: int) -> None:
@@ -68,10 +68,10 @@ class LookAhead:
         self._begun: deque[Begun] = deque()
         self._next: Begun | None = None  # has no room yet
         self._error: Exception | None = None
-        self._bad_place: int | None = None
+        self._bad: tuple[int, S3BucketKeyData] | None = None
         self._bytes = 0
         self._sizes = ExpectedSize(max_bytes // max_objects)
-        self.failed_place: int | None = None
+        self.failed: tuple[int, S3BucketKeyData] | None = None
 
     def __len__(self) -> int:
         return len(self._begun) + (self._next is not None)
@@ -86,7 +86,7 @@ class LookAhead:
 
     def go_on(self) -> None:
         """Begin to take from other items, which follow those that were taken in: an error of the old ones is void."""
-        self._error = self._bad_place = None
+        self._error = self._bad = None
 
     def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
         """Hand out the next object, having begun as many of those behind it as fit.
@@ -101,6 +101,7 @@ class LookAhead:
         Returns:
             The object; None if there is none any more.
         """
+        self.failed = None
         while len(self._begun) < self._max_objects:
             begun = self._next or self._take_in(items, source)
             if begun is None:
@@ -138,13 +139,13 @@ class LookAhead:
         while self._begun:
             self._begun[0].reader.close()
             self._begun.popleft()  # only now: what was interrupted is found here
-        self._next = self._error = self._bad_place = None
+        self._next = self._error = self._bad = None
         self._bytes = 0
 
     def _taken_error(self) -> Exception:
         """Return the error, and keep it no longer. A frame that raised one of its own variables would be a cycle."""
         error, self._error = self._error, None
-        self.failed_place, self._bad_place = self._bad_place, None
+        self.failed, self._bad = self._bad, None
         if error is None:
             raise AssertionError("no error to take")
         return error
@@ -165,7 +166,7 @@ class LookAhead:
                 reader.expect(self._sizes.expected)
             return Begun(place, item, reader, reader.footprint)
         except Exception as error:  # noqa: BLE001  # of an object that cannot be: raised in its turn
-            self._error, self._bad_place = error, place
+            self._error, self._bad = error, (place, item)
             return None
 
 

@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 from s3torch._buffer import as_index
 from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.bad_samples import RAISE, SKIP, said
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
-from s3torch.datasets.objects import ObjectTable
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.windows import Windows
+from s3torch.errors import BadSamplesError
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -148,10 +150,19 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
             ArgumentTypeError: The index is no integer (slices are not supported).
-            S3Error: The object could not be read.
+            S3Error: The object could not be read. Skip without ``fill`` does not help here: an index is one sample.
+            Exception: Whatever the transform raised.
         """
-        item = self._table[as_index("index", index)]
-        return self._sample(item, self._open(item))
+        index = as_index("index", index)
+        item = self._table[index]
+        try:
+            return self._sample(item, self._open(item))
+        except Exception as error:  # what is of this sample may be skipped
+            place = range(len(self._table))[index]
+            found = self._bad_samples.answer(error, item, place, is_alone=True)
+            if found is RAISE:
+                raise
+        return self._next_good(place, self._made) if found is SKIP else found  # type: ignore[return-value]  # the program's
 
     @property
     def __getitems__(self) -> Callable[[Sequence[SupportsIndex]], list[T_co]]:
@@ -163,6 +174,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
+            BadSamplesError: More samples were skipped than may be.
             AttributeError: A wrapper of this dataset passes on whatever it is asked for. It may have a ``__getitem__``
                 of its own, which a DataLoader is to call.
         """
@@ -174,7 +186,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         wanted = [as_index("index", index) for index in indices]
         is_overridden = type(self).__getitem__ is not S3MapDataset.__getitem__
         if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
-            return [self[index] for index in wanted]
+            return self._one_by_one(wanted)
         plan = [*wanted, *getattr(indices, "upcoming", ())]
         call = object()
         try:
@@ -196,16 +208,27 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             window = self._new_look_ahead()
         window.go_on()
         items = ((index, self._table[index]) for index in plan[len(window) :])
-        samples = []
+        samples: list[T_co] = []
         begun = None
         try:
             for index in plan[:count]:
-                begun = window.take(items, self)
-                if begun is None or begun.place != index:
-                    raise AssertionError(f"object {index} is due and {begun} was begun")
-                samples.append(self._sample(begun.item, begun.reader))
-                window.settle(begun)
+                try:
+                    begun = window.take(items, self)
+                    if begun is not None and begun.place == index:
+                        samples.append(self._sample(begun.item, begun.reader))
+                except Exception as error:
+                    bad = window.failed if begun is None else (begun.place, begun.item)
+                    window.discard(begun)  # it alone: what was begun behind it goes on
+                    if bad is None or not self._is_answered(error, *bad, samples):
+                        raise
+                else:
+                    if begun is None or begun.place != index:
+                        raise AssertionError(f"object {index} is due and {begun} was begun")
+                if begun is not None:
+                    window.settle(begun)
                 begun = None  # and with it what its reader holds
+            if not samples and count:
+                samples.append(self._next_good(range(len(self._table))[plan[count - 1]], self._made))
             if len(window):
                 self._nudge(0.0)  # whoever asked for so many will be busy with them
             self._windows.give_back(window, call)
@@ -215,6 +238,76 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             samples.clear()  # whoever keeps the error keeps this frame
             raise
         return samples
+
+    def _is_answered(self, error: Exception, index: int, item: S3BucketKeyData, samples: list[T_co]) -> bool:
+        """Add what takes the place of a bad sample to a batch, if anything does; whether the batch goes on."""
+        place = range(len(self._table))[index]
+        return self._is_put(self._bad_samples.answer(error, item, place), place, samples, self._made)
+
+    def _one_by_one(self, wanted: Sequence[int]) -> list[T_co]:
+        """Return the samples of a batch by ``__getitem__``, which may be that of a subclass."""
+        samples: list[T_co] = []
+        try:
+            for index in wanted:
+                try:
+                    samples.append(self[index])
+                except Exception as error:
+                    if self._listed is None or not -len(self) <= index < len(self):
+                        raise  # the listing has failed, or there is no such sample
+                    place = range(len(self))[index]
+                    found = self._bad_samples.answer_again(error, self._item_of(place), place)
+                    if not self._is_put(found, place, samples, self.__getitem__):
+                        raise
+            if not samples and wanted:
+                samples.append(self._next_good(range(len(self))[wanted[-1]], self.__getitem__))
+        except BaseException:
+            samples.clear()  # whoever keeps the error keeps this frame
+            raise
+        return samples
+
+    def _is_put(self, found: object, place: int, samples: list[T_co], make: Callable[[int], T_co]) -> bool:
+        """Do with a bad sample what was found for it; whether its error need not be raised."""
+        if found is RAISE:
+            return False
+        if found is not SKIP:
+            samples.append(found)  # type: ignore[arg-type]  # what the program wants as a sample
+        elif self._bad_samples.fills:
+            samples.append(self._next_good(place, make))
+        return True
+
+    def _next_good(self, place: int, make: Callable[[int], T_co]) -> T_co:
+        """Return the next sample by index that can be made; behind the last comes the first.
+
+        Args:
+            place: Of the one that cannot.
+            make: Makes a sample.
+
+        Raises:
+            BadSamplesError: There is none, or more failed than may be skipped.
+        """
+        count, last = len(self), ""
+        for step in range(1, count):
+            other = (place + step) % count
+            try:
+                return make(other)
+            except Exception as error:
+                found = self._bad_samples.answer_again(error, self._item_of(other), other)
+                if found is RAISE:
+                    raise
+                last = f" The last error: {said(error)}"
+            if found is not SKIP:
+                return found  # type: ignore[return-value]  # what the program wants as a sample
+        raise BadSamplesError(f"None of the {count} samples of the dataset can be made.{last}")
+
+    def _made(self, index: int) -> T_co:
+        item = self._table[index]
+        return self._sample(item, self._open(item))
+
+    def _item_of(self, place: int) -> S3BucketKeyData | None:
+        """Return the object of a sample; None in a subclass whose indices may mean something else."""
+        kind = type(self)
+        is_ours = kind.__getitem__ is S3MapDataset.__getitem__ or kind.__len__ is S3MapDataset.__len__
+        return self._table[place] if is_ours else None
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_windows": None}

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from typing_extensions import TypedDict  # typing's cannot be generic on Python 3.10
 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
+from s3torch.datasets.bad_samples import OnError, check_on_error
 from s3torch.datasets.filters import Filter, check_filter
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ArgumentTypeError
@@ -32,10 +33,15 @@ class DatasetOptions(TypedDict, total=False):
             whether it does. None: all.
         allow_empty: Whether a dataset may have no object. False (default): that is an EmptyDatasetError, which names
             the nearest prefixes that have some.
+        on_error: What happens to a sample that cannot be made. ``"raise"`` (default): its error is raised, with a note
+            that names the object, the index and the DataLoader worker. ``"skip"``, or a Skip with limits: it is left
+            out, a warning is logged, and ``skipped`` counts it; too many are a BadSamplesError. Or a callable, which
+            takes error, S3BucketKeyData and index, and returns another sample, or SKIP, or raises.
     """
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None
     allow_empty: bool
+    on_error: OnError
 
 
 class MapOptions(DatasetOptions, Generic[T], total=False):
@@ -76,13 +82,16 @@ class Selection:
     """The values of DatasetOptions that a dataset has, checked.
 
     Raises:
+        ArgumentError: One is an unknown word.
         ArgumentTypeError: One has the wrong type.
     """
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None = None
     allow_empty: bool = False
+    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         check_filter(self.filter)
         if not isinstance(self.allow_empty, bool):
             raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
+        check_on_error(self.on_error)

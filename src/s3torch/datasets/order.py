@@ -105,10 +105,20 @@ class Shuffled:
         found: list[int] = []
         for first in range(0, len(places), _OF_A_TENSOR):
             some = places[first : first + _OF_A_TENSOR]
-            indices = self._mixed(torch.arange(some.start, some.stop, some.step, dtype=torch.int64))
-            while (beyond := torch.nonzero(indices >= self._count)).numel():
-                indices[beyond] = self._mixed(indices[beyond])
-            found += indices.tolist()
+            found += self._all(torch.arange(some.start, some.stop, some.step, dtype=torch.int64))
+        return found
+
+    def at_any(self, places: Sequence[int]) -> list[int]:
+        """Return the indices of many samples, at most some thousands, at any places of the order."""
+        if not all(0 <= place < self._count for place in places):
+            raise IndexError(f"{places} are not within the {self._count} places of an order")
+        return self._all(torch.tensor(places, dtype=torch.int64))
+
+    def _all(self, places: torch.Tensor) -> list[int]:
+        indices = self._mixed(places)
+        while (beyond := torch.nonzero(indices >= self._count)).numel():
+            indices[beyond] = self._mixed(indices[beyond])
+        found: list[int] = indices.tolist()
         return found
 
     def _mixed(self, index: _Index) -> _Index:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch._exclusive import exclusive, in_use
+from s3torch.datasets.bad_samples import RAISE, SKIP, BadSamples
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.order import AT_ONCE, Order
 from s3torch.datasets.sharding import Position, shard
 from s3torch.datasets.stream_cursor import Plan, Progress
-from s3torch.errors import S3Error
+from s3torch.errors import BadSamplesError, S3Error
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class _Items:
         self._cursor = number + 1
         return number, item
 
+    def index(self, number: int) -> int:
+        """Return which object it is among those of all ranks and workers."""
+        place = self._first + self.step * number
+        return place if self._order is None else self._index(self._order, number, place)
+
     def rewind(self) -> None:
         """Go back to the first that was not delivered."""
         self._cursor = self.delivered
@@ -136,7 +142,13 @@ def _again(error: Exception) -> Exception:
 
 
 class SampleSource(Source, Protocol[T_co]):
-    """A dataset."""
+    """A dataset.
+
+    Attributes:
+        _bad_samples: What it does with samples that cannot be made.
+    """
+
+    _bad_samples: BadSamples
 
     def _sample(self, item: S3BucketKeyData, reader: S3Reader) -> T_co:
         """Return what the transform makes of an object."""
@@ -144,6 +156,10 @@ class SampleSource(Source, Protocol[T_co]):
 
 class Samples(Iterator[T], Generic[T]):
     """Yields samples, and owns the transfers of the objects ahead.
+
+    A sample that cannot be made may be skipped; the transfers of the others go on then. If others are to fill in, the
+    object of the last good sample is read once more, or that of the next one where none came before: so as many samples
+    come as there are objects.
 
     After an error nothing is in flight. The next call goes on with the object behind the one that failed; after an
     interrupt (KeyboardInterrupt) with the same one, or with an error if it met the listing.
@@ -166,6 +182,8 @@ class Samples(Iterator[T], Generic[T]):
         self._window = window
         self._source = source
         self._is_torn = False
+        self._good: tuple[int, S3BucketKeyData] | None = None  # the last one
+        self._owed: tuple[int, ...] = ()  # those that were skipped, and that others are still to fill in for
         self._users: dict[int, object] = {}
 
     def __del__(self) -> None:
@@ -196,39 +214,94 @@ class Samples(Iterator[T], Generic[T]):
             self._is_torn = (
                 True  # until it has gone well: an interrupt may come anywhere, also in what follows an error
             )
-            window.failed_place = None
             try:
-                begun = window.take(items, self._source)
+                while True:
+                    begun = None
+                    try:
+                        begun = self._next_begun()
+                        if begun is None:
+                            break
+                        sample = self._source._sample(begun.item, begun.reader)
+                    except Exception as error:
+                        found = self._answer(error, begun)
+                        if found is RAISE:
+                            raise
+                        if found is SKIP:
+                            continue
+                        sample = found  # type: ignore[assignment]  # what the program wants as a sample
+                    break
                 if begun is None:
                     items.is_over = True
                     raise StopIteration
-                sample = self._source._sample(begun.item, begun.reader)
                 window.settle(begun)
-                place = begun.place
+                place, item, owed = begun.place, begun.item, self._owed[1:]
             except Exception:
                 self._go_past(begun)
                 raise
             except BaseException:
-                window.discard(begun)
-                window.cancel()
+                self._cancel(begun)
                 raise
             begun = None  # and with it what its reader holds: its finaliser is a call, too
-            items.delivered = place + 1
+            if place < 0:
+                self._owed = owed
+            else:
+                self._good = place, item
+                items.delivered = place + 1
             self._is_torn = False
             return sample
         finally:
             if 0 in users and users[0] is token:
                 del users[0]
 
+    def _next_begun(self) -> Begun | None:
+        """Return what is read next: the next object, or a good one once more where another was skipped.
+
+        That has a place below 0, which counts for nothing.
+        """
+        if self._owed and self._good is not None:
+            number, item = self._good
+            return Begun(~number, item, self._source._open(item), 0)
+        begun = self._window.take(self._items, self._source)
+        if begun is None and self._owed:
+            count, self._owed = len(self._owed), ()
+            raise BadSamplesError(
+                f"{count} samples of this stream cannot be made, and there is no good one to fill in for them."
+            )
+        return begun
+
+    def _answer(self, error: Exception, begun: Begun | None) -> object:
+        """Return what takes the place of a sample that cannot be made; see BadSamples."""
+        bad = self._window.failed if begun is None else (begun.place, begun.item)
+        if bad is None:  # it is of the listing
+            return RAISE
+        place, item = bad
+        self._window.discard(begun)  # it alone: what was begun behind it goes on
+        bad_samples = self._source._bad_samples
+        found = bad_samples.answer(error, item, self._items.index(place if place >= 0 else ~place))
+        if found is SKIP:
+            if begun is not None:
+                self._window.settle(begun)
+            if place < 0:
+                self._good = None  # it is good no longer
+            else:
+                if bad_samples.fills and place not in self._owed:
+                    self._owed = (*self._owed, place)
+                self._items.delivered = place + 1
+        return found
+
     def _go_past(self, begun: Begun | None) -> None:
         """Cancel everything, and go on behind the object that failed, if it was one."""
-        self._window.discard(begun)
-        self._window.cancel()
-        bad = begun.place if begun is not None else self._window.failed_place
-        if bad is not None:
+        self._cancel(begun)
+        failed = self._window.failed
+        bad = begun.place if begun is not None else failed[0] if failed is not None else -1
+        if bad >= 0:
             self._items.delivered = bad + 1
         self._items.rewind()
         self._is_torn = False
+
+    def _cancel(self, begun: Begun | None) -> None:
+        self._window.discard(begun)
+        self._window.cancel()
 
     @exclusive
     def close(self) -> None:
