@@ -1,9 +1,12 @@
 """Datasets over the objects of S3: by index, and as a stream."""
 
 from s3torch.datasets.filters import Filter
+from s3torch.datasets.grouping import by_stem
 from s3torch.datasets.iterable import S3IterableDataset
+from s3torch.datasets.labels import by_folder
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
 from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.members import SampleReaders
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, StreamOptions
 from s3torch.datasets.sampling import LookAheadBatchSampler
@@ -22,6 +25,9 @@ __all__ = [
     "S3DataLoader",
     "S3IterableDataset",
     "S3MapDataset",
+    "SampleReaders",
     "StreamOptions",
     "Table",
+    "by_folder",
+    "by_stem",
 ]

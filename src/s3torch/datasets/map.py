@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from torch.utils.data import Dataset
@@ -13,10 +14,13 @@ from s3torch._buffer import as_index
 from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
+from s3torch.datasets.labels import Labels
+from s3torch.datasets.members import SampleTable
 from s3torch.datasets.objects import ObjectTable
-from s3torch.datasets.options import DatasetOptions, MapOptions
+from s3torch.datasets.options import DatasetOptions, MapOptions, Transform
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.windows import Windows
+from s3torch.errors import ConcurrentUseError
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -46,8 +50,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client. Mostly
             ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
-        transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
-            of a module, not a lambda.
+        transform: Makes a sample of a reader, or of a SampleReaders if ``samples`` is given. With DataLoader workers
+            that are not forked it must pickle: a function of a module, not a lambda.
         s3client_config: See S3ClientConfig.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
         options: See DatasetOptions.
@@ -64,13 +68,14 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         region: str | None,
         get_dataset_objects: GetDatasetObjects,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
+        transform: Transform[T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
         **options: Unpack[DatasetOptions],
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config, options)
         self._listed: ObjectTable | None = None
+        self._made: SampleTable | None = None
         self._windows = Windows()
 
     @classmethod
@@ -138,19 +143,28 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         return self._table
 
     def __len__(self) -> int:
-        """Return the number of objects; lists them if that was not done before."""
-        return len(self._table)
+        """Return the number of samples; lists the objects if that was not done before."""
+        return len(self._items)
 
     def __getitem__(self, index: SupportsIndex) -> T_co:
         """Return a sample; negative indices count from the end.
 
         Raises:
-            IndexError: There is no such object.
+            IndexError: There is no such sample.
             ArgumentTypeError: The index is no integer (slices are not supported).
-            S3Error: The object could not be read.
+            S3Error: The object could not be read; the other transfers of the sample are cancelled.
         """
-        item = self._table[as_index("index", index)]
-        return self._sample(item, self._open(item))
+        item = self._items[as_index("index", index)]
+        reader = self._open(item)
+        if isinstance(reader, S3Reader) or self._transform is identity:
+            return self._sample(item, reader)
+        try:
+            reader.prefetch()
+            return self._sample(item, reader)
+        except BaseException:
+            with suppress(ConcurrentUseError):  # the transform has given one to another thread
+                reader.close()
+            raise
 
     @property
     def __getitems__(self) -> Callable[[Sequence[SupportsIndex]], list[T_co]]:
@@ -194,7 +208,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         if window is None:
             window = self._new_look_ahead()
         window.go_on()
-        items = ((index, self._table[index]) for index in plan[len(window) :])
+        items = ((index, self._items[index]) for index in plan[len(window) :])
         samples = []
         begun = None
         try:
@@ -220,6 +234,24 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update({**state, "_windows": Windows()})
+
+    @property
+    def _items(self) -> ObjectTable | SampleTable:
+        """What each sample is made of."""
+        return self._sample_table if self._selection.makes_samples else self._table
+
+    @property
+    def _sample_table(self) -> SampleTable:
+        if self._made is None:
+            made = self._samples_of(self._table)
+            with NO_FORK:  # a lock of all threads as well
+                if self._made is None:
+                    self._made = made
+        return self._made
+
+    @property
+    def _labels(self) -> Labels | None:
+        return None if self._selection.labels is None else self._sample_table.labels
 
     @property
     def _table(self) -> ObjectTable:
