@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -37,6 +37,7 @@ class ByStem:
     suffixes: tuple[str, ...]
     optional: tuple[str, ...] = ()
     missing: Literal["raise", "skip"] = "raise"
+    _longest_first: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for suffix in (*self.suffixes, *self.optional):
@@ -50,8 +51,8 @@ class ByStem:
             raise ArgumentError(f"{self!r} names a suffix twice.")
         if self.missing not in _MISSING:
             raise ArgumentError(f"missing must be one of {', '.join(map(repr, _MISSING))}, got {self.missing!r}.")
-        # Not a field: it is the two above, in another order.
-        object.__setattr__(self, "_longest_first", sorted((*self.suffixes, *self.optional), key=len, reverse=True))
+        longest_first = sorted((*self.suffixes, *self.optional), key=len, reverse=True)
+        object.__setattr__(self, "_longest_first", tuple(longest_first))
 
     def __repr__(self) -> str:
         optional = [f"optional={self.optional!r}"] if self.optional else []
@@ -64,8 +65,6 @@ class ByStem:
             if item.key.endswith(suffix):
                 return item.key[: -len(suffix)], suffix
         return None
-
-    _longest_first: list[str] = None  # type: ignore[assignment]  # replaced
 
 
 def by_stem(*suffixes: str, optional: Iterable[str] = (), missing: Literal["raise", "skip"] = "raise") -> ByStem:
