@@ -123,7 +123,7 @@ def test_by_stem_is_a_value():
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: by_stem(), ArgumentError, "at least one suffix"),
+        (by_stem, ArgumentError, "at least one suffix"),
         (lambda: by_stem(optional=[".a"]), ArgumentError, "at least one suffix"),
         (lambda: by_stem(".a", ""), ArgumentError, "empty suffix"),
         (lambda: by_stem(".a", ".a"), ArgumentError, r"by_stem\('.a', '.a'\) names a suffix twice"),
