@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from s3torch import S3Client, S3ClientConfig, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader, S3ReaderConfig
 from s3torch._aws.listing import ObjectInfo
@@ -55,6 +55,13 @@ def first_half(item: S3BucketKeyData) -> tuple[str, str] | None:
     """Join objects by what stands before ``-``, as a program's own function does."""
     sample, dash, member = item.key.rpartition("/")[2].partition("-")
     return (sample, member) if dash else None
+
+
+def in_the_parent(item: S3BucketKeyData) -> tuple[str, str] | None:
+    """Join objects by their suffixes, but never in a worker."""
+    if get_worker_info() is not None:
+        raise AssertionError(f"{item} was joined in a worker")
+    return by_stem(".jpg", ".json")(item)
 
 
 def _as_given(samples: list) -> list:
@@ -110,6 +117,14 @@ def test_the_longest_suffix_counts(key: str, expected):
     assert pickle.loads(pickle.dumps(BY_STEM))(S3BucketKeyData("b", key)) == expected
 
 
+def test_the_order_of_suffixes_does_not_count():
+    """The longest one that fits is taken, wherever it stands, and whatever comes first in the alphabet."""
+    for suffixes in ((".png", ".a.png"), (".a.png", ".png"), (".png", ".z.png"), (".z.png", ".png")):
+        longer = max(suffixes, key=len)
+        assert by_stem(*suffixes)(S3BucketKeyData("b", f"1{longer}")) == ("1", longer)
+        assert by_stem(*suffixes)(S3BucketKeyData("b", "1.png")) == ("1", ".png")
+
+
 def test_by_stem_is_a_value():
     """Equal ones are equal, and the repr is what a program would write."""
     assert by_stem(".a", ".b") == by_stem(".a", ".b") != by_stem(".a", ".b", missing="skip")
@@ -142,15 +157,13 @@ def test_bad_arguments(make: Callable[[], object], error: type[Exception], match
 
 # --- Which belong together -------------------------------------------------------------------------------------------
 
-_objects = st.lists(
-    st.builds(
-        lambda bucket, stem, suffix: S3BucketKeyData(bucket, stem + suffix),
-        st.sampled_from("bc"),
-        st.sampled_from(["", "a", "b", "a.b", "d/a", "ä"]),
-        st.sampled_from([".x", ".y", ".x.y", ".z", ""]),
-    ),
-    max_size=14,
+_object = st.builds(
+    lambda bucket, stem, suffix: S3BucketKeyData(bucket, stem + suffix),
+    st.sampled_from("bc"),
+    st.sampled_from(["", "a", "b", "a.b", "d/a", "ä"]),
+    st.sampled_from([".x", ".y", ".x.y", ".z", ""]),
 )
+_objects = st.one_of(st.lists(_object, max_size=14, unique_by=lambda item: item.key), st.lists(_object, max_size=14))
 _groupings = st.sampled_from(
     [
         by_stem(*required, optional=optional, missing=missing)
@@ -381,6 +394,22 @@ def test_loaders(uri, stored, forkserver, method, workers):
     stream = S3IterableDataset.from_prefix(uri, samples=BY_STEM, transform=contents, enable_sharding=True)
     found = [sample for batch in DataLoader(stream, 5, **options) for sample in batch]
     assert sorted(found, key=repr) == sorted(_expected(stored), key=repr)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_have_what_was_joined_before(uri, forkserver, method):
+    """Which objects are together is found once, and the workers get it, in each epoch."""
+    context = forkserver if method == "forkserver" else method
+    options = {"num_workers": 2, "collate_fn": _as_given, "multiprocessing_context": context}
+    chosen = {"filter": Filter(glob="*/cat/[0-2]*"), "samples": in_the_parent, "transform": names}
+    dataset = S3MapDataset.from_prefix(uri, **chosen)
+    stream = S3IterableDataset.from_table(dataset.objects, enable_sharding=True, **chosen)
+    expected = [[f"cat/{number}.jpg", f"cat/{number}.json"] for number in range(3)]
+    assert len(dataset) == len(list(stream)) == 3
+    for each in (dataset, stream):
+        for _ in range(2):
+            found = [sample for batch in DataLoader(each, 2, **options) for sample in batch]
+            assert sorted(found) == expected
 
 
 class Named(S3MapDataset):
@@ -615,7 +644,17 @@ def test_bounds(sizes: list[list[int]], max_objects: int, max_bytes: int):
         assert sum(len(sample.members) for sample in held[:-1]) < max_objects
         window.settle(begun)
     assert handed_out == samples
-    assert window._objects == window._bytes == 0
+
+
+def test_a_cancelled_window_is_empty():
+    """After it was cancelled as many samples fit as in the beginning, and all that was begun is closed."""
+    window = LookAhead(6, 100)
+    for _ in range(3):
+        samples = [_Sample([Member(1), Member(1)], 100) for _ in range(5)]
+        window.take(iter(list(enumerate(samples))), Opens())
+        assert [sample.members[1].begun for sample in samples] == [True, True, True, False, False]
+        window.cancel()
+        assert [sample.members[1].closed for sample in samples] == [False, True, True, False, False]
 
 
 def test_a_sample_of_many_large_objects():

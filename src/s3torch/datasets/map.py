@@ -75,7 +75,6 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
     ) -> None:
         super().__init__(region, get_dataset_objects, endpoint, transform, s3client_config, reader_config, options)
         self._listed: ObjectTable | None = None
-        self._made: SampleTable | None = None
         self._windows = Windows()
 
     @classmethod
