@@ -377,3 +377,24 @@ def test_the_labels_of_many_samples_are_small():
     found = label(objects, None, by_folder())
     assert isinstance(found.targets, array)
     assert len(pickle.dumps(found)) < 5000 * 8 + 1000
+
+
+def test_a_shuffled_stream(uri):
+    """Each sample keeps its label in any order, and a state knows the labels."""
+
+    def stream(**options) -> S3IterableDataset:
+        return S3IterableDataset.from_prefix(uri, transform=name, shuffle=True, seed=3, **options)
+
+    first = stream(labels=by_folder())
+    iterator = iter(first)
+    begun = [next(iterator), next(iterator)]
+    state = first.state_dict()
+    second = stream(labels=by_folder())
+    second.load_state_dict(state)
+    assert sorted(begun + list(second)) == sorted(zip(KEYS, TARGETS, strict=True))
+    loader = S3DataLoader(stream(labels=by_folder()), 2, collate_fn=_as_given)
+    assert loader.dataset.classes == CLASSES
+    loader.load_state_dict(state)
+    assert sorted(begun + [pair for batch in loader for pair in batch]) == sorted(zip(KEYS, TARGETS, strict=True))
+    with pytest.raises(LoaderStateError, match="labels"):
+        stream().load_state_dict(state)

@@ -713,3 +713,57 @@ def test_the_bound_of_bytes_holds(made):
 def test_a_reader_is_what_it_was(uri):
     """Without the option a sample is a reader, as ever."""
     assert isinstance(S3MapDataset.from_prefix(uri)[0], S3Reader)
+
+
+# --- Streams that are shuffled and resumed ---------------------------------------------------------------------------
+
+
+def test_a_shuffled_stream(uri, stored):
+    """It is shuffled by sample, resumes where it was, and a loader reads it by index in the same order."""
+
+    def stream() -> S3IterableDataset:
+        return S3IterableDataset.from_prefix(uri, samples=BY_STEM, transform=contents, shuffle=True, seed=5)
+
+    whole = list(stream())
+    assert whole != _expected(stored)
+    assert sorted(whole, key=repr) == sorted(_expected(stored), key=repr)
+    first = stream()
+    iterator = iter(first)
+    begun = [next(iterator) for _ in range(4)]
+    state = first.state_dict()
+    assert (state["samples"], state["consumed"], state["grouping"]) == (12, 4, repr(BY_STEM))
+    second = stream()
+    second.load_state_dict(state)
+    assert begun + list(second) == whole
+    loader = S3DataLoader(stream(), 3, num_workers=2, collate_fn=_as_given)
+    loader.load_state_dict(state)
+    assert begun + [sample for batch in loader for sample in batch] == whole
+    other = S3IterableDataset.from_prefix(uri, samples=by_stem(".jpg"), shuffle=True, seed=5)
+    with pytest.raises(LoaderStateError, match="grouping"):
+        other.load_state_dict(state)
+
+
+def test_a_stream_in_order_resumes(uri, stored):
+    """All objects are listed before the first sample, so there is always a state."""
+    first = S3IterableDataset.from_prefix(uri, samples=BY_STEM, transform=contents)
+    iterator = iter(first)
+    begun = [next(iterator) for _ in range(5)]
+    second = S3IterableDataset.from_prefix(uri, samples=BY_STEM, transform=contents)
+    second.load_state_dict(first.state_dict())
+    assert begun + list(second) == _expected(stored)
+
+
+def test_readers_of_a_kind_of_its_own_are_not_read_by_index(uri):
+    """A stream that opens its objects by itself would lose that in a loader, which says so."""
+
+    class Own(S3IterableDataset):
+        def _open_object(self, item):
+            return super()._open_object(item)
+
+    class OwnToo(S3IterableDataset):
+        def _open(self, item):
+            return super()._open(item)
+
+    for kind in (Own, OwnToo):
+        with pytest.raises(ArgumentTypeError, match="readers of its own"):
+            S3DataLoader(kind.from_prefix(uri), 2)

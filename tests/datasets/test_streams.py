@@ -17,10 +17,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from s3torch import S3DataLoader, S3IterableDataset, S3Reader
 from s3torch.datasets.cursor import Cursor
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.options import Selection
 from s3torch.datasets.order import Shuffled
 from s3torch.datasets.samples import _Items
 from s3torch.datasets.sharding import Position
-from s3torch.datasets.options import Selection
 from s3torch.datasets.stream_cursor import StreamCursor
 from s3torch.errors import ArgumentError, ArgumentTypeError, LoaderStateError
 
