@@ -110,7 +110,7 @@ class S3Dataset(Generic[T_co]):
         self._job_listing: JobListing | None = None
         if isinstance(source, Source) and source.is_listed:
             self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
-        self._made: SampleTable | None = None
+        self._known_samples: SampleTable | None = None
 
     @classmethod
     def _of(cls, source: GetDatasetObjects, options: Mapping[str, Any]) -> Self:
@@ -180,8 +180,8 @@ class S3Dataset(Generic[T_co]):
             EmptyDatasetError: There are none, and that was not allowed.
             SampleLayoutError: The objects do not make the samples that were asked for.
         """
-        if self._made is not None and self._made.objects is objects:
-            return self._made
+        if self._known_samples is not None and self._known_samples.objects is objects:
+            return self._known_samples
         table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
         selection = self._selection
         labelling = selection.labels and within(selection.labels, self._get_dataset_objects)
@@ -192,7 +192,7 @@ class S3Dataset(Generic[T_co]):
                 "allow_empty=True if that may be."
             )
         if table is self._known:  # it stays, and so does what is made of it
-            self._made = found
+            self._known_samples = found
         return found
 
     def _open(self, item: S3BucketKeyData | SampleData) -> Reads:

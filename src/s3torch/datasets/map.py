@@ -15,8 +15,8 @@ from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
 from s3torch.datasets.labels import Labels
-from s3torch.datasets.members import SampleTable
-from s3torch.datasets.objects import ObjectTable
+from s3torch.datasets.members import SampleData, SampleTable
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, Transform
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.windows import Windows
@@ -153,7 +153,10 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             ArgumentTypeError: The index is no integer (slices are not supported).
             S3Error: The object could not be read; the other transfers of the sample are cancelled.
         """
-        item = self._items[as_index("index", index)]
+        return self._read(self._items[as_index("index", index)])
+
+    def _read(self, item: S3BucketKeyData | SampleData) -> T_co:
+        """Return the sample of an item alone; the objects of one that has several are fetched together."""
         reader = self._open(item)
         if isinstance(reader, S3Reader) or self._transform is identity:
             return self._sample(item, reader)
@@ -241,12 +244,12 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     @property
     def _sample_table(self) -> SampleTable:
-        if self._made is None:
+        if self._known_samples is None:
             made = self._samples_of(self._table)
             with NO_FORK:  # a lock of all threads as well
-                if self._made is None:
-                    self._made = made
-        return self._made
+                if self._known_samples is None:
+                    self._known_samples = made
+        return self._known_samples
 
     @property
     def _labels(self) -> Labels | None:
