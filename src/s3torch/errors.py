@@ -10,6 +10,7 @@ Each class is named by what the caller can do about it::
     │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
     │   ├── LoaderStateError                  the state is of other data, or damaged: resume what it was saved of
     │   ├── EmptyDatasetError                 there is no object: fix the prefix or the filter
+    │   ├── SampleLayoutError                 the objects do not make the samples that were asked for: fix either
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -73,6 +74,7 @@ __all__ = [
     "RegionError",
     "RequestError",
     "S3Error",
+    "SampleLayoutError",
     "ServerError",
     "ThrottledError",
     "TransientError",
@@ -160,6 +162,13 @@ class LoaderStateError(ArgumentError):
 
 class EmptyDatasetError(ArgumentError):
     """A dataset has no object: nothing is under its prefix, or its filter leaves nothing."""
+
+
+class SampleLayoutError(ArgumentError):
+    """The objects of a dataset do not make the samples that were asked for.
+
+    An object is missing, there twice, or in no class; or a class has no sample.
+    """
 
 
 class ObjectTableError(ArgumentError):

@@ -17,6 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from s3torch import S3DataLoader, S3IterableDataset, S3Reader
 from s3torch.datasets.cursor import Cursor
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.options import Selection
 from s3torch.datasets.order import Shuffled
 from s3torch.datasets.samples import _Items
 from s3torch.datasets.sharding import Position
@@ -180,13 +181,13 @@ class _Epochs:
         self.table = ObjectTable(S3BucketKeyData("b", str(index)) for index in range(samples))
         self.cursor = StreamCursor(shuffle=shuffle, seed=3)
         if state is not None:
-            self.cursor.load(state, self.table, None)
+            self.cursor.load(state, self.table, Selection())
 
     def read(self, position: Position, count: int) -> tuple[list[int], dict]:
         items = _Items(lambda items: self.cursor.begin(lambda: self.table, items), position)
         read = [int(item.key) for _, item in itertools.islice(items, count)]
         items.delivered = len(read)
-        return read, self.cursor.state(lambda: self.table, None)
+        return read, self.cursor.state(lambda: self.table, Selection())
 
 
 @settings(max_examples=300)

@@ -51,6 +51,13 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "datasets/options.py": ("datasets/test_sources.py",),
     "datasets/by_index.py": ("datasets/test_streams.py",),
     "datasets/stream_cursor.py": ("datasets/test_streams.py",),
+    "datasets/grouping.py": ("datasets/test_samples_of_several.py",),
+    "datasets/members.py": ("datasets/test_samples_of_several.py",),
+    "datasets/course.py": (
+        "datasets/test_samples_of_several.py",
+        "datasets/test_labels.py",
+        "datasets/test_sources.py",
+    ),
     "datasets/base.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/samples.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/table.py": ("datasets/test_objects.py", "datasets/test_table.py", "datasets/test_table_file.py"),

@@ -22,7 +22,7 @@ from s3torch import (
     TransferStats,
 )
 from s3torch.checkpoint import UploadEstimate, UploadStats
-from s3torch.datasets import ObjectTable
+from s3torch.datasets import ObjectTable, SampleReaders, by_folder, by_stem
 from s3torch.dcp import S3HuggingFaceStorageWriter, S3StorageWriter
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
@@ -33,6 +33,10 @@ from s3torch.torch_checkpointing import S3StorageConfig, clean, native_fill
 
 def decode(reader: S3Reader) -> Tensor:
     return torch.frombuffer(bytearray(reader.read()), dtype=torch.uint8)
+
+
+def decode_pair(sample: SampleReaders) -> tuple[Tensor, str]:
+    return decode(sample[".jpg"]), sample[".txt"].read().decode()
 
 
 class Labelled(S3MapDataset[Tensor]):
@@ -57,6 +61,13 @@ def datasets() -> None:
     assert_type(S3MapDataset.from_prefix("s3://bucket/prefix", transform=decode), S3MapDataset[Tensor])
     assert_type(S3IterableDataset.from_table("table", transform=decode), S3IterableDataset[Tensor])
     assert_type(Labelled.from_objects("s3://bucket/a", transform=decode), Labelled)
+    pairs = S3MapDataset.from_prefix("s3://bucket/prefix", samples=by_stem(".jpg", ".txt"), transform=decode_pair)
+    assert_type(pairs, S3MapDataset[tuple[Tensor, str]])
+    labelled = S3IterableDataset.from_prefix("s3://bucket/prefix", labels=by_folder(classes=["a"]), transform=decode)
+    assert_type(labelled.classes, list[str])
+    assert_type(labelled.class_to_idx, dict[str, int])
+    first: int = labelled.targets[0]
+    print(first)
     for item in stream:
         tensor = item
     loader: DataLoader[Tensor] = DataLoader(tensors, batch_size=8, num_workers=2)

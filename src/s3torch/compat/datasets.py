@@ -19,6 +19,7 @@ from s3torch.compat.wording import worded
 from s3torch.config import ReaderType, S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import S3Dataset, identity
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
+from s3torch.datasets.members import Item
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, table_of_uris
 from s3torch.datasets.sources import Objects, Prefix
 from s3torch.uri import parse_s3_uri
@@ -61,7 +62,7 @@ class S3BucketIterable:
 class _NoLookAhead(LookAhead):
     """Readers of a program's own, opened when it is their turn."""
 
-    def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
+    def take(self, items: Iterator[tuple[int, Item]], source: Source) -> Begun | None:
         found = next(items, None)
         return None if found is None else Begun(*found, source._open(found[1]), 0)
 
@@ -102,7 +103,7 @@ class _Dataset(S3Dataset[Any]):
         """The client that reads the objects."""
         return self._get_client()
 
-    def _open(self, item: S3BucketKeyData) -> Any:  # noqa: ANN401  # whatever the constructor makes
+    def _open_object(self, item: S3BucketKeyData) -> Any:  # noqa: ANN401  # whatever the constructor makes
         return self.client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_constructor=self._reader_constructor
         )

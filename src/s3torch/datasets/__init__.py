@@ -2,9 +2,12 @@
 
 from s3torch.datasets.bad_samples import SKIP, Skip
 from s3torch.datasets.filters import Filter
+from s3torch.datasets.grouping import by_stem
 from s3torch.datasets.iterable import S3IterableDataset
+from s3torch.datasets.labels import by_folder
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
 from s3torch.datasets.map import S3MapDataset
+from s3torch.datasets.members import SampleReaders
 from s3torch.datasets.mixture import S3Mixture
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, StreamOptions
@@ -26,7 +29,10 @@ __all__ = [
     "S3IterableDataset",
     "S3MapDataset",
     "S3Mixture",
+    "SampleReaders",
     "Skip",
     "StreamOptions",
     "Table",
+    "by_folder",
+    "by_stem",
 ]

@@ -19,7 +19,7 @@ import torch.utils.data
 from s3torch._buffer import as_index
 from s3torch._forks import NO_FORK
 from s3torch._log import LOG, printable
-from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.datasets.members import Item, SampleData
 from s3torch.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -156,14 +156,14 @@ class BadSamples:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "read": 0, "skipped": 0}  # of this process
 
-    def answer(self, error: Exception, item: S3BucketKeyData | None, index: int, *, is_alone: bool = False) -> object:
+    def answer(self, error: Exception, item: Item | None, index: int, *, is_alone: bool = False) -> object:
         """Return what takes the place of a sample that could not be made: SKIP, a replacement, or RAISE.
 
         The error gets a note that names the sample.
 
         Args:
             error: Why. With RAISE the caller raises it, so that no frame of this is in it.
-            item: The object; None if it is not known.
+            item: What the sample is made of; None if that is not known.
             index: Of the sample.
             is_alone: There is no batch that could be shorter: without another sample to fill in, it is raised.
 
@@ -181,7 +181,7 @@ class BadSamples:
             LOG.error("%s cannot be made: %s", note, said(error))
         return found
 
-    def answer_again(self, error: Exception, item: S3BucketKeyData | None, index: int) -> object:
+    def answer_again(self, error: Exception, item: Item | None, index: int) -> object:
         """As ``answer``, of an error that may have come from a ``__getitem__`` of ours, which had an answer then."""
         note = _note_of(error)
         if note is None or note.answer is None:
@@ -190,10 +190,12 @@ class BadSamples:
             self._count(error, note)
         return note.answer
 
-    def _decided(self, error: Exception, item: S3BucketKeyData | None, index: int) -> object:
+    def _decided(self, error: Exception, item: Item | None, index: int) -> object:
         if self._ask is None:
             return SKIP if self._skip is not None and _is_of_sample(error) else RAISE
         traceback = error.__traceback__
+        if isinstance(item, SampleData):
+            item = item.objects[0]  # a program always gets the same kind of thing
         try:
             return self._ask(error, item, index)
         except Exception as raised:
@@ -245,7 +247,7 @@ def _note_of(error: BaseException) -> _Note | None:
     return next((note for note in _notes_of(error) if isinstance(note, _Note)), None)
 
 
-def _noted(error: Exception, item: S3BucketKeyData | None, index: int) -> _Note:
+def _noted(error: Exception, item: Item | None, index: int) -> _Note:
     """Name the sample in an error, by a note (PEP 678), and return that."""
     worker = torch.utils.data.get_worker_info()
     where = "" if worker is None else f" in DataLoader worker {worker.id}"

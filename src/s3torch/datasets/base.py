@@ -11,23 +11,28 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.bad_samples import BadSamples
 from s3torch.datasets.filters import described
 from s3torch.datasets.job import JobListing
+from s3torch.datasets.labels import Labels, within
 from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.members import Item, SampleData, SampleReaders, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.one_listing import OneListing
-from s3torch.datasets.options import Selection
+from s3torch.datasets.options import Selection, Transform
 from s3torch.datasets.selecting import select, select_from_table
 from s3torch.datasets.sources import Source, buckets_of
-from s3torch.errors import ArgumentTypeError
+from s3torch.errors import ArgumentTypeError, EmptyDatasetError
 from s3torch.readers import S3Reader, check_reader_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GetDatasetObjects", "S3Dataset", "identity"]
+__all__ = ["GetDatasetObjects", "Reads", "S3Dataset", "identity"]
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 GetDatasetObjects = Callable[[S3Client], Iterable[S3BucketKeyData]]
+
+Reads = S3Reader | SampleReaders  # what a transform gets
 
 
 def identity(reader: S3Reader) -> S3Reader:
@@ -35,17 +40,48 @@ def identity(reader: S3Reader) -> S3Reader:
     return reader
 
 
+class _OfLabels(Generic[T]):
+    """An attribute of a dataset that has labels. A program's own attribute of that name hides it, as in a subclass.
+
+    Args:
+        name: Of the attribute.
+        make: Makes it of the labels.
+    """
+
+    def __init__(self, name: str, make: Callable[[Labels], T]) -> None:
+        self._name = name
+        self._make = make
+
+    def __get__(self, dataset: S3Dataset[Any] | None, _owner: type) -> T:
+        labels = None if dataset is None else dataset._labels
+        if labels is None:
+            raise AttributeError(
+                f"A dataset without labels has no {self._name}. Give it some: labels=by_folder().", name=self._name
+            )
+        return self._make(labels)
+
+
 class S3Dataset(Generic[T_co]):
-    """The configuration of a dataset; see S3MapDataset and S3IterableDataset."""
+    """The configuration of a dataset; see S3MapDataset and S3IterableDataset.
+
+    Attributes:
+        classes: The names of the classes, by their indices, of a dataset with labels; lists the objects.
+        class_to_idx: The index of each class.
+        targets: The index of each sample's class.
+    """
 
     _kind = "unknown"
+
+    classes = _OfLabels("classes", lambda labels: list(labels.classes))
+    class_to_idx = _OfLabels("class_to_idx", lambda labels: {name: index for index, name in enumerate(labels.classes)})
+    targets = _OfLabels("targets", lambda labels: memoryview(labels.targets).toreadonly())
 
     def __init__(
         self,
         region: str | None,
         get_dataset_objects: GetDatasetObjects,
         endpoint: str | None,
-        transform: Callable[[S3Reader], T_co],
+        transform: Transform[T_co],
         s3client_config: S3ClientConfig | None,
         reader_config: S3ReaderConfig | None,
         options: Mapping[str, Any],
@@ -60,7 +96,7 @@ class S3Dataset(Generic[T_co]):
         self.endpoint = endpoint
         self._reader_config = check_reader_config(reader_config)
         self._selection = _selection(type(self), options)
-        self._transform = transform
+        self._transform: Callable[[Any], T_co] = transform
         self._bad_samples = BadSamples(self._selection.on_error)
         self._one_listing = OneListing()
         reader_type = self._reader_config.get_reader_type_string()
@@ -76,6 +112,7 @@ class S3Dataset(Generic[T_co]):
         self._job_listing: JobListing | None = None
         if isinstance(source, Source) and source.is_listed:
             self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
+        self._known_samples: SampleTable | None = None
         self._client._access.expect_children(buckets_of(self._get_dataset_objects))
 
     @classmethod
@@ -139,25 +176,64 @@ class S3Dataset(Generic[T_co]):
             raise ArgumentTypeError(f"get_dataset_objects must return an iterable of objects, got {objects!r}.")
         return objects
 
-    def _open(self, item: S3BucketKeyData) -> S3Reader:
+    @property
+    def _labels(self) -> Labels | None:
+        """The labels of all samples, or None if it has none."""
+        raise NotImplementedError
+
+    def _samples_of(self, objects: Iterable[S3BucketKeyData]) -> SampleTable:
+        """Return what the samples are made of, where they are more than objects.
+
+        Raises:
+            EmptyDatasetError: There are none, and that was not allowed.
+            SampleLayoutError: The objects do not make the samples that were asked for.
+        """
+        if self._known_samples is not None and self._known_samples.objects is objects:
+            return self._known_samples
+        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        selection = self._selection
+        labelling = selection.labels and within(selection.labels, self._get_dataset_objects)
+        found = SampleTable(table, selection.samples, labelling)
+        if table and not found and not selection.allow_empty:
+            raise EmptyDatasetError(
+                f"samples={selection.samples!r} makes no sample of the {len(table)} objects of the dataset. Pass "
+                "allow_empty=True if that may be."
+            )
+        if table is self._known:  # it stays, and so does what is made of it
+            self._known_samples = found
+        return found
+
+    def _open(self, item: Item) -> Reads:
+        """Return the reader of an object, or those of a sample; sends nothing."""
+        if not isinstance(item, SampleData):
+            return self._open_object(item)
+        if item.names is None:
+            return self._open_object(item.objects[0])
+        readers = {name: self._open_object(each) for name, each in zip(item.names, item.objects, strict=True)}
+        return SampleReaders(readers, self.client._access.share.bytes_in_flight)
+
+    def _open_object(self, item: S3BucketKeyData) -> S3Reader:
         return self._client.get_object(
             item.bucket, item.key, object_info=item.object_info, reader_config=self._reader_config
         )
 
-    def _sample(self, item: S3BucketKeyData, reader: S3Reader) -> T_co:
-        """Return what the transform makes of an object.
+    def _sample(self, item: Item, reader: Reads) -> T_co:
+        """Return what the transform makes of an object, or of the objects of a sample, with its label if it has one.
 
         Raises:
             RuntimeError: The transform raised StopIteration. A loop over the samples would take that for their end.
         """
         self._bad_samples.read += 1
         try:
-            return self._transform(reader)
+            made = self._transform(reader)
         except StopIteration as error:
             raise RuntimeError(
                 f"The transform raised StopIteration for s3://{item.bucket}/{item.key}: a call of next() in it found "
                 "nothing. It would end the data there. Give next() a default, or catch StopIteration."
             ) from error
+        if isinstance(item, SampleData) and item.target is not None:
+            return made, item.target  # type: ignore[return-value]  # T_co is a pair then
+        return made
 
     def _new_look_ahead(self) -> LookAhead:
         access = self.client._access

@@ -31,7 +31,8 @@ def by_index(stream: S3IterableDataset[T_co]) -> S3MapDataset[T_co]:
         ArgumentTypeError: The stream makes its samples by a way of its own.
     """
     kind = type(stream)
-    if kind.__iter__ is not S3IterableDataset.__iter__ or kind._open is not S3Dataset._open:
+    own_readers = kind._open is not S3Dataset._open or kind._open_object is not S3Dataset._open_object
+    if kind.__iter__ is not S3IterableDataset.__iter__ or own_readers:
         raise ArgumentTypeError(
             f"S3DataLoader reads the objects of a stream by index, and {kind.__name__} has an __iter__ "
             "or readers of its own. Use torch.utils.data.DataLoader, or torchdata's StatefulDataLoader."

@@ -26,6 +26,8 @@ class Course:
         samples: Number of them.
         digest: Of the table of objects; None if the dataset has none.
         filter: What chose them, as text; None if nothing did.
+        grouping: What made samples of several of them, as text; None if nothing did.
+        labels: What tells the classes of the samples from others; None if they have none.
         shuffle: Whether epochs are shuffled.
         seed: Of the shuffled orders.
     """
@@ -33,6 +35,8 @@ class Course:
     samples: int
     digest: str | None
     filter: str | None
+    grouping: str | None
+    labels: str | None
     shuffle: bool
     seed: int
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 
+from s3torch.datasets.grouping import ByStem, Grouping
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
@@ -85,9 +86,9 @@ def check_filter(given: object) -> None:
         )
 
 
-def described(given: Filter | Callable[[S3BucketKeyData], bool] | None) -> str | None:
-    """Return the text by which the state of a loader knows a filter: the same in every process."""
-    if given is None or isinstance(given, Filter):
+def described(given: Filter | Callable[[S3BucketKeyData], bool] | Grouping | None) -> str | None:
+    """Return the text by which the state of a loader knows a filter or grouping: the same in every process."""
+    if given is None or isinstance(given, (Filter, ByStem)):
         return None if given is None else repr(given)
     kind = type(given)
     name = getattr(given, "__qualname__", kind.__qualname__)

@@ -14,16 +14,16 @@ from torch.utils.data import IterableDataset
 from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
-from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
+from s3torch.datasets.labels import ByFolder, Labels
+from s3torch.datasets.members import Items, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
-from s3torch.datasets.options import DatasetOptions, StreamOptions
+from s3torch.datasets.options import DatasetOptions, StreamOptions, Transform
 from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.stream_cursor import StreamCursor
-from s3torch.errors import ArgumentTypeError
-from s3torch.readers import S3Reader
+from s3torch.errors import ArgumentError, ArgumentTypeError, SampleLayoutError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -60,8 +60,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client; called
             for each iteration. Mostly ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
-        transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
-            of a module, not a lambda.
+        transform: Makes a sample of a reader, or of a SampleReaders if ``samples`` is given. With DataLoader workers
+            that are not forked it must pickle: a function of a module, not a lambda.
         s3client_config: See S3ClientConfig.
         enable_sharding: Divide the objects among ranks and workers.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
@@ -81,7 +81,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         region: str | None,
         get_dataset_objects: GetDatasetObjects,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
+        transform: Transform[T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,  # noqa: FBT001, FBT002  # the place it has in s3torchconnector
         reader_config: S3ReaderConfig | None = None,
@@ -98,6 +98,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         self._rank, self._world_size = rank_and_world_size((0, 1))
         self._iterations = 0
         self._cursor = StreamCursor(shuffle=shuffle, seed=as_index("seed", seed))
+        self._classes: tuple[str, ...] | None = None
 
     @classmethod
     def from_source(cls, source: Source, **options: Unpack[StreamOptions[T_co]]) -> Self:
@@ -179,7 +180,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
                 further sample raises it again.
         """
         position = self._position()
-        begin = partial(self._cursor.begin, self._objects_of_iteration())
+        begin = partial(self._cursor.begin, self._items_of(self._objects_of_iteration()))
         if not self._enable_sharding:
             _warn_of_duplicates(position)
             position = Position()
@@ -207,7 +208,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             ArgumentError: The iteration reads a listing page by page: ask once before it, or use ``shuffle=True``.
             S3Error: The objects could not be listed.
         """
-        return self._cursor.state(self._list_objects, described(self._selection.filter))
+        return self._cursor.state(self._all_items, self._selection)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Begin the next iteration where another one was; lists the objects.
@@ -216,7 +217,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             LoaderStateError: The state is of other data or another order, is damaged, or of a newer version.
             S3Error: The objects could not be listed.
         """
-        self._cursor.load(state_dict, self._list_objects(), described(self._selection.filter))
+        self._cursor.load(state_dict, self._all_items(), self._selection)
 
     def _objects_of_iteration(self) -> Callable[[], Iterable[S3BucketKeyData]]:
         """Return what lists the objects. Workers that share them have one listing for each iteration, ranks have, too.
@@ -236,12 +237,49 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         if worker is None and position.world_size > 1 and is_shared:
             self._iterations += 1
             return partial(self._list_objects, f"iteration {self._iterations}")
-        if self._cursor.needs_table:
+        if self._cursor.needs_table or self._selection.makes_samples:
             return self._list_objects if self._job_listing is None else self._list_alone
         if isinstance(self._get_dataset_objects, Source):
             return self._given_objects
         objects = self._given_objects()  # a program's own is called by iter(), as it is in s3torchconnector
         return lambda: objects
+
+    def _all_items(self) -> Items:
+        """Return what all samples are made of."""
+        objects = self._list_objects()
+        return self._samples_of(objects) if self._selection.makes_samples else objects
+
+    def _items_of(
+        self, listing: Callable[[], Iterable[S3BucketKeyData]]
+    ) -> Callable[[], Iterable[S3BucketKeyData] | SampleTable]:
+        """Return what returns all that samples are made of: objects, or what is made of all of them."""
+        return (lambda: self._samples_of(listing())) if self._selection.makes_samples else listing
+
+    def _samples_of(self, objects: Iterable[S3BucketKeyData]) -> SampleTable:
+        found = super()._samples_of(objects)
+        named = self._selection.labels
+        if found.labels is None or not self._is_listed or (isinstance(named, ByFolder) and named.classes is not None):
+            return found
+        # Each iteration lists anew. A class that comes or goes meanwhile would change the indices of others.
+        classes = found.labels.classes
+        if self._classes is None:
+            if torch.utils.data.get_worker_info() is not None:
+                raise ArgumentError(
+                    "The classes of this dataset are not known, and each epoch's workers may find others. Ask for "
+                    "dataset.classes before the workers start, or name them: labels=by_folder(classes=[...])."
+                )
+            self._classes = classes
+        if classes != self._classes:
+            new, gone = sorted({*classes} - {*self._classes}), sorted({*self._classes} - {*classes})
+            raise SampleLayoutError(
+                f"The classes are not those that were listed first: {len(new)} are new {new[:3]}, {len(gone)} are gone "
+                f"{gone[:3]}. Their indices would change. Name them: labels=by_folder(classes=[...])."
+            )
+        return found
+
+    @property
+    def _labels(self) -> Labels | None:
+        return None if self._selection.labels is None else self._samples_of(self._list_objects()).labels
 
     def _position(self) -> Position:
         rank, world_size = rank_and_world_size((self._rank, self._world_size))

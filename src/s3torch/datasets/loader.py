@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from s3torch._buffer import as_index
 from s3torch.datasets.by_index import by_index, order_of_stream
+from s3torch.datasets.course import course_of
 from s3torch.datasets.cursor import Course, Cursor, Even, Share, cursor_of, share_of, state_of
-from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
@@ -140,12 +140,11 @@ class S3BatchSampler(Sampler[list[int]]):
         return running
 
     def _course(self) -> Course:
-        digest = selected_by = None
-        if isinstance(self._dataset, S3Mixture):
-            digest = self._dataset.digest
-        if isinstance(self._dataset, S3MapDataset):
-            digest, selected_by = self._dataset.objects.digest, described(self._dataset._selection.filter)
-        return Course(len(self._dataset), digest, selected_by, self._shuffle, self._seed)
+        dataset, samples = self._dataset, len(self._dataset)
+        if isinstance(dataset, S3MapDataset):
+            return course_of(samples, dataset._items, dataset._selection, shuffle=self._shuffle, seed=self._seed)
+        digest = dataset.digest if isinstance(dataset, S3Mixture) else None
+        return Course(samples, digest, None, None, None, self._shuffle, self._seed)
 
     def _order(self, epoch: int) -> Order:
         if isinstance(self._dataset, S3Mixture):

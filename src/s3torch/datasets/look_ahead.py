@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from s3torch.datasets.objects import S3BucketKeyData
+from s3torch.datasets.members import Item, SampleReaders
 from s3torch.errors import ConcurrentUseError
 from s3torch.readers import S3Reader
 
 __all__ = ["Begun", "ExpectedSize", "LookAhead", "Source"]
-
 
 # Transfers are moved between samples this often at most, in seconds: to move a few at once costs less. Not tuned.
 _NUDGE_INTERVAL = 0.0002
@@ -21,7 +20,7 @@ _LEAST_EXPECTED = 64 * 1024
 
 
 class Begun(NamedTuple):
-    """An object whose transfer has begun.
+    """An object, or a sample of several, whose transfer has begun.
 
     Attributes:
         place: What the consumer knows it by: its index, or how many came before it.
@@ -31,16 +30,21 @@ class Begun(NamedTuple):
     """
 
     place: int
-    item: S3BucketKeyData
-    reader: S3Reader
+    item: Item
+    reader: S3Reader | SampleReaders
     footprint: int
+
+    @property
+    def objects(self) -> int:
+        """How many it counts for in the window."""
+        return len(self.reader) if isinstance(self.reader, SampleReaders) else 1
 
 
 class Source(Protocol):
     """Where readers come from: a dataset."""
 
-    def _open(self, item: S3BucketKeyData) -> S3Reader:
-        """Return a reader of an object."""
+    def _open(self, item: Item) -> S3Reader | SampleReaders:
+        """Return a reader of an object, or those of a sample."""
 
     def _nudge(self, interval: float) -> None:
         """Move transfers without waiting, unless that was done within so many seconds."""
@@ -54,11 +58,12 @@ class LookAhead:
     that, in whatever way, cancels the window.
 
     Args:
-        max_objects: How many objects are in the window at most, the one that is being consumed included.
+        max_objects: How many objects are in the window at most, the one that is being consumed included; those of the
+            last sample may exceed it.
         max_bytes: How many bytes they take at most; a larger object is alone in the window.
 
     Attributes:
-        failed: Place and object that ``take`` has raised an error for, as it could not be opened; None if the error was
+        failed: Place and item that ``take`` has raised an error for, as it could not be opened; None if the error was
             of ``items``. ``take`` goes on behind it.
     """
 
@@ -68,10 +73,11 @@ class LookAhead:
         self._begun: deque[Begun] = deque()
         self._next: Begun | None = None  # has no room yet
         self._error: Exception | None = None
-        self._bad: tuple[int, S3BucketKeyData] | None = None
+        self._bad: tuple[int, Item] | None = None
         self._bytes = 0
+        self._objects = 0  # of those that are begun and not handed out
         self._sizes = ExpectedSize(max_bytes // max_objects)
-        self.failed: tuple[int, S3BucketKeyData] | None = None
+        self.failed: tuple[int, Item] | None = None
 
     def __len__(self) -> int:
         return len(self._begun) + (self._next is not None)
@@ -88,7 +94,7 @@ class LookAhead:
         """Begin to take from other items, which follow those that were taken in: an error of the old ones is void."""
         self._error = self._bad = None
 
-    def take(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
+    def take(self, items: Iterator[tuple[int, Item]], source: Source) -> Begun | None:
         """Hand out the next object, having begun as many of those behind it as fit.
 
         An error of ``items`` is raised only when all that came before it was handed out: an object that is good is not
@@ -102,7 +108,7 @@ class LookAhead:
             The object; None if there is none any more.
         """
         self.failed = None
-        while len(self._begun) < self._max_objects:
+        while self._objects < self._max_objects:
             begun = self._next or self._take_in(items, source)
             if begun is None:
                 break
@@ -112,12 +118,14 @@ class LookAhead:
             self._next = None
             self._begun.append(begun)  # first: what is in there is cancelled
             self._bytes += begun.footprint
+            self._objects += begun.objects
             begun.reader.prefetch(send=False)
         source._nudge(_NUDGE_INTERVAL)
         if not self._begun:
             if self._error is not None:
                 raise self._taken_error()
             return None
+        self._objects -= self._begun[0].objects
         return self._begun.popleft()  # and keep no reference: what it holds is free once it is consumed
 
     def settle(self, begun: Begun) -> None:
@@ -140,7 +148,7 @@ class LookAhead:
             self._begun[0].reader.close()
             self._begun.popleft()  # only now: what was interrupted is found here
         self._next = self._error = self._bad = None
-        self._bytes = 0
+        self._bytes = self._objects = 0
 
     def _taken_error(self) -> Exception:
         """Return the error, and keep it no longer. A frame that raised one of its own variables would be a cycle."""
@@ -150,7 +158,7 @@ class LookAhead:
             raise AssertionError("no error to take")
         return error
 
-    def _take_in(self, items: Iterator[tuple[int, S3BucketKeyData]], source: Source) -> Begun | None:
+    def _take_in(self, items: Iterator[tuple[int, Item]], source: Source) -> Begun | None:
         if self._error is not None:
             return None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 from torch.utils.data import Dataset
@@ -14,11 +15,13 @@ from s3torch._forks import NO_FORK
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.bad_samples import RAISE, SKIP, said
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
-from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
-from s3torch.datasets.options import DatasetOptions, MapOptions
+from s3torch.datasets.labels import Labels
+from s3torch.datasets.members import Item, Items, SampleTable
+from s3torch.datasets.objects import ObjectTable
+from s3torch.datasets.options import DatasetOptions, MapOptions, Transform
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.windows import Windows
-from s3torch.errors import BadSamplesError
+from s3torch.errors import BadSamplesError, ConcurrentUseError
 from s3torch.readers import S3Reader
 
 if TYPE_CHECKING:
@@ -49,8 +52,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client. Mostly
             ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
-        transform: Makes a sample of a reader. With DataLoader workers that are not forked it must pickle: a function
-            of a module, not a lambda.
+        transform: Makes a sample of a reader, or of a SampleReaders if ``samples`` is given. With DataLoader workers
+            that are not forked it must pickle: a function of a module, not a lambda.
         s3client_config: See S3ClientConfig.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
         options: See DatasetOptions.
@@ -67,7 +70,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         region: str | None,
         get_dataset_objects: GetDatasetObjects,
         endpoint: str | None = None,
-        transform: Callable[[S3Reader], T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
+        transform: Transform[T_co] = identity,  # type: ignore[assignment]  # T_co is S3Reader then
         s3client_config: S3ClientConfig | None = None,
         reader_config: S3ReaderConfig | None = None,
         **options: Unpack[DatasetOptions],
@@ -141,28 +144,42 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         return self._table
 
     def __len__(self) -> int:
-        """Return the number of objects; lists them if that was not done before."""
-        return len(self._table)
+        """Return the number of samples; lists the objects if that was not done before."""
+        return len(self._items)
 
     def __getitem__(self, index: SupportsIndex) -> T_co:
         """Return a sample; negative indices count from the end.
 
         Raises:
-            IndexError: There is no such object.
+            IndexError: There is no such sample.
             ArgumentTypeError: The index is no integer (slices are not supported).
-            S3Error: The object could not be read. Skip without ``fill`` does not help here: an index is one sample.
+            S3Error: The object could not be read; the other transfers of the sample are cancelled. Skip without
+                ``fill`` does not help here: an index is one sample.
             Exception: Whatever the transform raised.
         """
         index = as_index("index", index)
-        item = self._table[index]
+        item = self._items[index]
         try:
-            return self._sample(item, self._open(item))
+            return self._read(item)
         except Exception as error:  # what is of this sample may be skipped
-            place = range(len(self._table))[index]
+            place = range(len(self._items))[index]
             found = self._bad_samples.answer(error, item, place, is_alone=True)
             if found is RAISE:
                 raise
         return self._next_good(place, self._made) if found is SKIP else found  # type: ignore[return-value]  # the program's
+
+    def _read(self, item: Item) -> T_co:
+        """Return the sample of an item alone; the objects of one that has several are fetched together."""
+        reader = self._open(item)
+        if isinstance(reader, S3Reader) or self._transform is identity:
+            return self._sample(item, reader)
+        try:
+            reader.prefetch()
+            return self._sample(item, reader)
+        except BaseException:
+            with suppress(ConcurrentUseError):  # the transform has given one to another thread
+                reader.close()
+            raise
 
     @property
     def __getitems__(self) -> Callable[[Sequence[SupportsIndex]], list[T_co]]:
@@ -207,7 +224,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         if window is None:
             window = self._new_look_ahead()
         window.go_on()
-        items = ((index, self._table[index]) for index in plan[len(window) :])
+        items = ((index, self._items[index]) for index in plan[len(window) :])
         samples: list[T_co] = []
         begun = None
         try:
@@ -228,7 +245,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
                     window.settle(begun)
                 begun = None  # and with it what its reader holds
             if not samples and count:
-                samples.append(self._next_good(range(len(self._table))[plan[count - 1]], self._made))
+                samples.append(self._next_good(range(len(self._items))[plan[count - 1]], self._made))
             if len(window):
                 self._nudge(0.0)  # whoever asked for so many will be busy with them
             self._windows.give_back(window, call)
@@ -239,9 +256,9 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             raise
         return samples
 
-    def _is_answered(self, error: Exception, index: int, item: S3BucketKeyData, samples: list[T_co]) -> bool:
+    def _is_answered(self, error: Exception, index: int, item: Item, samples: list[T_co]) -> bool:
         """Add what takes the place of a bad sample to a batch, if anything does; whether the batch goes on."""
-        place = range(len(self._table))[index]
+        place = range(len(self._items))[index]
         return self._is_put(self._bad_samples.answer(error, item, place), place, samples, self._made)
 
     def _one_by_one(self, wanted: Sequence[int]) -> list[T_co]:
@@ -300,20 +317,37 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         raise BadSamplesError(f"None of the {count} samples of the dataset can be made.{last}")
 
     def _made(self, index: int) -> T_co:
-        item = self._table[index]
-        return self._sample(item, self._open(item))
+        return self._read(self._items[index])
 
-    def _item_of(self, place: int) -> S3BucketKeyData | None:
-        """Return the object of a sample; None in a subclass whose indices may mean something else."""
+    def _item_of(self, place: int) -> Item | None:
+        """Return what a sample is made of; None in a subclass whose indices may mean something else."""
         kind = type(self)
         is_ours = kind.__getitem__ is S3MapDataset.__getitem__ or kind.__len__ is S3MapDataset.__len__
-        return self._table[place] if is_ours else None
+        return self._items[place] if is_ours else None
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_windows": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update({**state, "_windows": Windows()})
+
+    @property
+    def _items(self) -> Items:
+        """What each sample is made of."""
+        return self._sample_table if self._selection.makes_samples else self._table
+
+    @property
+    def _sample_table(self) -> SampleTable:
+        if self._known_samples is None:
+            made = self._samples_of(self._table)
+            with NO_FORK:  # a lock of all threads as well
+                if self._known_samples is None:
+                    self._known_samples = made
+        return self._known_samples
+
+    @property
+    def _labels(self) -> Labels | None:
+        return None if self._selection.labels is None else self._sample_table.labels
 
     @property
     def _table(self) -> ObjectTable:

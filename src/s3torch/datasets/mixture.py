@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, SupportsIndex, TypeVar
 from torch.utils.data import Dataset, IterableDataset
 
 from s3torch._buffer import as_index
-from s3torch.datasets.filters import described
+from s3torch.datasets.course import course_of
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.order import MOST, InOrder, Shuffled
 from s3torch.datasets.proportions import Proportions, Turn, whole_weights
@@ -246,5 +246,6 @@ def _identity(dataset: Any) -> list[object]:  # noqa: ANN401  # any dataset
     if isinstance(dataset, S3Mixture):
         return [dataset.digest]
     if isinstance(dataset, S3MapDataset):
-        return [len(dataset), dataset.objects.digest, described(dataset._selection.filter)]
+        course = course_of(len(dataset), dataset._items, dataset._selection, shuffle=False, seed=0)
+        return [course.samples, course.digest, course.filter, course.grouping, course.labels]
     return [len(dataset)]

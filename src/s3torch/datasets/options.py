@@ -16,13 +16,19 @@ from typing_extensions import TypedDict  # typing's cannot be generic on Python 
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.bad_samples import OnError, check_on_error
 from s3torch.datasets.filters import Filter, check_filter
+from s3torch.datasets.grouping import Grouping, check_grouping
+from s3torch.datasets.labels import Labelling, check_labelling
+from s3torch.datasets.members import SampleReaders
 from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ArgumentTypeError
 from s3torch.readers import S3Reader
 
-__all__ = ["DatasetOptions", "MapOptions", "Selection", "StreamOptions"]
+__all__ = ["DatasetOptions", "MapOptions", "Selection", "StreamOptions", "Transform"]
 
 T = TypeVar("T")
+
+# The second one is that of a dataset whose samples are several objects.
+Transform = Callable[[S3Reader], T] | Callable[[SampleReaders], T]
 
 
 class DatasetOptions(TypedDict, total=False):
@@ -33,14 +39,22 @@ class DatasetOptions(TypedDict, total=False):
             whether it does. None: all.
         allow_empty: Whether a dataset may have no object. False (default): that is an EmptyDatasetError, which names
             the nearest prefixes that have some.
+        samples: Which objects are one sample together: ``by_stem(".jpg", ".json")``, or a callable that takes an
+            S3BucketKeyData and returns the names of its sample and of what it is in that, or None if it is in none.
+            ``transform`` gets a SampleReaders then. None: each object is a sample.
+        labels: The class of each sample: ``by_folder()``, or a callable that takes an S3BucketKeyData and returns the
+            name of its class. A sample is ``(transform(reader), index of its class)`` then. None: there are no classes.
         on_error: What happens to a sample that cannot be made. ``"raise"`` (default): its error is raised, with a note
             that names the object, the index and the DataLoader worker. ``"skip"``, or a Skip with limits: it is left
             out, a warning is logged, and ``skipped`` counts it; too many are a BadSamplesError. Or a callable, which
-            takes error, S3BucketKeyData and index, and returns another sample, or SKIP, or raises.
+            takes error, S3BucketKeyData (the first one of a sample of several objects) and index, and returns another
+            sample, with its label if there are labels, or SKIP, or raises.
     """
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None
     allow_empty: bool
+    samples: Grouping | None
+    labels: Labelling | None
     on_error: OnError
 
 
@@ -50,15 +64,16 @@ class MapOptions(DatasetOptions, Generic[T], total=False):
     Args:
         region: Of the bucket; None finds it.
         endpoint: URL of the server; None finds it.
-        transform: Makes a sample of a reader; without it the sample is the reader. With DataLoader workers that are not
-            forked it must pickle: a function of a module, not a lambda.
+        transform: Makes a sample of a reader, or of a SampleReaders if ``samples`` is given; without it that itself is
+            the sample. With DataLoader workers that are not forked it must pickle: a function of a module, not a
+            lambda.
         s3client_config: See S3ClientConfig.
         reader_config: Which reader ``transform`` gets; None is ``S3ReaderConfig.sequential()``.
     """
 
     region: str | None
     endpoint: str | None
-    transform: Callable[[S3Reader], T]
+    transform: Transform[T]
     s3client_config: S3ClientConfig | None
     reader_config: S3ReaderConfig | None
 
@@ -88,10 +103,19 @@ class Selection:
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None = None
     allow_empty: bool = False
+    samples: Grouping | None = None
+    labels: Labelling | None = None
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         check_filter(self.filter)
+        check_grouping(self.samples)
+        check_labelling(self.labels)
+        check_on_error(self.on_error)
         if not isinstance(self.allow_empty, bool):
             raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
-        check_on_error(self.on_error)
+
+    @property
+    def makes_samples(self) -> bool:
+        """Whether a sample is more than an object: all objects have to be known before the first one."""
+        return self.samples is not None or self.labels is not None

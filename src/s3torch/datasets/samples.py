@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from s3torch._exclusive import exclusive, in_use
 from s3torch.datasets.bad_samples import RAISE, SKIP, BadSamples
 from s3torch.datasets.look_ahead import Begun, LookAhead, Source
+from s3torch.datasets.members import Item, Items, SampleReaders, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.order import AT_ONCE, Order
 from s3torch.datasets.sharding import Position, shard
@@ -48,7 +49,7 @@ class _Items:
         self._position = position
         self._first, self.step, self._end = position.first, position.step, 0
         self.is_over = False
-        self._table: ObjectTable | None = None
+        self._table: Items | None = None
         self._order: Order | None = None
         self._ordered: tuple[int, list[int]] = (0, [])  # the number of the first, and the indices from there on
         self._iterator: Iterator[S3BucketKeyData] | None = None
@@ -61,7 +62,7 @@ class _Items:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[int, S3BucketKeyData]:
+    def __next__(self) -> tuple[int, Item]:
         if self._table is None and self._iterator is None:
             self._start()
         number = self._cursor
@@ -69,7 +70,8 @@ class _Items:
             place = self._first + self.step * number
             if place >= self._end:
                 raise StopIteration
-            item = self._table[place if self._order is None else self._index(self._order, number, place)]
+            index = place if self._order is None else self._index(self._order, number, place)
+            item: Item = self._table[index]
         else:
             while self._taken and self._taken[0][0] < self.delivered:
                 self._taken.popleft()
@@ -92,7 +94,7 @@ class _Items:
         if self._begin is None:
             raise AssertionError("an iteration that has begun and has nothing")
         objects, self._order, consumed = self._begin(self)
-        if isinstance(objects, ObjectTable):
+        if isinstance(objects, (ObjectTable, SampleTable)):
             self._first = self._position.first + consumed
             self._end = len(objects)
             self._table = objects
@@ -150,8 +152,8 @@ class SampleSource(Source, Protocol[T_co]):
 
     _bad_samples: BadSamples
 
-    def _sample(self, item: S3BucketKeyData, reader: S3Reader) -> T_co:
-        """Return what the transform makes of an object."""
+    def _sample(self, item: Item, reader: S3Reader | SampleReaders) -> T_co:
+        """Return what the transform makes of an object, or of those of a sample."""
 
 
 class Samples(Iterator[T], Generic[T]):
@@ -182,7 +184,7 @@ class Samples(Iterator[T], Generic[T]):
         self._window = window
         self._source = source
         self._is_torn = False
-        self._good: tuple[int, S3BucketKeyData] | None = None  # the last one
+        self._good: tuple[int, Item] | None = None  # the last one
         self._owed: tuple[int, ...] = ()  # those that were skipped, and that others are still to fill in for
         self._users: dict[int, object] = {}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from s3torch.datasets.course import course_of
 from s3torch.datasets.cursor import Course, Cursor, cursor_of, state_of
+from s3torch.datasets.members import Items, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.options import Selection
 from s3torch.datasets.order import Order, Shuffled
 from s3torch.errors import ArgumentError
 
@@ -17,12 +20,12 @@ class Plan(NamedTuple):
     """What one iteration reads.
 
     Attributes:
-        objects: Of all ranks and workers.
+        objects: Of all ranks and workers, or what all samples are made of.
         order: In which they come; None is the order in which they lie. Only of a table.
         consumed: How many of them, in that order, all ranks and workers together have read before.
     """
 
-    objects: Iterable[S3BucketKeyData]
+    objects: Iterable[S3BucketKeyData] | SampleTable
     order: Order | None = None
     consumed: int = 0
 
@@ -42,7 +45,7 @@ class Progress(Protocol):
 
 
 class _Newest(NamedTuple):
-    table: ObjectTable | None  # None: the objects come page by page, and are not kept
+    table: Items | None  # None: the objects come page by page, and are not kept
     begin: Cursor
     progress: Progress
 
@@ -59,7 +62,8 @@ class StreamCursor:
         self.shuffle = shuffle
         self.seed = seed
         self.due = Cursor()  # where the next iteration begins
-        self._resumed: ObjectTable | None = None  # the table of a state that was loaded, for the next iteration
+        # The table of a state that was loaded, for the next iteration.
+        self._resumed: Items | None = None
         self._newest: _Newest | None = None
         self._is_asked = False
 
@@ -71,7 +75,7 @@ class StreamCursor:
         """Whether an iteration has to know all objects when it begins."""
         return self.shuffle or self._is_asked
 
-    def begin(self, listing: Callable[[], Iterable[S3BucketKeyData]], progress: Progress) -> Plan:
+    def begin(self, listing: Callable[[], Iterable[S3BucketKeyData] | SampleTable], progress: Progress) -> Plan:
         """Begin the iteration that is due; the next one is of the next epoch.
 
         Args:
@@ -82,13 +86,13 @@ class StreamCursor:
         if newest is not None and newest.progress is progress and newest.table is not None:
             return self._plan(newest.table, newest.begin)  # again: it was interrupted before it got its plan
         objects = listing() if self._resumed is None else self._resumed
-        table = objects if isinstance(objects, ObjectTable) else None
+        table = objects if isinstance(objects, (ObjectTable, SampleTable)) else None
         begin = self.due
         plan = Plan(objects) if table is None else self._plan(table, begin)
         self._newest, self._resumed, self.due = _Newest(table, begin, progress), None, Cursor(begin.epoch + 1)
         return plan
 
-    def _plan(self, table: ObjectTable, begin: Cursor) -> Plan:
+    def _plan(self, table: Items, begin: Cursor) -> Plan:
         order = Shuffled(len(table), self.seed, begin.epoch) if self.shuffle else None
         return Plan(table, order, begin.consumed)
 
@@ -99,12 +103,12 @@ class StreamCursor:
         if epoch != self.due.epoch:
             self.due, self._newest, self._resumed = Cursor(epoch), None, None
 
-    def state(self, list_objects: Callable[[], ObjectTable], chosen_by: str | None) -> dict[str, Any]:
+    def state(self, list_items: Callable[[], Items], selection: Selection) -> dict[str, Any]:
         """Return where the newest iteration is.
 
         Args:
-            list_objects: Returns the objects, if no iteration has them.
-            chosen_by: The filter, as text.
+            list_items: Returns all objects, or what all samples are made of, if no iteration has them.
+            selection: What chose and made them.
 
         Raises:
             ArgumentError: It reads a listing page by page, so that nobody knows of which objects it is.
@@ -113,8 +117,8 @@ class StreamCursor:
         newest = self._newest
         if newest is None:
             if self._resumed is None:
-                self._resumed = list_objects()
-            return state_of(self._course(self._resumed, chosen_by), self.due)
+                self._resumed = list_items()
+            return state_of(self._course(self._resumed, selection), self.due)
         if newest.table is None:
             raise ArgumentError(
                 "This iteration reads the listing page by page and has no state. Ask for state_dict() once before the "
@@ -125,12 +129,12 @@ class StreamCursor:
         else:
             consumed = newest.begin.consumed + newest.progress.delivered * newest.progress.step
             now = Cursor(newest.begin.epoch, min(consumed, len(newest.table)))
-        return state_of(self._course(newest.table, chosen_by), now)
+        return state_of(self._course(newest.table, selection), now)
 
-    def load(self, state: Mapping[str, Any], table: ObjectTable, chosen_by: str | None) -> None:
+    def load(self, state: Mapping[str, Any], table: Items, selection: Selection) -> None:
         """Begin the next iteration where another one was; see ``cursor_of`` for the errors."""
-        self.due = cursor_of(self._course(table, chosen_by), state)
+        self.due = cursor_of(self._course(table, selection), state)
         self._newest, self._resumed, self._is_asked = None, table, True
 
-    def _course(self, table: ObjectTable, chosen_by: str | None) -> Course:
-        return Course(len(table), table.digest, chosen_by, self.shuffle, self.seed)
+    def _course(self, table: Items, selection: Selection) -> Course:
+        return course_of(len(table), table, selection, shuffle=self.shuffle, seed=self.seed)

@@ -1,0 +1,213 @@
+"""The class of each sample, by the folder in which its objects lie, as in torchvision's ImageFolder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from s3torch.datasets.grouping import Groups, first_of, numbers, uri_of
+from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.sources import Prefix
+from s3torch.errors import ArgumentError, ArgumentTypeError, SampleLayoutError
+from s3torch.uri import parse_s3_uri
+
+__all__ = ["ByFolder", "Labelling", "Labels", "by_folder", "check_labelling", "label", "within"]
+
+_NO_CLASS = -1
+
+Labelling = Callable[[S3BucketKeyData], "str | None"]
+
+
+@dataclass(frozen=True)
+class ByFolder:
+    """Names the class of an object by a folder of its key; made by ``by_folder``."""
+
+    below: str | None = None
+    classes: tuple[str, ...] | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.below is not None:
+            parse_s3_uri(self.below)
+        if self.classes is not None and not all(isinstance(name, str) for name in self.classes):
+            raise ArgumentTypeError(f"The names of classes must be str, got {self.classes!r}.")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
+            raise ArgumentError(f"classes={self.classes!r} must name at least one class, and none of them twice.")
+        if not isinstance(self.allow_empty, bool):
+            raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
+
+    def __repr__(self) -> str:
+        given = [f"below={self.below!r}"] if self.below is not None else []
+        given += [f"classes={self.classes!r}"] if self.classes is not None else []
+        given += ["allow_empty=True"] if self.allow_empty else []
+        return f"by_folder({', '.join(given)})"
+
+    def __call__(self, item: S3BucketKeyData) -> str | None:
+        """Return the name of the folder; None if the object lies in none."""
+        if self.below is None:
+            return item.key.rpartition("/")[0].rpartition("/")[2] or None
+        bucket, prefix = parse_s3_uri(self.below)
+        rest = item.key[len(prefix) :]
+        if item.bucket != bucket or not item.key.startswith(prefix):
+            return None
+        if prefix and not prefix.endswith("/"):
+            # A prefix is a string: below "train" lies "train/cat/1", and "train2/cat/1" does not.
+            if not rest.startswith("/"):
+                return None
+            rest = rest[1:]
+        folder, slash, _ = rest.partition("/")
+        return folder if slash and folder else None
+
+
+def by_folder(below: str | None = None, *, classes: Iterable[str] | None = None, allow_empty: bool = False) -> ByFolder:
+    """Return what names the class of a sample by the folder in which it lies.
+
+    Below ``s3://bucket/train/``, the class of ``train/cat/1.jpg`` and of ``train/cat/young/2.jpg`` is ``cat``.
+
+    Args:
+        below: ``s3://bucket/prefix``: the first folder below it names the class. None: that is the prefix of the
+            dataset; of a dataset that is made of URIs or a table, the last folder of the key names the class.
+        classes: Names of all classes; their order is that of the indices, so that datasets of several parts agree.
+            None: those of the folders that there are, sorted.
+        allow_empty: Whether one of ``classes`` may have no sample.
+
+    Raises:
+        InvalidURIError: ``below`` is not of that form.
+        ArgumentError: ``classes`` are none, or one comes twice.
+        ArgumentTypeError: A name is no string.
+    """
+    if isinstance(classes, str):
+        raise ArgumentTypeError(f"classes must be a list of names, got {classes!r}.")
+    return ByFolder(below, None if classes is None else tuple(classes), allow_empty)
+
+
+def check_labelling(given: object) -> None:
+    """Raise an ArgumentTypeError if this cannot be the option ``labels``."""
+    if given is not None and not callable(given):
+        raise ArgumentTypeError(
+            f"labels must be made by by_folder, or be callable with an S3BucketKeyData, got {given!r}. By the first "
+            "folder below the prefix: labels=by_folder()."
+        )
+
+
+def within(labelling: Labelling, source: object) -> Labelling:
+    """Return how the classes of a source's objects are named: ``by_folder()`` looks below its prefix."""
+    if isinstance(labelling, ByFolder) and labelling.below is None and isinstance(source, Prefix):
+        return replace(labelling, below=source.s3_uri)
+    return labelling
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of samples.
+
+    Attributes:
+        classes: Their names, by their indices.
+        targets: The index of each sample's class.
+    """
+
+    classes: tuple[str, ...]
+    targets: array[int]
+
+    @property
+    def digest(self) -> str:
+        """What tells these from others: the same on all machines."""
+        state = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
+        values = self.targets
+        if sys.byteorder == "big":
+            values = values[:]
+            values.byteswap()
+        state.update(values)
+        return state.hexdigest()
+
+
+def label(objects: ObjectTable, groups: Groups | None, labelling: Labelling) -> Labels:
+    """Return the classes of samples.
+
+    Args:
+        objects: All of the dataset.
+        groups: Which of them are samples together; None: each is one.
+        labelling: Returns the name of an object's class.
+
+    Raises:
+        ArgumentTypeError: ``labelling`` has returned no string.
+        SampleLayoutError: An object has no class, or not that of the other objects of its sample; or a class has no
+            sample.
+    """
+    members = None if groups is None else groups.members
+    names, class_of = _named(objects, members, labelling)
+    classes = _classes(names, class_of, labelling)
+    indices = {name: index for index, name in enumerate(classes)}
+    found = numbers(class_of)
+    if names:
+        found.copy_(torch.tensor([indices[name] for name in names])[found])
+    if groups is None:
+        return Labels(classes, class_of)
+    return Labels(classes, _of_samples(objects, groups, classes, class_of))
+
+
+def _classes(names: dict[str, int], class_of: array[int], labelling: Labelling) -> tuple[str, ...]:
+    """Return the names of the classes, by their indices; names beside them, and empty classes, are errors."""
+    if not isinstance(labelling, ByFolder) or labelling.classes is None:
+        return tuple(sorted(names))
+    classes = labelling.classes
+    if unknown := sorted(names.keys() - {*classes}):
+        many = sum(class_of.count(names[name]) for name in unknown)
+        raise SampleLayoutError(
+            f"{many} objects lie in {len(unknown)} folders that are no class: "
+            f"{first_of(map(repr, unknown), len(unknown))}. {labelling!r} names {len(classes)} classes. Name all, or "
+            "leave the objects out by a filter."
+        )
+    empty = [name for name in classes if name not in names]
+    if empty and not labelling.allow_empty:
+        raise SampleLayoutError(
+            f"{len(empty)} of {len(classes)} classes have no sample: {first_of(map(repr, empty), len(empty))}. Pass "
+            "allow_empty=True to by_folder if that may be."
+        )
+    return classes
+
+
+def _named(objects: ObjectTable, members: array[int] | None, labelling: Labelling) -> tuple[dict[str, int], array[int]]:
+    """Return numbers of the names of classes, and that of each object, or of each member of samples."""
+    names: dict[str, int] = {}
+    class_of = array("q")
+    for item in objects if members is None else (objects[each] for each in members):
+        name = labelling(item)
+        if name is not None and not isinstance(name, str):
+            raise ArgumentTypeError(
+                f"labels={labelling!r} must return the name of a class, a str. For {uri_of(item)} it has returned "
+                f"{name!r}."
+            )
+        class_of.append(_NO_CLASS if name is None else names.setdefault(name, len(names)))
+    if without := class_of.count(_NO_CLASS):
+        bad = torch.nonzero(numbers(class_of) == _NO_CLASS).flatten()[:3].tolist()
+        uris = [uri_of(objects[place if members is None else members[place]]) for place in bad]
+        where = "in no folder that names a class" if isinstance(labelling, ByFolder) else "in no class"
+        raise SampleLayoutError(
+            f"{without} of {len(class_of)} objects are {where}, by {labelling!r}: {first_of(uris, without)}. Move them "
+            "into one, or leave them out by a filter."
+        )
+    return names, class_of
+
+
+def _of_samples(objects: ObjectTable, groups: Groups, classes: tuple[str, ...], class_of: array[int]) -> array[int]:
+    """Return the class of each sample: that of all its members."""
+    targets = array("q")
+    start = 0
+    for end in groups.ends:
+        found = class_of[start:end]
+        if found.count(found[0]) < len(found):
+            other = next(place for place in range(start, end) if class_of[place] != class_of[start])
+            said = [f"{uri_of(objects[groups.members[at]])} is {classes[class_of[at]]!r}" for at in (start, other)]
+            raise SampleLayoutError(
+                f"The objects of one sample are of several classes: {said[0]}, and {said[1]}. A sample has one class."
+            )
+        targets.append(found[0])
+        start = end
+    return targets
