@@ -10,6 +10,7 @@ Each class is named by what the caller can do about it::
     │   ├── CheckpointFormatError             the file is no checkpoint of this format, or damaged: save it anew
     │   ├── LoaderStateError                  the state is of other data, or damaged: resume what it was saved of
     │   ├── EmptyDatasetError                 there is no object: fix the prefix or the filter
+    │   ├── ManifestError                     a line of a manifest is none of an object, or it is damaged: mend the file
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -60,6 +61,7 @@ __all__ = [
     "IntegrityError",
     "InvalidURIError",
     "LoaderStateError",
+    "ManifestError",
     "NotFoundError",
     "ObjectChangedError",
     "ObjectExistsError",
@@ -158,6 +160,10 @@ class LoaderStateError(ArgumentError):
 
 class EmptyDatasetError(ArgumentError):
     """A dataset has no object: nothing is under its prefix, or its filter leaves nothing."""
+
+
+class ManifestError(ArgumentError):
+    """A file that names objects has a line that names none, is cut off or damaged, or of a format that is not known."""
 
 
 class ObjectTableError(ArgumentError):

@@ -3,6 +3,7 @@
 from s3torch.datasets.filters import Filter
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
+from s3torch.datasets.manifest import Manifest, ManifestFormat
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, MapOptions, StreamOptions
@@ -13,6 +14,8 @@ __all__ = [
     "DatasetOptions",
     "Filter",
     "LookAheadBatchSampler",
+    "Manifest",
+    "ManifestFormat",
     "MapOptions",
     "ObjectTable",
     "Objects",
