@@ -60,7 +60,7 @@ class Inventory:
 
 
 def is_inventory(first_line: bytes) -> bool:
-    """Whether JSON whose first line this is, is an inventory and no JSON Lines: it goes on, or has an inventory's fields."""
+    """Whether JSON that begins with this line is an inventory and no JSON Lines."""
     if first_line.strip() == b"{":
         return True
     try:
@@ -140,7 +140,7 @@ def read_inventory_file(content: bytes, inventory: Inventory, file: InventoryFil
 
 
 def _read_csv(stream: BinaryIO, columns: tuple[str, ...], rows: Rows, name: str) -> None:
-    places = places_of(_CSV_COLUMNS, columns, "Key", name)
+    places = places_of(_CSV_COLUMNS, columns, ["Bucket", "Key"], name)
     for line, record in csv_records(stream, name):
         try:
             if len(record) != len(columns):
@@ -153,7 +153,7 @@ def _read_csv(stream: BinaryIO, columns: tuple[str, ...], rows: Rows, name: str)
 
 
 def _read_parquet(content: bytes, rows: Rows, name: str) -> None:
-    for number, values in enumerate(rows_of_parquet(content, _PARQUET_COLUMNS, "key", name), 1):
+    for number, values in enumerate(rows_of_parquet(content, _PARQUET_COLUMNS, ["bucket", "key"], name), 1):
         try:
             _add(rows, *values)
         except RowError as error:

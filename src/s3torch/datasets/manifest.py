@@ -41,7 +41,7 @@ _SHOWN = 16  # bytes of a file's beginning, in an error
 class Manifest:
     """The objects that a file names, in its order; an object that it names twice is there twice.
 
-    It is one of: a table that ``ObjectTable.save`` wrote; CSV with a column ``uri``, or without a header and with URIs in
+    It is one of: a table that ``ObjectTable.save`` wrote; CSV with a column ``uri``, or with no header and with URIs in
     its first column; JSON Lines with a field ``uri``; Parquet with a column ``uri``; the ``manifest.json`` of an S3
     Inventory. CSV and JSON Lines may be compressed by gzip. Columns ``size`` (bytes) and ``etag`` are used if they are
     there: a reader then refuses an object that was replaced since. Other columns are left out.

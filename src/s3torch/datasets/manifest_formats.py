@@ -42,7 +42,9 @@ _BUFFER_SIZE = 1024 * 1024  # bytes; not tuned
 
 def unzipped(file: BinaryIO) -> io.BufferedReader:
     """Return a stream of what a file holds, decompressed if it is compressed by gzip. It closes the file."""
-    stream = io.BufferedReader(cast("io.RawIOBase", file), _BUFFER_SIZE)  # any that has readinto will do
+    stream: io.BufferedReader = io.BufferedReader(
+        cast("io.RawIOBase", file), _BUFFER_SIZE
+    )  # any that has readinto will do
     if not stream.peek(len(_GZIP)).startswith(_GZIP):
         return stream
     return io.BufferedReader(cast("io.RawIOBase", _Unzipped(stream)), _BUFFER_SIZE)
@@ -93,7 +95,7 @@ def read_csv(stream: BinaryIO, rows: Rows, name: str) -> None:
         places: Sequence[int | None] = (0, None, None)
         records = chain([first], records)
     else:
-        places = places_of(("uri", "size", "etag"), [each.strip() for each in header], "uri", name)
+        places = places_of(("uri", "size", "etag"), [each.strip() for each in header], ["uri"], name)
     uri_at, size_at, etag_at = places
     if uri_at is None:
         raise AssertionError("a column that must be there")
@@ -115,30 +117,34 @@ def read_csv(stream: BinaryIO, rows: Rows, name: str) -> None:
 def csv_records(stream: BinaryIO, name: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the records of a CSV file that are not blank, each with the number of its first line.
 
-    Bytes that are no UTF-8 come as lone surrogates: they may lie in a column that nobody asks for.
+    The stream is closed behind the last. Bytes that are no UTF-8 come as lone surrogates: they may lie in a column that
+    nobody asks for.
 
     Raises:
         ManifestError: A record is no CSV.
     """
-    reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), strict=True)
     line = 1
-    try:
-        for record in reader:
-            if len(record) > 1 or (record and record[0].strip()):
-                yield line, record
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ManifestError(f"The record that begins in line {line} of {name} is no CSV: {error}.") from error
+    # It would close the stream when it is collected; this does it at a known time.
+    with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        try:
+            for record in reader:
+                if len(record) > 1 or (record and record[0].strip()):
+                    yield line, record
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ManifestError(f"The record that begins in line {line} of {name} is no CSV: {error}.") from error
 
 
-def places_of(wanted: Iterable[str], columns: Sequence[str], required: str, name: str) -> list[int | None]:
+def places_of(wanted: Iterable[str], columns: Sequence[str], required: Iterable[str], name: str) -> list[int | None]:
     """Return where the wanted columns are; None for one that is not there.
 
     Raises:
-        ManifestError: The required one is not there, or one is there twice.
+        ManifestError: One of those that are required is not there, or one is there twice.
     """
-    if required not in columns:
-        raise ManifestError(f"{name} has no column {required!r}. Its columns are: {_shown(columns)}.")
+    for each in required:
+        if each not in columns:
+            raise ManifestError(f"{name} has no column {each!r}. Its columns are: {_shown(columns)}.")
     found: list[int | None] = []
     for each in wanted:
         if columns.count(each) > 1:
@@ -201,18 +207,20 @@ def read_parquet(content: bytes, rows: Rows, name: str) -> None:
     Raises:
         ManifestError: It is damaged, or a row is none of an object; or pyarrow is not installed.
     """
-    for number, values in enumerate(rows_of_parquet(content, ("uri", "size", "etag"), "uri", name), 1):
+    for number, values in enumerate(rows_of_parquet(content, ("uri", "size", "etag"), ["uri"], name), 1):
         try:
             rows.add_uri(*values)
         except RowError as error:
             raise ManifestError(f"Row {number} of {name} {error}") from error
 
 
-def rows_of_parquet(content: bytes, wanted: Sequence[str], required: str, name: str) -> Iterator[tuple[Any, ...]]:
+def rows_of_parquet(
+    content: bytes, wanted: Sequence[str], required: Sequence[str], name: str
+) -> Iterator[tuple[Any, ...]]:
     """Yield the values of some columns of a Parquet file, None for those of a column that is not there.
 
     Raises:
-        ManifestError: The file is damaged, or lacks the required column; or pyarrow is not installed.
+        ManifestError: The file is damaged, or lacks a column that is required; or pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -228,8 +236,7 @@ def rows_of_parquet(content: bytes, wanted: Sequence[str], required: str, name: 
         present = [each for each in wanted if each in file.schema_arrow.names]
         for batch in file.iter_batches(_PARQUET_BATCH, columns=present):
             columns = {each: batch.column(each).to_pylist() for each in present}
-            nothing = repeat(None, batch.num_rows)
-            yield from zip(*(columns.get(each, nothing) for each in wanted), strict=False)
+            yield from zip(*(columns.get(each) or repeat(None, batch.num_rows) for each in wanted), strict=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{name} is damaged, or no Parquet file: {error}.") from error
 
