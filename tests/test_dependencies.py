@@ -80,7 +80,10 @@ def test_what_is_imported_is_declared():
     """The library imports exactly the packages that it declares; some of them only where they are installed."""
     library = [name for name in TREES if not name.startswith(_BESIDE)]
     of_torch = {"safetensors"}  # torch imports it for files of that format, and so do we, only then
-    assert imported(library) == declared() | declared("checksums") | declared("torch-checkpointing") | of_torch
+    assert (
+        imported(library)
+        == declared() | declared("checksums") | declared("parquet") | declared("torch-checkpointing") | of_torch
+    )
 
 
 def test_what_is_imported_beside_it_is_declared():

@@ -11,6 +11,7 @@ Each class is named by what the caller can do about it::
     │   ├── LoaderStateError                  the state is of other data, or damaged: resume what it was saved of
     │   ├── EmptyDatasetError                 there is no object: fix the prefix or the filter
     │   ├── SampleLayoutError                 the objects do not make the samples that were asked for: fix either
+    │   ├── ManifestError                     a line of a manifest is none of an object, or it is damaged: mend the file
     │   ├── ObjectTableError                  the file is no saved table of objects, or damaged: save it anew
     │   └── ClosedError                       the reader or writer is closed: make a new one
     ├── NotFoundError (FileNotFoundError)
@@ -63,6 +64,7 @@ __all__ = [
     "IntegrityError",
     "InvalidURIError",
     "LoaderStateError",
+    "ManifestError",
     "NotFoundError",
     "ObjectChangedError",
     "ObjectExistsError",
@@ -169,6 +171,10 @@ class SampleLayoutError(ArgumentError):
 
     An object is missing, there twice, or in no class; or a class has no sample.
     """
+
+
+class ManifestError(ArgumentError):
+    """A file that names objects has a line that names none, is cut off or damaged, or of a format that is not known."""
 
 
 class ObjectTableError(ArgumentError):

@@ -114,11 +114,11 @@ def test_bad_sources(made, tmp_path):
 def test_each_option_is_written_once():
     """What a program may write is what a dataset keeps, and all ways to make one have the same options."""
     assert DatasetOptions.__annotations__.keys() == Selection.__dataclass_fields__.keys()
-    first = ("s3_uri", "object_uris", "table", "source")
+    first = ("s3_uri", "object_uris", "table", "place", "source")
     for made, options in ((S3MapDataset, MapOptions), (S3IterableDataset, StreamOptions)):
         constructor = inspect.signature(made).parameters.keys() - {"get_dataset_objects", "options"}
         assert constructor | DatasetOptions.__annotations__.keys() == options.__annotations__.keys()
-        for name in ("from_prefix", "from_objects", "from_table", "from_source"):
+        for name in ("from_prefix", "from_objects", "from_table", "from_manifest", "from_source"):
             given = inspect.signature(getattr(made, name)).parameters
             assert [each for each in given if each not in first] == ["options"]
 

@@ -62,6 +62,10 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "datasets/samples.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/table.py": ("datasets/test_objects.py", "datasets/test_table.py", "datasets/test_table_file.py"),
     "datasets/columns.py": ("datasets/test_table_file.py", "datasets/test_table.py"),
+    **{
+        f"datasets/{name}.py": ("datasets/test_manifests.py",)
+        for name in ("manifest", "manifest_formats", "inventory", "rows")
+    },
     "datasets/cursor.py": ("datasets/test_schedules.py", "datasets/test_loader.py"),
     "datasets/windows.py": ("datasets/test_windows.py", "datasets/test_map.py"),
 }

@@ -56,6 +56,8 @@ def datasets() -> None:
     table: ObjectTable = tensors.objects
     table.save("table")
     again: S3MapDataset[Tensor] = S3MapDataset.from_table(ObjectTable.load("table"), transform=decode)
+    assert_type(S3MapDataset.from_manifest("train.csv", transform=decode), S3MapDataset[Tensor])
+    assert_type(S3IterableDataset.from_manifest("s3://bucket/train.jsonl", transform=decode), S3IterableDataset[Tensor])
     stream = S3IterableDataset.from_table("s3://bucket/table", transform=decode, enable_sharding=True)
     print(len(again), table[0].key)
     assert_type(S3MapDataset.from_prefix("s3://bucket/prefix", transform=decode), S3MapDataset[Tensor])

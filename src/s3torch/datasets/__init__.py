@@ -6,6 +6,7 @@ from s3torch.datasets.grouping import by_stem
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.labels import by_folder
 from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
+from s3torch.datasets.manifest import Manifest, ManifestFormat
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.members import SampleReaders
 from s3torch.datasets.mixture import S3Mixture
@@ -19,6 +20,8 @@ __all__ = [
     "DatasetOptions",
     "Filter",
     "LookAheadBatchSampler",
+    "Manifest",
+    "ManifestFormat",
     "MapOptions",
     "ObjectTable",
     "Objects",

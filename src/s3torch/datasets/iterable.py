@@ -16,6 +16,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.labels import ByFolder, Labels
+from s3torch.datasets.manifest import Manifest
 from s3torch.datasets.members import Items, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import DatasetOptions, StreamOptions, Transform
@@ -57,8 +58,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
 
     Args:
         region: Of the bucket; None finds it.
-        get_dataset_objects: A source (Prefix, Objects, Table), or what returns the objects, given the client; called
-            for each iteration. Mostly ``from_prefix`` or one of its siblings is used instead.
+        get_dataset_objects: A source (Prefix, Objects, Table, Manifest), or what returns the objects, given the client;
+            called for each iteration. Mostly ``from_prefix`` or one of its siblings is used instead.
         endpoint: URL of the server; None finds it.
         transform: Makes a sample of a reader, or of a SampleReaders if ``samples`` is given. With DataLoader workers
             that are not forked it must pickle: a function of a module, not a lambda.
@@ -105,7 +106,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """Return a dataset of the objects of a source.
 
         Args:
-            source: Prefix, Objects or Table.
+            source: Prefix, Objects, Table or Manifest.
             options: See StreamOptions.
 
         Raises:
@@ -154,6 +155,24 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
             OSError: The table could not be read from a file.
         """
         return cls._of(Table(table), options)
+
+    @classmethod
+    def from_manifest(cls, place: str | os.PathLike[str], **options: Unpack[StreamOptions[T_co]]) -> Self:
+        """Return a dataset of the objects that a file names, in its order: nothing is listed; see Manifest.
+
+        Args:
+            place: The path or S3 URI of a saved table, of CSV, JSON Lines or Parquet with a column ``uri``, or of the
+                ``manifest.json`` of an S3 Inventory. It is read once, here. To say which of them it is, use
+                ``from_source(Manifest(place, format=...))``.
+            options: See StreamOptions.
+
+        Raises:
+            ManifestError: A line is none of an object, the file is damaged, or of another format.
+            ObjectTableError: It is a saved table that is damaged.
+            S3Error: It could not be read from S3.
+            OSError: It could not be read from a file.
+        """
+        return cls._of(Manifest(place), options)
 
     def __getstate__(self) -> dict[str, object]:
         # A worker that is not forked has no process group: it is told what is known here by now.

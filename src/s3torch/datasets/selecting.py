@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from s3torch.client import S3Client
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import Selection
-from s3torch.datasets.sources import Prefix
+from s3torch.datasets.sources import Known, Prefix
 from s3torch.errors import EmptyDatasetError, S3Error
 from s3torch.uri import parse_s3_uri
 
@@ -82,7 +82,9 @@ class _Selected(Iterator[S3BucketKeyData]):
 
 
 def _empty(seen: int, selection: Selection, source: object, client: S3Client) -> EmptyDatasetError:
-    where = source.s3_uri if isinstance(source, Prefix) else "the dataset's source"
+    where = "the dataset's source"
+    if isinstance(source, (Known, Prefix)):
+        where = source.origin if isinstance(source, Known) else source.s3_uri
     allowed = "Pass allow_empty=True if that may be."
     if seen:
         return EmptyDatasetError(

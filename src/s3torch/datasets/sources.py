@@ -13,7 +13,7 @@ from s3torch.datasets.objects import ObjectTable, S3BucketKeyData, list_prefix, 
 from s3torch.errors import ArgumentTypeError
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["Objects", "Prefix", "Source", "Table", "buckets_of"]
+__all__ = ["Known", "Objects", "Prefix", "Source", "Table", "buckets_of"]
 
 
 @runtime_checkable
@@ -69,16 +69,22 @@ class Prefix:
         return self
 
 
-class _Known:
-    """Objects that are in a table."""
+class Known:
+    """Objects that are in a table.
+
+    Args:
+        table: They.
+        origin: Where they come from, for errors.
+    """
 
     is_listed: ClassVar[bool] = False
 
-    def __init__(self, table: ObjectTable) -> None:
+    def __init__(self, table: ObjectTable, origin: str = "the dataset's source") -> None:
         self._objects = table
+        self.origin = origin
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and self._objects.digest == other._objects.digest
+        return isinstance(other, Known) and self._objects.digest == other._objects.digest
 
     def __hash__(self) -> int:
         return hash(self._objects.digest)
@@ -94,12 +100,12 @@ class _Known:
         """Return the objects."""
         return self._objects
 
-    def opened(self, _client: S3Client) -> _Known:
+    def opened(self, _client: S3Client) -> Known:
         """Return this: all is known."""
         return self
 
 
-class Objects(_Known):
+class Objects(Known):
     """The objects that URIs name, in their order.
 
     Args:
@@ -148,9 +154,9 @@ class Table:
         """
         return self.place if isinstance(self.place, ObjectTable) else ObjectTable.load(self.place, client=client)
 
-    def opened(self, client: S3Client) -> _Known:
+    def opened(self, client: S3Client) -> Known:
         """Return the objects; raises what ``table`` does."""
-        return _Known(self.table(client))
+        return Known(self.table(client))
 
 
 def buckets_of(source: object) -> tuple[str, ...]:
@@ -160,6 +166,6 @@ def buckets_of(source: object) -> tuple[str, ...]:
     """
     if isinstance(source, Prefix):
         return parse_s3_uri(source.s3_uri)[:1]
-    if isinstance(source, _Known) and len(source._objects):
+    if isinstance(source, Known) and len(source._objects):
         return (source._objects[0].bucket,)
     return ()
