@@ -43,10 +43,11 @@ def _bytes(findings: Findings) -> Figure:
     left.hist([share * 100 - 100 for share in findings.bytes.ranks], bins=_BINS, color=_OURS)
     left.set_xlabel("a rank's bytes of an epoch, % from the mean")
     left.set_ylabel("ranks")
-    right.hist(findings.bytes.steps, bins=_BINS, color=_OTHER, density=True, label="of a step")
-    right.hist(findings.bytes.hundreds, bins=_BINS, color=_OURS, density=True, label="of 100 steps")
+    steps, hundreds = findings.bytes.steps, findings.bytes.hundreds
+    right.hist(steps, bins=_BINS, color=_OTHER, weights=[1 / len(steps)] * len(steps), label="of a step")
+    right.axvspan(min(hundreds), max(hundreds), color=_OURS, label="of 100 steps: all within this")
     right.set_xlabel("bytes of the heaviest rank, 1 is the mean rank")
-    right.set_ylabel("density")
+    right.set_ylabel("share of steps")
     right.set_xlim(left=1.0)
     right.legend(frameon=False, fontsize=9)
     return figure
@@ -68,48 +69,52 @@ def _prefixes(findings: Findings) -> Figure:
 
 
 def _start(findings: Findings) -> Figure:
-    figure, (left, right) = _figure("Requests at the start of a job", (10.5, 4.2), (1, 2))
-    storms = findings.storms
-    for who, axes in (("each worker", left), ("each rank", right)):
-        names = [name for name in storms if name.startswith(f"credentials, {who}")]
-        for name, color in zip(names, (_OURS, _OTHER, _THIRD), strict=False):
-            course = storms[name].course
-            seconds = range(int(course.ended) + 1)
-            counts = [course.served[second] + course.refused[second] for second in seconds]
-            how = name.rpartition(", ")[2]
-            given_up = f", {storms[name].failed:,} given up" if storms[name].failed else ""
-            axes.plot(seconds, counts, "o-", color=color, markersize=3, label=f"{how}{given_up}")
-        axes.axhline(STS_PER_SECOND, color=_LIMIT, linestyle="--", label=f"limit of an account: {STS_PER_SECOND}")
-        axes.set_title(f"{who} asks for credentials: {storms[names[0]].asked:,}", fontsize=10, color=_INK)
-        axes.set_xlabel("seconds")
-        axes.set_yscale("symlog", linthresh=10)
-        axes.set_ylim(bottom=0)
-        _plain(axes)
-        axes.legend(frameon=False, fontsize=8)
-    left.set_ylabel("requests to STS, a second")
+    figure, (left, right) = _figure("Requests at the start of a job, where all start at once", (10.5, 4.2), (1, 2))
+    _draw_storm(left, findings, "credentials, each worker", STS_PER_SECOND, "limit of an account")
+    _draw_storm(right, findings, "listing, each rank", GETS_PER_SECOND, "limit of a prefix")
+    left.set_title("each worker asks for credentials", fontsize=10, color=_INK)
+    right.set_title("each rank lists: its first 32 pages", fontsize=10, color=_INK)
+    left.set_ylabel("requests a second")
     return figure
 
 
+def _draw_storm(axes: Axes, findings: Findings, start: str, limit: int, what: str) -> None:
+    storms = {name: storm for name, storm in findings.storms.items() if name.startswith(start)}
+    for (name, storm), color in zip(storms.items(), (_OURS, _OTHER, _THIRD), strict=False):
+        counts = storm.course.served + storm.course.refused
+        seconds = range(int(storm.course.ended) + 1)
+        given_up = f", {storm.failed:,} given up" if storm.failed else ""
+        label = f"{name.rpartition(', ')[2]}{given_up}"
+        axes.plot(seconds, [counts[second] for second in seconds], "o-", color=color, markersize=3, label=label)
+    axes.axhline(limit, color=_LIMIT, linestyle="--", label=f"{what}: {limit:,}")
+    axes.set_xlabel("seconds")
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(0, 3e6)  # room for the legend
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+
+
 def _outages(findings: Findings) -> Figure:
-    figure, all_axes = _figure(
-        f"{len(findings.outages)} ways to meet a limit, and {findings.outage[1]} s in which all is refused",
-        (10, 2.0 * len(findings.outages) + 0.8),
-        (len(findings.outages), 1),
-    )
     begin, lasts = findings.outage
-    most = max(max(found.course.served.values(), default=1) for found in findings.outages.values()) * 1.6
-    for axes, (name, found) in zip(all_axes, findings.outages.items(), strict=True):
-        seconds = range(int(found.course.ended))
-        axes.plot(seconds, [found.course.served[second] for second in seconds], color=_OURS, label="answered")
-        axes.plot(seconds, [found.course.refused[second] for second in seconds], color=_OTHER, label="refused")
-        axes.axvspan(begin, begin + lasts, color=_FAINT, alpha=0.6, zorder=0)
-        axes.set_ylim(0, most)
-        axes.set_xlim(0, len(seconds))
-        axes.set_title(name, fontsize=10, color=_INK, loc="left")
+    rows = len(findings.outages[True])
+    title = f"A limit for {begin} s, then {lasts} s in which all is refused, then the limit again"
+    figure, all_axes = _figure(title, (11, 1.7 * rows + 0.8), (rows, 2))
+    for column, (in_step, outages) in enumerate(findings.outages.items()):
+        most = 1.6 * max(outages["s3torch"].limited, *(found.limited for found in outages.values()))
+        for axes, (name, found) in zip(all_axes[column::2], outages.items(), strict=True):
+            seconds = range(int(found.course.ended))
+            axes.plot(seconds, [found.course.refused[second] for second in seconds], color=_OTHER, label="refused")
+            axes.plot(seconds, [found.course.served[second] for second in seconds], color=_OURS, label="answered")
+            axes.axvspan(begin, begin + lasts, color=_FAINT, alpha=0.6, zorder=0)
+            axes.set_ylim(0, most)
+            axes.set_xlim(0, len(seconds))
+            how = "in step" if in_step else "each for itself"
+            axes.set_title(f"{name}; {how}", fontsize=9, color=_INK, loc="left")
+            _plain(axes)
+        all_axes[column - 2].set_xlabel("seconds; what leaves the top goes on beyond it")
+    for axes in all_axes[::2]:
         axes.set_ylabel("a second")
-        _plain(axes)
-    all_axes[0].legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
-    all_axes[-1].set_xlabel("seconds; lines that leave the top go on beyond it")
+    all_axes[1].legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -42,6 +42,7 @@ class Job:
         local_ranks: Ranks of a node.
         workers: DataLoader workers of a rank.
         batch_size: Samples of a batch of a rank.
+        connections: Of a worker: with 128 workers a node has 2,048 of them.
     """
 
     objects: int = 100_000_000
@@ -50,6 +51,7 @@ class Job:
     local_ranks: int = 8
     workers: int = 16
     batch_size: int = 64
+    connections: int = 16
 
     @property
     def nodes(self) -> int:

@@ -19,6 +19,15 @@ __all__ = ["Findings", "Size", "find"]
 _SAMPLES_PER_SECOND = (1, 5, 10, 50, 100, 250, 1000)  # of a rank
 _PREFIXES = (1, 2, 4, 8, 16, 32, 48, 64, 100, 128, 256, 512, 1000, 2000)
 _RANK_BYTES = 2**30  # of a checkpoint
+_OUTAGE = (
+    "clients",
+    "answers a second",
+    "refused",
+    "requests a second in the outage",
+    "seconds to recover",
+    "seconds lost",
+    "given up",
+)
 _SPREAD = 30.0  # seconds within which processes start that do not start together
 
 
@@ -55,7 +64,7 @@ class Findings:
         hot: The busiest prefix, by number of prefixes, shuffled and in order.
         bytes: That ranks read.
         storms: Starts, by what is asked and how.
-        outages: By what clients do.
+        outages: By whether clients are in step, and what they do.
         outage: Seconds before the outage, and of it.
     """
 
@@ -64,7 +73,7 @@ class Findings:
     hot: dict[str, dict[int, Hot]]
     bytes: Bytes
     storms: dict[str, Storm]
-    outages: dict[str, Outage]
+    outages: dict[bool, dict[str, Outage]]
     outage: tuple[int, int]
 
 
@@ -74,7 +83,7 @@ def find(job: Job, size: Size) -> Findings:
     read = _print_division(job, size)
     hot = _print_rates(job, size)
     storms = _print_storms(job)
-    outages = _print_outages(size)
+    outages = _print_outages(job, size)
     _print_dollars(job)
     return Findings(
         job=job,
@@ -172,7 +181,8 @@ def _print_storms(job: Job) -> dict[str, Storm]:
         storms[f"credentials, {name}, no jitter"] = credentials(count, has_jitter=False)
     spread = f"within {_SPREAD:.0f} s"
     storms[f"credentials, each worker, {spread}"] = credentials(job.all_workers, has_jitter=True, spread=_SPREAD)
-    for name, count in askers.items():
+    for name in ("each rank", "each node", "one a job"):  # workers of a rank have one listing anyway
+        count = askers[name]
         storms[f"listing, {name}, jitter"] = first_pages(count, has_jitter=True)
         storms[f"listing, {name}, no jitter"] = first_pages(count, has_jitter=False)
     for tries, note in ((1, "one name"), (5, "five names")):
@@ -193,37 +203,40 @@ def _print_storms(job: Job) -> dict[str, Storm]:
     return storms
 
 
-def _print_outages(size: Size) -> dict[str, Outage]:
+def _print_outages(job: Job, size: Size) -> dict[bool, dict[str, Outage]]:
     before, lasts, after = size.outage
     per_client = share_of_the_limit()
-    outages = {
-        name: outage(behaviour, clients=size.clients, per_client=per_client, before=before, lasts=lasts, after=after)
-        for name, behaviour in BEHAVIOURS.items()
-    }
-    rows = [
-        (
-            name,
-            f"{found.limited:,.0f}",
-            f"{found.wasted:.1%}",
-            f"{found.in_outage:,.0f}",
-            "never" if found.recovered is None else f"{found.recovered}",
-            f"{found.lost:.0f}",
-            f"{found.failed:,}",
-        )
-        for name, found in outages.items()
-    ]
     limit = f"{size.clients * per_client:,.0f}"
-    fields = (
-        "clients",
-        "answers a second",
-        "refused",
-        "requests a second in the outage",
-        "seconds to recover",
-        "seconds lost",
-        "given up",
-    )
-    _table(f"{size.clients} clients at a limit of {limit} GETs a second, then {lasts} s of 503", fields, rows)
+    outages: dict[bool, dict[str, Outage]] = {}
+    for in_step, how in ((False, "each for itself"), (True, "in step")):
+        outages[in_step] = {
+            name: outage(
+                behaviour,
+                clients=size.clients,
+                connections=job.connections,
+                in_step=in_step,
+                per_client=per_client,
+                before=before,
+                lasts=lasts,
+                after=after,
+            )
+            for name, behaviour in BEHAVIOURS.items()
+        }
+        title = f"{size.clients} clients, {how}, at a limit of {limit} GETs a second, then {lasts} s of 503"
+        _table(title, _OUTAGE, [_outage_row(name, found) for name, found in outages[in_step].items()])
     return outages
+
+
+def _outage_row(name: str, found: Outage) -> tuple[str, ...]:
+    return (
+        name,
+        f"{found.limited:,.0f}",
+        f"{found.wasted:.1%}",
+        f"{found.in_outage:,.0f}",
+        "never" if found.recovered is None else f"{found.recovered}",
+        f"{found.lost:.0f}",
+        f"{found.failed:,}",
+    )
 
 
 def _print_dollars(job: Job) -> None:

@@ -3,7 +3,8 @@
 A client is a process of s3torch: it has the window, the retry budget and the retry policy of the library, and does with
 them what the engine does. Its requests are for samples in a row: of the ``ahead`` that follow the oldest one which is
 not there yet, as many are under way as the window lets. So a sample that waits for its retry holds up what comes behind
-it, as it does in a training loop.
+it, as it does in a training loop. And where ranks are in step, as in DistributedDataParallel, the clients that are
+ahead wait for the slowest one.
 
 What is not simulated: connections, bytes, second requests for late answers, and what one slow answer does to the next.
 An answer takes as long as it would on a service with nothing else to do, and a refusal a third of that.
@@ -29,6 +30,7 @@ __all__ = ["Behaviour", "Course", "Limit", "simulate"]
 _REFUSAL = 1 / 3  # of the time of an answer
 _LATENCY_SPREAD = 0.3  # of its logarithm
 _EVER = 10**12
+_BATCHES_AHEAD = 2  # the prefetch_factor of a DataLoader
 
 
 class Limit:
@@ -102,16 +104,22 @@ class _Client:
         self.attempts: dict[int, int] = {}  # of what is not there yet
         self.again: list[int] = []
         self.in_flight = 0
+        self.batches = 0
         self._wanted = wanted
         self._ahead = ahead
         self._next = 0
 
-    def take(self) -> int | None:
-        """Return the number of the request to be sent now, or None."""
+    @property
+    def complete(self) -> int:
+        """How many samples are there, of those before the first one that is not."""
+        # The first key is the oldest: a dict keeps its order, and numbers go up.
+        return next(iter(self.attempts), self._next)
+
+    def take(self, stop: int) -> int | None:
+        """Return the number of the request to be sent now, below ``stop``; or None."""
         if self.again:
             return self.again.pop()
-        # The first key is the oldest: a dict keeps its order, and numbers go up.
-        if self._next < min(self._wanted, next(iter(self.attempts), self._next) + self._ahead):
+        if self._next < min(self._wanted, stop, self.complete + self._ahead):
             self.attempts[self._next] = 0
             self._next += 1
             return self._next - 1
@@ -126,6 +134,7 @@ def simulate(
     wanted: int | None = None,
     connections: int = 128,
     ahead: int = 128,
+    in_step: int | None = None,
     latency: float = 0.03,
     spread: float = 0.0,
     until: float = math.inf,
@@ -140,6 +149,8 @@ def simulate(
         wanted: Requests of each; None has no end.
         connections: Of each.
         ahead: How far the newest request may be ahead of the oldest one that is not answered.
+        in_step: Samples of a batch, of which no client asks for more than the two that follow the last one that all
+            clients have; None lets each go its own way.
         latency: Of an answer in seconds, at the median.
         spread: They start at random within so many seconds.
         until: When to stop, in seconds.
@@ -154,17 +165,19 @@ def simulate(
     order = itertools.count()
     events: list[tuple[float, int, _Client, int, bool | None, float]] = []  # is it admitted? None: a pause is over
 
+    stop = _EVER if in_step is None else _BATCHES_AHEAD * in_step
+
     def send(client: _Client) -> None:
         most = max(1, int(client.window.size)) if behaviour.has_window else connections
-        while client.in_flight < most and (number := client.take()) is not None:
+        while client.in_flight < most and (number := client.take(stop)) is not None:
             client.in_flight += 1
             client.attempts[number] += 1
             is_admitted = limit.admits(now)
             takes = latency * math.exp(chance.gauss(0.0, _LATENCY_SPREAD)) * (1.0 if is_admitted else _REFUSAL)
             heapq.heappush(events, (now + takes, next(order), client, number, is_admitted, now))
 
-    for _ in range(clients):
-        client = _Client(_EVER if wanted is None else wanted, connections, ahead)
+    everyone = [_Client(_EVER if wanted is None else wanted, connections, ahead) for _ in range(clients)]
+    for client in everyone:
         heapq.heappush(events, (chance.random() * spread, next(order), client, -1, None, 0.0))
     while events and events[0][0] < until:
         now, _, client, number, is_admitted, began = heapq.heappop(events)
@@ -196,4 +209,11 @@ def simulate(
                 client.budget.note_retry()
                 heapq.heappush(events, (now + pause, next(order), client, number, None, 0.0))
         send(client)
+        if in_step is not None and client.complete // in_step > client.batches:
+            client.batches = client.complete // in_step
+            due = (min(each.batches for each in everyone) + _BATCHES_AHEAD) * in_step
+            if due > stop:
+                stop = due
+                for each in everyone:
+                    send(each)
     return Course(served, refused, failed, now)

@@ -1,4 +1,7 @@
-"""A service that refuses for a while: how much gets through, how much is wasted, and when it is over."""
+"""A service that refuses for a while: how much gets through, how much is wasted, and when it is over.
+
+Clients that are in step wait for the slowest of them, so what gets through is what a training loop gets.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.fleet.job import GETS_PER_SECOND
 from benchmarks.fleet.service import Behaviour, Course, Limit, simulate
+from s3torch._transfer.retry import RetryPolicy
 
 __all__ = ["BEHAVIOURS", "CLIENTS", "Outage", "outage", "share_of_the_limit"]
 
@@ -13,11 +17,13 @@ CLIENTS = 64
 # What is compared: the library, and it without one of its parts.
 BEHAVIOURS = {
     "s3torch": Behaviour(),
+    "s3torch, max_attempts=20": Behaviour(policy=RetryPolicy(max_attempts=20)),
     "without the retry budget": Behaviour(has_budget=False),
     "without the window": Behaviour(has_window=False),
     "without jitter": Behaviour(has_jitter=False),
     "without any of the three": Behaviour(has_window=False, has_budget=False, has_jitter=False),
 }
+_BATCH = 64
 _STEADY = 0.9  # of the goodput before
 
 
@@ -44,12 +50,24 @@ class Outage(NamedTuple):
     course: Course
 
 
-def outage(behaviour: Behaviour, *, clients: int, per_client: float, before: int, lasts: int, after: int) -> Outage:
+def outage(
+    behaviour: Behaviour,
+    *,
+    clients: int,
+    connections: int,
+    in_step: bool,
+    per_client: float,
+    before: int,
+    lasts: int,
+    after: int,
+) -> Outage:
     """Simulate a limit, then an outage, then the limit again.
 
     Args:
         behaviour: Of the clients.
         clients: How many.
+        connections: Of each.
+        in_step: Whether they wait for the slowest of them.
         per_client: Requests a second that the service takes, for each of them.
         before: Seconds until the outage; the first third of them is not counted.
         lasts: Seconds in which all is refused.
@@ -57,7 +75,14 @@ def outage(behaviour: Behaviour, *, clients: int, per_client: float, before: int
     """
     rate = clients * per_client
     limit = Limit([(0.0, rate), (float(before), 0.0), (float(before + lasts), rate)])
-    course = simulate(limit, clients=clients, behaviour=behaviour, until=float(before + lasts + after))
+    course = simulate(
+        limit,
+        clients=clients,
+        behaviour=behaviour,
+        connections=connections,
+        in_step=_BATCH if in_step else None,
+        until=float(before + lasts + after),
+    )
     settled = range(before // 3, before)
     served, refused = (sum(counts[second] for second in settled) for counts in (course.served, course.refused))
     down = range(before + 1, before + lasts)

@@ -26,7 +26,7 @@ def test_a_small_run(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra test")
     assert main(["--small", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert len(re.findall(r"^(\|---)+\|$", printed, re.MULTILINE)) == 11
+    assert len(re.findall(r"^(\|---)+\|$", printed, re.MULTILINE)) == 12
     charts = sorted(path.name for path in tmp_path.iterdir())
     assert charts == ["scale-503.png", "scale-bytes.png", "scale-prefixes.png", "scale-start.png"]
     assert all(f"{tmp_path / name}\n" in printed for name in charts)
@@ -123,11 +123,18 @@ def test_starts():
 
 def test_an_outage_ends():
     """Clients come back after an outage; in it they send less than they would without a budget."""
-    size = {"clients": 4, "per_client": 80.0, "before": 9, "lasts": 5, "after": 60}
+    size = {"clients": 4, "connections": 16, "in_step": False, "per_client": 80.0, "before": 9, "lasts": 5, "after": 60}
     found, hasty = outage(Behaviour(), **size), outage(Behaviour(has_budget=False), **size)
     assert found.limited == pytest.approx(320, rel=0.1)
     assert found.recovered is not None
     assert found.in_outage < hasty.in_outage
+
+
+def test_clients_in_step():
+    """No client is more than two batches ahead of what all clients have."""
+    behaviour = Behaviour(policy=RetryPolicy(base=20.0), has_jitter=False, has_window=False)
+    course = simulate(Limit([(0.0, 10.0), (1.0, 1e6)]), clients=3, behaviour=behaviour, in_step=4, until=19.0)
+    assert (course.served.total(), course.refused.total()) == (10, 14)
 
 
 def test_dollars():
