@@ -99,10 +99,11 @@ def _outages(findings: Findings) -> Figure:
     rows = len(findings.outages[True])
     title = f"A limit for {begin} s, then {lasts} s in which all is refused, then the limit again"
     figure, all_axes = _figure(title, (11, 1.7 * rows + 0.8), (rows, 2))
+    end = max(int(found.course.ended) for outages in findings.outages.values() for found in outages.values())
     for column, (in_step, outages) in enumerate(findings.outages.items()):
         most = 1.6 * max(outages["s3torch"].limited, *(found.limited for found in outages.values()))
         for axes, (name, found) in zip(all_axes[column::2], outages.items(), strict=True):
-            seconds = range(int(found.course.ended))
+            seconds = range(end)
             axes.plot(seconds, [found.course.refused[second] for second in seconds], color=_OTHER, label="refused")
             axes.plot(seconds, [found.course.served[second] for second in seconds], color=_OURS, label="answered")
             axes.axvspan(begin, begin + lasts, color=_FAINT, alpha=0.6, zorder=0)

@@ -11,7 +11,7 @@ from benchmarks.fleet.job import GETS_PER_SECOND, Job
 from benchmarks.fleet.opening import estimate, measure_opening, measure_order, measure_resuming
 from benchmarks.fleet.rates import Hot, hottest, put_seconds, samples_of_seconds
 from benchmarks.fleet.storm import Storm, credentials, first_pages, listing_seconds, names
-from benchmarks.fleet.throttling import BEHAVIOURS, CLIENTS, Outage, outage, share_of_the_limit
+from benchmarks.fleet.throttling import BEHAVIOURS, CLIENTS, Outage, at_the_limit, outage, share_of_the_limit
 from s3torch import S3ClientConfig
 
 __all__ = ["Findings", "Size", "find"]
@@ -224,6 +224,21 @@ def _print_outages(job: Job, size: Size) -> dict[bool, dict[str, Outage]]:
         }
         title = f"{size.clients} clients, {how}, at a limit of {limit} GETs a second, then {lasts} s of 503"
         _table(title, _OUTAGE, [_outage_row(name, found) for name, found in outages[in_step].items()])
+    rows = []
+    for latency, burst in ((0.03, 0.1), (0.03, 1.0), (0.03, 5.0), (0.1, 1.0)):
+        shares = [
+            at_the_limit(
+                BEHAVIOURS[name],
+                clients=size.clients,
+                connections=job.connections,
+                latency=latency,
+                burst=burst,
+            )
+            for name in ("s3torch", "without the retry budget")
+        ]
+        rows.append((f"{latency * 1000:.0f} ms", f"{burst:g} s", *(f"{share:.0%}" for share in shares)))
+    fields = ("latency", "burst that the service takes", "s3torch", "without the retry budget")
+    _table(f"Share of the limit that {size.clients} clients in step use", fields, rows)
     return outages
 
 

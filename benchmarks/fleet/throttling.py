@@ -11,7 +11,7 @@ from benchmarks.fleet.job import GETS_PER_SECOND
 from benchmarks.fleet.service import Behaviour, Course, Limit, simulate
 from s3torch._transfer.retry import RetryPolicy
 
-__all__ = ["BEHAVIOURS", "CLIENTS", "Outage", "outage", "share_of_the_limit"]
+__all__ = ["BEHAVIOURS", "CLIENTS", "Outage", "at_the_limit", "outage", "share_of_the_limit"]
 
 CLIENTS = 64
 # What is compared: the library, and it without one of its parts.
@@ -24,7 +24,9 @@ BEHAVIOURS = {
     "without any of the three": Behaviour(has_window=False, has_budget=False, has_jitter=False),
 }
 _BATCH = 64
-_STEADY = 0.9  # of the goodput before
+_STEADY = 0.9  # of the answers before
+_IN_A_ROW = 10  # seconds
+_SETTLED = range(40, 120)  # seconds that count where nothing changes
 
 
 class Outage(NamedTuple):
@@ -34,7 +36,7 @@ class Outage(NamedTuple):
         limited: Answers a second at the limit, before the outage.
         wasted: Share of the requests before the outage that were refused.
         in_outage: Requests a second while all are refused.
-        recovered: Seconds from the end of the outage until five seconds in a row have 0.9 of the answers of before;
+        recovered: Seconds from the end of the outage until ten seconds begin that have 0.9 of the answers of before;
             None if that never comes.
         lost: Seconds after the outage for which the service could have been used and was not, in all.
         failed: Requests that were given up.
@@ -99,13 +101,37 @@ def outage(
     )
 
 
+def at_the_limit(behaviour: Behaviour, *, clients: int, connections: int, latency: float, burst: float) -> float:
+    """Return the share of a limit that clients in step use, where it is all that is in their way.
+
+    Args:
+        behaviour: Of the clients.
+        clients: How many; the limit is theirs of that of a prefix.
+        connections: Of each.
+        latency: Of an answer in seconds, at the median.
+        burst: For how many seconds the service saves up what nobody asks for.
+    """
+    rate = clients * share_of_the_limit()
+    course = simulate(
+        Limit([(0.0, rate)], burst),
+        clients=clients,
+        behaviour=behaviour,
+        connections=connections,
+        in_step=_BATCH,
+        latency=latency,
+        until=float(_SETTLED.stop),
+    )
+    return sum(course.served[second] for second in _SETTLED) / len(_SETTLED) / rate
+
+
 def share_of_the_limit(clients: int = CLIENTS) -> float:
     """Return what one client of so many gets of the limit of a prefix, in GETs a second."""
     return GETS_PER_SECOND / clients
 
 
 def _recovered(course: Course, end: int, after: int, due: float) -> int | None:
-    for second in range(end, end + after - 5):
-        if all(course.served[each] >= _STEADY * due for each in range(second, second + 5)):
+    for second in range(end, end + after - _IN_A_ROW + 1):
+        answers = sum(course.served[each] for each in range(second, second + _IN_A_ROW))
+        if answers >= _STEADY * due * _IN_A_ROW:
             return second - end
     return None

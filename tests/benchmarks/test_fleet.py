@@ -15,7 +15,7 @@ from benchmarks.fleet.opening import Opened, estimate
 from benchmarks.fleet.rates import hottest, put_seconds, samples_of_seconds
 from benchmarks.fleet.service import Behaviour, Limit, simulate
 from benchmarks.fleet.storm import credentials, names
-from benchmarks.fleet.throttling import outage
+from benchmarks.fleet.throttling import at_the_limit, outage
 from s3torch._transfer.retry import RetryPolicy
 
 _JOB = Job(objects=10_007, world_size=8, local_ranks=4, workers=2, batch_size=5)
@@ -26,7 +26,7 @@ def test_a_small_run(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="charts need matplotlib, of the extra test")
     assert main(["--small", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert len(re.findall(r"^(\|---)+\|$", printed, re.MULTILINE)) == 12
+    assert len(re.findall(r"^(\|---)+\|$", printed, re.MULTILINE)) == 13
     charts = sorted(path.name for path in tmp_path.iterdir())
     assert charts == ["scale-503.png", "scale-bytes.png", "scale-prefixes.png", "scale-start.png"]
     assert all(f"{tmp_path / name}\n" in printed for name in charts)
@@ -135,6 +135,12 @@ def test_clients_in_step():
     behaviour = Behaviour(policy=RetryPolicy(base=20.0), has_jitter=False, has_window=False)
     course = simulate(Limit([(0.0, 10.0), (1.0, 1e6)]), clients=3, behaviour=behaviour, in_step=4, until=19.0)
     assert (course.served.total(), course.refused.total()) == (10, 14)
+
+
+def test_the_share_of_a_limit():
+    """Clients that ask for less at a time than the service can take use what they can, and are not refused."""
+    share = at_the_limit(Behaviour(), clients=4, connections=1, latency=0.03, burst=1.0)
+    assert 0.2 < share < 0.4  # 1 / 0.03 s of 86 a second
 
 
 def test_dollars():
