@@ -25,6 +25,7 @@ _FIRST = (
     "test_measure.py",
     # Those that take more than 5 s, the longest first: a wrong or missing one costs a little time.
     "test_running.py",
+    "test_torchrun.py",
     "test_save_and_load.py",
     "test_group.py",
     "test_save_sharded.py",
