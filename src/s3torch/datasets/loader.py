@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from s3torch._buffer import as_index
 from s3torch.datasets.by_index import by_index, order_of_stream
 from s3torch.datasets.cursor import Course, Cursor, Even, Share, cursor_of, share_of, state_of
+from s3torch.datasets.divided import check_divided_once
 from s3torch.datasets.filters import described
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.order import InOrder, Order, Shuffled
 from s3torch.datasets.sampling import Batch, LookAheadBatchSampler
-from s3torch.errors import ArgumentError, ArgumentTypeError
+from s3torch.errors import ArgumentError, ArgumentTypeError, LoaderStateError
 
 __all__ = ["S3BatchSampler", "S3DataLoader"]
 
@@ -77,7 +78,9 @@ class S3BatchSampler(Sampler[list[int]]):
         self._due = Cursor()  # where the next iteration begins
         self._now = Cursor()  # where the newest one is
         self._running: _Running | None = None
-        self._counts = True  # else a loader counts what is received
+        self._is_loaders = (
+            False  # whether the next iteration is begun by an S3DataLoader, which counts what is received
+        )
 
     @property
     def epoch(self) -> int:
@@ -127,15 +130,16 @@ class S3BatchSampler(Sampler[list[int]]):
         )
         for batch in ahead:
             running.yielded += 1
-            if self._counts:
+            if not running.is_loaders:
                 running.note(running.yielded)
             yield batch
-        if self._counts:
+        if not running.is_loaders:
             running.end()
 
     def _begin(self) -> _Running:
         begin = self._due
-        running = _Running(self, self._share(begin), self._order(begin.epoch))
+        running = _Running(self, self._share(begin), self._order(begin.epoch), is_loaders=self._is_loaders)
+        self._is_loaders = False
         self._due, self._now, self._running = Cursor(begin.epoch + 1), begin, running
         return running
 
@@ -151,6 +155,12 @@ class S3BatchSampler(Sampler[list[int]]):
 
     def _share(self, begin: Cursor) -> Share:
         rank, world_size = self._ranks or rank_and_world_size()
+        check_divided_once(
+            world_size,
+            "S3BatchSampler",
+            "Pass an S3DataLoader to Accelerator.prepare, which leaves it as it is; or make the sampler with rank=0, "
+            "world_size=1.",
+        )
         return share_of(
             begin,
             len(self._dataset),
@@ -169,9 +179,11 @@ class _Running:
         sampler: Whose state it keeps while it is the newest.
         share: What is read.
         order: Of the epoch.
+        is_loaders: Whether an S3DataLoader counts what is received.
     """
 
-    def __init__(self, sampler: S3BatchSampler, share: Share, order: Order) -> None:
+    def __init__(self, sampler: S3BatchSampler, share: Share, order: Order, *, is_loaders: bool) -> None:
+        self.is_loaders = is_loaders
         self._sampler = sampler
         self._share = share
         self._order = order
@@ -222,7 +234,12 @@ class _Received(Iterator[Any]):
     def __next__(self) -> Any:  # noqa: ANN401  # whatever collate_fn makes
         # Started here, as an iteration begins with its first batch: what was said since ``iter()`` is heard.
         if self._batches is None:
-            self._batches = self._start()
+            self._sampler._is_loaders = True
+            try:
+                self._batches = self._start()
+            except BaseException:
+                self._sampler._is_loaders = False
+                raise
         try:
             batch = next(self._batches)
         except StopIteration:
@@ -281,6 +298,8 @@ class S3DataLoader(DataLoader[T_co]):
     The batches are made as ``torch.utils.data.DataLoader`` makes them. There is no ``sampler``: who has one of their
     own uses that class.
 
+    **Hugging Face accelerate** leaves it as it is in ``prepare``, and saves and loads its state.
+
     Args:
         dataset: With ``len()`` and ``[index]``, such as S3MapDataset; or an S3IterableDataset, whose objects are listed
             once and then read by index, in its order if it shuffles, and divided among ranks and workers.
@@ -303,6 +322,11 @@ class S3DataLoader(DataLoader[T_co]):
         ArgumentError: A number is out of range, or an option is one that this class decides itself.
         ArgumentTypeError: An argument has the wrong type.
     """
+
+    # accelerate divides the batches of a loader that it prepares, which are divided here. What bears this mark it keeps
+    # as it is; by the other one ``save_state`` and ``load_state`` carry its state.
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
 
     def __init__(
         self,
@@ -336,7 +360,6 @@ class S3DataLoader(DataLoader[T_co]):
             rank=rank,
             world_size=world_size,
         )
-        sampler._counts = False
         super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, **options)
         # torch leaves these to those who have no batch sampler. Programs look at them.
         self.__dict__.update(batch_size=sampler.batch_size, drop_last=drop_last)
@@ -362,8 +385,15 @@ class S3DataLoader(DataLoader[T_co]):
         It lists the objects, if nothing did so before.
 
         Raises:
+            LoaderStateError: Another loader, made of this one's batch sampler, receives the batches.
             S3Error: The objects could not be listed.
         """
+        running = self._batches._running
+        if running is not None and not running.is_loaders:
+            raise LoaderStateError(
+                "Another DataLoader, made of this one's batch_sampler, receives the batches, and this S3DataLoader "
+                "does not know how many. Iterate over this one; batch_sampler.state_dict() says what was yielded."
+            )
         return self._batches.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
