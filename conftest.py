@@ -26,6 +26,7 @@ _FIRST = (
     # Those that take more than 5 s, the longest first: a wrong or missing one costs a little time.
     "test_running.py",
     "test_torchrun.py",
+    "test_accelerate.py",
     "test_save_and_load.py",
     "test_group.py",
     "test_save_sharded.py",
@@ -61,6 +62,7 @@ _FIRST = (
     "test_loader.py",
     "test_metadata.py",
     "test_lightning.py",
+    "test_lightning_example.py",
     "test_resuming.py",
     "test_loading.py",
     "test_killed_ranks.py",

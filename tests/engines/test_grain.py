@@ -39,12 +39,17 @@ def test_threads_of_grain_read_each_sample_once(source):
     assert read == order
 
 
-def test_its_data_loader_goes_on(source):
-    """The DataLoader of Grain reads all once, and a state of it leads another one on."""
+def loader_of(source: S3MapDataset[int]) -> object:
+    """Return a DataLoader of Grain."""
+    sampler = grain.samplers.IndexSampler(len(source), grain.sharding.NoSharding(), shuffle=True, num_epochs=1, seed=1)
+    return grain.DataLoader(data_source=source, sampler=sampler, read_options=grain.ReadOptions(num_threads=16))
+
+
+def test_its_data_loader_goes_on(data):
+    """The DataLoader of Grain reads all once, and a state of it leads another one on, whose dataset lists anew."""
 
     def loader() -> object:
-        sampler = grain.samplers.IndexSampler(SAMPLES, grain.sharding.NoSharding(), shuffle=True, num_epochs=1, seed=1)
-        return grain.DataLoader(data_source=source, sampler=sampler, read_options=grain.ReadOptions(num_threads=16))
+        return loader_of(S3MapDataset.from_prefix(data, transform=number))
 
     iterator = iter(loader())
     before = [next(iterator) for _ in range(20)]
@@ -56,10 +61,21 @@ def test_its_data_loader_goes_on(source):
     assert sorted(before + rest) == list(range(SAMPLES))
 
 
+def test_its_data_loader_refuses_the_state_of_other_data(data):
+    """Grain compares the text of its source, which says which objects they are, and not only how many."""
+    uris = [f"{data}{place:03}" for place in range(10)]
+    iterator = iter(loader_of(S3MapDataset.from_objects(uris, transform=number)))
+    next(iterator)
+    state = iterator.get_state()
+    other = iter(loader_of(S3MapDataset.from_objects(uris[::-1], transform=number)))
+    with pytest.raises(ValueError, match="DataSource in checkpoint does not match"):
+        other.set_state(state)
+
+
 def test_shards_of_grain_are_disjoint(source):
     """Grain divides a source itself: each process takes a slice."""
     parts = [list(grain.MapDataset.source(source)[rank::3]) for rank in range(3)]
-    assert sorted(sum(parts, [])) == list(range(SAMPLES))
+    assert sorted(sample for part in parts for sample in part) == list(range(SAMPLES))
 
 
 def test_the_example(data):
