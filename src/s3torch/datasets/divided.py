@@ -16,13 +16,13 @@ _MODULES = ("accelerate.data_loader", "transformers.trainer_pt_utils")
 _DIVIDERS = ("BatchSamplerShard", "DataLoaderDispatcher", "IterableDatasetShard")
 
 
-def check_divided_once(world_size: int, what: str, instead: str) -> None:
+def check_divided_once(world_size: int, what: str, undivided: str) -> None:
     """Raise an error if samples of one of several ranks are about to be divided once more.
 
     Args:
         world_size: Among how many ranks the samples are divided here.
-        what: Divides them.
-        instead: What to do, as an imperative.
+        what: Divides them: the name of a class.
+        undivided: Arguments by which it does not.
 
     Raises:
         ArgumentError: The caller, or one of its callers, is a class of accelerate that divides.
@@ -36,6 +36,7 @@ def check_divided_once(world_size: int, what: str, instead: str) -> None:
             if divider in _DIVIDERS:
                 raise ArgumentError(
                     f"accelerate's {divider} would divide once more what {what} has divided among {world_size} ranks, "
-                    f"and samples would be lost. {instead}"
+                    "and samples would be lost. Pass an S3DataLoader to Accelerator.prepare, which leaves it as it is; "
+                    f"or make the {what} with {undivided}."
                 )
         frame = frame.f_back  # type: ignore[assignment]  # None behind the last one

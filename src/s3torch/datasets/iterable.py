@@ -177,12 +177,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         position = self._position()
         begin = partial(self._cursor.begin, self._objects_of_iteration())
         if self._enable_sharding:
-            check_divided_once(
-                position.world_size,
-                "S3IterableDataset",
-                "Pass an S3DataLoader to Accelerator.prepare, which leaves it as it is; or make the dataset with "
-                "enable_sharding=False.",
-            )
+            check_divided_once(position.world_size, "S3IterableDataset", "enable_sharding=False")
         else:
             _warn_of_duplicates(position)
             position = Position()

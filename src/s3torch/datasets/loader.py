@@ -155,12 +155,7 @@ class S3BatchSampler(Sampler[list[int]]):
 
     def _share(self, begin: Cursor) -> Share:
         rank, world_size = self._ranks or rank_and_world_size()
-        check_divided_once(
-            world_size,
-            "S3BatchSampler",
-            "Pass an S3DataLoader to Accelerator.prepare, which leaves it as it is; or make the sampler with rank=0, "
-            "world_size=1.",
-        )
+        check_divided_once(world_size, "S3BatchSampler", "rank=0, world_size=1")
         return share_of(
             begin,
             len(self._dataset),
@@ -323,8 +318,7 @@ class S3DataLoader(DataLoader[T_co]):
         ArgumentTypeError: An argument has the wrong type.
     """
 
-    # accelerate divides the batches of a loader that it prepares, which are divided here. What bears this mark it keeps
-    # as it is; by the other one ``save_state`` and ``load_state`` carry its state.
+    # By these marks accelerate does not divide once more what is divided here, and carries the state.
     _is_accelerate_prepared = True
     use_stateful_dataloader = True
 
