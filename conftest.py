@@ -25,6 +25,8 @@ _FIRST = (
     "test_measure.py",
     # Those that take more than 5 s, the longest first: a wrong or missing one costs a little time.
     "test_running.py",
+    "test_torchrun.py",
+    "test_accelerate.py",
     "test_save_and_load.py",
     "test_group.py",
     "test_save_sharded.py",
@@ -60,6 +62,7 @@ _FIRST = (
     "test_loader.py",
     "test_metadata.py",
     "test_lightning.py",
+    "test_lightning_example.py",
     "test_resuming.py",
     "test_loading.py",
     "test_killed_ranks.py",

@@ -103,7 +103,7 @@ def measure_order(objects: int, turns: int) -> tuple[float, float]:
 
 def measure_resuming(job: Job, turns: int) -> Resumed:
     """Return what it costs the last rank to go on in the middle of an epoch."""
-    course = Course(job.objects, "0" * 32, None, True, 1)
+    course = Course(job.objects, "0" * 32, None, None, None, shuffle=True, seed=1)
     state = json.dumps(state_of(course, Cursor(3, job.objects // 2)))
     ms = _cpu_seconds(lambda: [_resume(job, course, state) for _ in range(turns)]) / turns * 1e3
     tracemalloc.start()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import RunningStage
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -97,3 +102,31 @@ def test_stateful_dataloader_carries_the_state(batches: int):
     later.load_state_dict(state)
     assert [batch.tolist() for batch in later] == rest
     assert [batch.tolist() for batch in later] == [batch.tolist() for batch in loader]
+
+
+class BaseDataLoader(Stateful, ABC):
+    """What torchtitan asks of a loader: it goes on by its own state, and yields batches."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches."""
+
+
+class OfTorchtitan(S3DataLoader[int], BaseDataLoader):
+    """As a program of torchtitan makes one."""
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that nothing is distributed
+def test_a_loader_of_torchtitan(tmp_path):
+    """It is one by inheritance, and torch's distributed checkpoints carry its state as that of any Stateful."""
+    loader = OfTorchtitan(_DATA, 4, shuffle=True)
+    assert isinstance(loader, BaseDataLoader)
+    assert isinstance(S3DataLoader(_DATA), Stateful)
+    iterator = iter(loader)
+    seen = [next(iterator).tolist() for _ in range(3)]
+    dcp.save({"dataloader": loader}, checkpoint_id=tmp_path, no_dist=True)
+    later = OfTorchtitan(_DATA, 5, shuffle=True)
+    dcp.load({"dataloader": later}, checkpoint_id=tmp_path, no_dist=True)
+    rest = [batch.tolist() for batch in later]
+    assert sorted(sample for batch in seen + rest for sample in batch) == list(range(40))
+    assert len(rest[0]) == 5

@@ -197,7 +197,7 @@ def test_subclasses(uri, dataset):
         assert next(iter(DataLoader(each, 2, collate_fn=_as_given))) == [
             ("none", sample) for sample in _samples([0, 1])
         ]
-    assert repr(made[0]) == f"<_Labelled {_COUNT} objects, reader range_based>"
+    assert repr(made[0]) == f"<_Labelled {_COUNT} objects, digest {made[0].objects.digest}, reader range_based>"
 
 
 @pytest.mark.parametrize("kind", [drop_in.S3MapDataset, drop_in.S3IterableDataset])
@@ -344,9 +344,9 @@ def test_lazy(s3):
 
 
 def test_repr(dataset, uri):
-    """The repr tells the number of objects, once it is known, and the reader."""
-    len(dataset)
-    assert repr(dataset) == f"<S3MapDataset {_COUNT} objects, reader sequential>"
+    """The repr tells which objects they are, once that is known, and the reader."""
+    digest = dataset.objects.digest
+    assert repr(dataset) == f"<S3MapDataset {_COUNT} objects, digest {digest}, reader sequential>"
     ranged = S3MapDataset.from_objects([], reader_config=S3ReaderConfig.range_based())
     assert repr(ranged) == "<S3MapDataset not listed yet, reader range_based>"
 

@@ -50,6 +50,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "datasets/filters.py": ("datasets/test_sources.py",),
     "datasets/options.py": ("datasets/test_sources.py",),
     "datasets/by_index.py": ("datasets/test_streams.py",),
+    "datasets/divided.py": ("engines/test_accelerate.py",),
     "datasets/stream_cursor.py": ("datasets/test_streams.py",),
     "datasets/grouping.py": ("datasets/test_samples_of_several.py",),
     "datasets/members.py": ("datasets/test_samples_of_several.py",),

@@ -1,11 +1,12 @@
 """Datasets over the objects of S3: by index, and as a stream."""
 
 from s3torch.datasets.bad_samples import SKIP, Skip
+from s3torch.datasets.batch_sampler import S3BatchSampler
 from s3torch.datasets.filters import Filter
 from s3torch.datasets.grouping import by_stem
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.labels import by_folder
-from s3torch.datasets.loader import S3BatchSampler, S3DataLoader
+from s3torch.datasets.loader import S3DataLoader
 from s3torch.datasets.manifest import Manifest, ManifestFormat
 from s3torch.datasets.map import S3MapDataset
 from s3torch.datasets.members import SampleReaders

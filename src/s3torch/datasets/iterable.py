@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from s3torch._buffer import as_index
 from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
+from s3torch.datasets.divided import check_divided_once
 from s3torch.datasets.here import rank_and_world_size
 from s3torch.datasets.labels import ByFolder, Labels
 from s3torch.datasets.manifest import Manifest
@@ -200,7 +201,9 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """
         position = self._position()
         begin = partial(self._cursor.begin, self._items_of(self._objects_of_iteration()))
-        if not self._enable_sharding:
+        if self._enable_sharding:
+            check_divided_once(position.world_size, "S3IterableDataset", "enable_sharding=False")
+        else:
             _warn_of_duplicates(position)
             position = Position()
         return Samples(begin, position, self._new_look_ahead(), self)

@@ -154,7 +154,9 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         return cls._of(Manifest(place), options)
 
     def __repr__(self) -> str:
-        state = "not listed yet" if self._listed is None else f"{len(self._listed)} objects"
+        # Grain compares this text to tell whether a state of its own is of the same data.
+        listed = self._listed
+        state = "not listed yet" if listed is None else f"{len(listed)} objects, digest {listed.digest}"
         return f"<{type(self).__name__} {state}, reader {self._reader_config.get_reader_type_string()}>"
 
     @property

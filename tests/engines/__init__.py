@@ -1,0 +1,1 @@
+"""Training engines that others wrote, and the examples of them."""
