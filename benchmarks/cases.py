@@ -133,6 +133,14 @@ def _loader_promises(*, samples: float | None, times_connector: float) -> tuple[
     )
 
 
+_OWN_LOADER = Promise(
+    "s3torch S3DataLoader, shuffled: samples/s over those of the stream",
+    over(of("s3torch S3DataLoader, shuffled", _SAMPLES), of("s3torch iterable", _SAMPLES)),
+    0.95,
+    is_minimum=True,
+)
+
+
 def _load_promises(*, times_connector: float) -> tuple[Promise, ...]:
     return (
         _faster(_CONNECTOR, times_connector),
@@ -256,7 +264,7 @@ CASES = (
         quick=_QUICK,
         columns=_LOADER_COLUMNS,
         charts=(_SAMPLES, CPU_US),
-        promises=_loader_promises(samples=2500, times_connector=50),
+        promises=(*_loader_promises(samples=2500, times_connector=50), _OWN_LOADER),
     ),
     Case(
         name="ranges",

@@ -247,6 +247,14 @@ def loader_look_ahead(site: Site, effort: Effort) -> Work:
     return _load(site, effort, "S3MapDataset", batch_sampler=_look_ahead(batch_size(site, effort)))
 
 
+@enter("s3torch S3DataLoader, shuffled", "loader")
+def loader_own(site: Site, effort: Effort) -> Work:
+    """``S3DataLoader``: samples in shuffled order, with the next batches in flight while this one is used."""
+    from s3torch import S3DataLoader
+
+    return _load(site, effort, "S3MapDataset", loader=S3DataLoader, shuffle=True)
+
+
 @enter("s3torch iterable", "loader")
 def loader_iterable(site: Site, effort: Effort) -> Work:
     """``S3IterableDataset`` in a DataLoader."""

@@ -175,7 +175,14 @@ class OneByOne:
         return self._fetch(self._keys[index])
 
 
-def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) -> Work:  # noqa: ANN401 - a DataLoader's
+def load(
+    site: Site,
+    effort: Effort,
+    make: Callable[[], Any],
+    *,
+    loader: Callable[..., Any] | None = None,
+    **options: Any,  # noqa: ANN401 - a DataLoader's
+) -> Work:
     """Return work that loads batches until its time is up, epoch after epoch.
 
     Getting ready takes the first batch, which is timed from before the dataset and its client are made.
@@ -184,6 +191,7 @@ def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) ->
         site: Whose samples they are.
         effort: When it has been enough.
         make: Returns the dataset.
+        loader: The kind of DataLoader; None is that of torch.
         options: Of the DataLoader; batches of 64 unless they say otherwise.
     """
     from torch.utils.data import DataLoader
@@ -193,8 +201,8 @@ def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) ->
     start = time.perf_counter()
     dataset = make()
     options = {name: value(dataset) if callable(value) else value for name, value in options.items()}
-    loader = DataLoader(dataset, num_workers=0, collate_fn=list, **options)
-    first = next(iter(loader))
+    batches = (loader or DataLoader)(dataset, num_workers=0, collate_fn=list, **options)
+    first = next(iter(batches))
     first_batch_s = time.perf_counter() - start
     if site.is_ours and bytes(first[0]) != content(0, len(first[0])):
         raise AssertionError("the first sample is not what is there")
@@ -203,7 +211,7 @@ def load(site: Site, effort: Effort, make: Callable[[], Any], **options: Any) ->
         samples = received = 0
         began = time.perf_counter()
         while True:
-            for batch in loader:
+            for batch in batches:
                 samples += len(batch)
                 received += sum(map(len, batch))
                 is_full = effort.max_bytes is not None and received >= effort.max_bytes
