@@ -68,6 +68,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
         for name in ("manifest", "manifest_formats", "inventory", "rows")
     },
     "datasets/cursor.py": ("datasets/test_schedules.py", "datasets/test_loader.py"),
+    "datasets/batch_sampler.py": ("datasets/test_loader.py", "datasets/test_schedules.py"),
     "datasets/windows.py": ("datasets/test_windows.py", "datasets/test_map.py"),
 }
 
