@@ -70,9 +70,14 @@ def _nothing_is_known() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _memory_is_given_back() -> Iterator[None]:
-    """What a file of tests has freed goes back to the system, a third of what a worker holds: others need it."""
+def _nothing_is_left() -> Iterator[None]:
+    """What a file of tests leaves in cycles fails it if it is unclosed; the memory goes back to the system.
+
+    Otherwise it would fail the test of another file in which the collector happens to come. The memory is a third of
+    what a worker holds, and others need it.
+    """
     yield
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)

@@ -208,7 +208,7 @@ def test_sockets_are_in_one_place():
     """Only connection.py and what it stands on see sockets; the servers of the tests are started elsewhere."""
     importers = _importers("socket", "selectors", "select", "asyncio")
     assert {name for name in importers if not name.startswith(_BESIDE)} == {
-        f"s3torch._transfer.{name}" for name in ("addresses", "connection", "racing", "selecting")
+        f"s3torch._transfer.{name}" for name in ("addresses", "connection", "open_sockets", "racing", "selecting")
     }
 
 

@@ -37,6 +37,7 @@ from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.simulate.coincidences import places_of
+from tests.support.collecting import collect_what_others_left
 from tests.support.iterating import taken
 
 KiB = 1024
@@ -570,7 +571,7 @@ def test_errors_hold_nothing(server: FaultyServer, fail: Callable[[S3Client], ob
 
     fail_once()
     kept.clear()
-    gc.collect()
+    collect_what_others_left()
     gc.disable()
     tracemalloc.start()
     try:

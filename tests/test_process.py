@@ -849,7 +849,6 @@ def test_pickled_client_is_the_same():
         atexit.register(client.close)
         """,
         """
-        gc.disable()  # a collection in between would sort the socket before its engine, and it would complain first
         get = GetObject(client._access.bucket("bucket"), "stall", 0, 10, memoryview(bytearray(10)))
         engine = client._access.engine()
         engine.submit(get)

@@ -25,6 +25,7 @@ from s3torch._transfer.exchange import Exchange
 from s3torch._transfer.http1 import Inbox, read_head, read_small_body
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import CertificateError, ConnectionFailedError, S3Error
+from tests.support.collecting import collect_what_others_left
 from tests.support.server import Request, ScriptedServer, Wire
 
 from .network import ORIGIN, FakeConnection, FakeNetwork, Peer, never, refuse
@@ -655,10 +656,35 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("state", ["connecting", "open", "TLS"])
+def test_collected_in_a_cycle(authority: Authority, state: str):
+    """An engine that the collector finds in a cycle closes its sockets first, in whatever order it has found them."""
+    collect_what_others_left()
+    gc.disable()
+    try:
+        with ScriptedServer(greet, authority.server("localhost") if state == "TLS" else None) as server:
+            engine = Engine(Network(authority.client))
+            get = Ask(at(server) if state == "TLS" else Origin("http", "127.0.0.1", server.port))
+            engine.submit(get)
+            if state == "connecting":
+                engine.turn()
+            else:
+                engine.wait([get])
+            # A collection finds the loop before the engine, and so sorts the socket before it.
+            loop, cycle = engine._loop, [[[[[engine]]]]]
+            cycle.append(cycle)
+            del engine
+            gc.collect()
+            del loop, cycle, get
+            gc.collect()
+    finally:
+        gc.enable()
+
+
 @needs_proc
 def test_no_descriptor_is_left(authority: Authority, dead_address: Address):
     """Whatever becomes of connections, all descriptors are closed at the end."""
-    gc.collect()  # what earlier tests have left must not be closed in the middle of this one
+    collect_what_others_left()  # or it would be closed in the middle of this test
     before = descriptors()
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(ScriptedServer(greet))
@@ -678,7 +704,7 @@ def test_no_descriptor_is_left(authority: Authority, dead_address: Address):
 @needs_proc
 def test_fork():
     """A child that lets go of a connection it inherited disturbs its owner's neither by TCP nor by epoll."""
-    gc.collect()  # what earlier tests have left must not be closed in the middle of this one
+    collect_what_others_left()  # or it would be closed in the middle of this test
     before = descriptors()
     with contextlib.closing(SocketLab()) as lab, opened(lab) as (connection, peer):
         child = os.fork()

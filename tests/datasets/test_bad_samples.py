@@ -33,6 +33,7 @@ from s3torch.errors import (
     S3Error,
 )
 from s3torch.testing import FaultyServer
+from tests.support.collecting import collect_what_others_left
 from tests.support.iterating import taken
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of torch, about few cores
@@ -639,7 +640,7 @@ def test_errors_hold_nothing(stored, kind, on_error):
         raise error
 
     dataset = stored.dataset(kind, on_error=again if on_error == "again" else on_error)
-    gc.collect()
+    collect_what_others_left()
     gc.disable()
     try:
         try:

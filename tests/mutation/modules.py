@@ -17,6 +17,7 @@ _READS = ("test_client.py", "test_integrity.py")
 _TESTS: dict[str, tuple[str, ...]] = {
     "_transfer": _ENGINE,
     "_transfer/connection.py": ("_transfer/test_connection.py",),
+    "_transfer/open_sockets.py": ("_transfer/test_connection.py",),
     "_transfer/pool.py": ("_transfer/test_pool.py", *_ENGINE, "_transfer/test_connection.py"),
     "_transfer/http1.py": ("_transfer/test_http1.py",),
     "_transfer/plan.py": ("_transfer/test_plan.py",),

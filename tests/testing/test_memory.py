@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import pickle
 import socket
@@ -21,6 +20,7 @@ from s3torch.compat.mock import MockS3Client
 from s3torch.errors import BucketNotFoundError, ObjectExistsError, ObjectNotFoundError, S3Error
 from s3torch.testing.memory import MemoryConnection, MemoryNetwork, MemoryObjects
 from s3torch.writer import S3Writer
+from tests.support.collecting import collect_what_others_left
 
 MiB = 1024 * 1024
 ORIGIN = Origin("http", "bucket.test", 80)
@@ -135,7 +135,7 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_started(client: MockS3Client):
     """All that a client can do is done without a socket, a descriptor or a thread."""
     descriptors = Path("/proc/self/fd")
-    gc.collect()  # what other tests have left must not be closed meanwhile, and its number be used again
+    collect_what_others_left()  # or it would be closed meanwhile, and its number be used again
     before = set(descriptors.iterdir()) if descriptors.exists() else set()
     threads = set(threading.enumerate())
     assert client.get_object("bucket", "key").read() == CONTENT

@@ -27,6 +27,7 @@ from typing import Any
 from s3torch._forks import NO_FORK
 from s3torch._transfer.addresses import PROCESS_ADDRESSES, Address, AddressBook, Origin, Resolve, resolve
 from s3torch._transfer.http1 import Inbox
+from s3torch._transfer.open_sockets import OpenSockets
 from s3torch._transfer.proxy import Proxy
 from s3torch._transfer.racing import Race
 from s3torch._transfer.selecting import new_selector
@@ -95,7 +96,8 @@ class Connection:
         tls: ssl.SSLContext | None,
         book: AddressBook,
         clock: Callable[[], float],
-        proxy: Proxy | None = None,
+        proxy: Proxy | None,
+        sockets: OpenSockets,
     ) -> None:
         self.origin = origin
         self.state = ConnectionState.CONNECTING
@@ -112,6 +114,7 @@ class Connection:
         self._clock = clock
         self._proxy = proxy
         self._selector = selector
+        self._sockets = sockets
         self._tls = tls
         self._session: ssl.SSLSession | None = None
         self._socket: socket.socket | None = None
@@ -119,7 +122,7 @@ class Connection:
         self._to_proxy = b""
         self._from_proxy = b""
         leads_to = origin if proxy is None else Origin("http", proxy.host, proxy.port)
-        self._race = Race(leads_to, addresses, selector, self, book, clock)
+        self._race = Race(leads_to, addresses, selector, self, book, clock, sockets)
         self.try_next_address()
 
     def __repr__(self) -> str:
@@ -269,7 +272,7 @@ class Connection:
 
     def _drop_socket(self) -> None:
         if self._socket is not None:
-            self._socket.close()
+            self._sockets.close(self._socket)
             self._socket = None
 
     def _has_won(self) -> bool:
@@ -314,6 +317,8 @@ class Connection:
             )
         except OSError as error:  # the peer is gone already
             raise self._failure("connecting to", error) from error
+        self._sockets.add(self._socket)
+        self._sockets.close(plain)  # it has no descriptor any more
         self._selector.register(self._socket, READ | WRITE, self)
         self._events = READ | WRITE
         self.state = ConnectionState.HANDSHAKING
@@ -388,6 +393,7 @@ class Network:
         self._tls = tls
         self._lookup = lookup
         self._selector = new_selector()
+        self._sockets = OpenSockets(self)
         self._addresses = addresses or AddressBook()
         self._proxy = proxy
         self._racing: dict[Connection, None] = {}
@@ -402,7 +408,9 @@ class Network:
         proxy = self._proxy(origin)
         addresses = self._addresses_of(origin if proxy is None else Origin("http", proxy.host, proxy.port), proxy)
         tls = self._tls() if origin.scheme == "https" else None
-        connection = Connection(origin, addresses, self._selector, tls, self._addresses, self.clock, proxy)
+        connection = Connection(
+            origin, addresses, self._selector, tls, self._addresses, self.clock, proxy, self._sockets
+        )
         if connection.next_attempt is not None:
             self._racing[connection] = None
         return connection

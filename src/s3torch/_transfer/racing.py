@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from s3torch._transfer.addresses import Address, AddressBook, Origin
+from s3torch._transfer.open_sockets import OpenSockets
 
 __all__ = ["Race"]
 
@@ -27,6 +28,7 @@ class Race:
         owner: Whom the selector reports.
         book: Is told which addresses are dead.
         clock: In seconds.
+        opened: Closes the sockets.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Race:
         owner: object,
         book: AddressBook,
         clock: Callable[[], float],
+        opened: OpenSockets,
     ) -> None:
         self._origin = origin
         self._addresses = list(addresses)
@@ -44,6 +47,7 @@ class Race:
         self._owner = owner
         self._book = book
         self._clock = clock
+        self._opened = opened
         self._sockets: dict[socket.socket, tuple[Address, float]] = {}  # and when each began
 
     @property
@@ -113,12 +117,13 @@ class Race:
                     self._selector.unregister(sock)
                 except (KeyError, ValueError):
                     pass  # never registered, or the selector was closed before
-            sock.close()
+            self._opened.close(sock)
         self._sockets.clear()
         self._addresses.clear()
 
     def _begin(self, sock: socket.socket, address: Address) -> None:
         self._sockets[sock] = address, self._clock()  # first of all: what ends the connection closes it
+        self._opened.add(sock)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -129,7 +134,7 @@ class Race:
             self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self._owner)
         except OSError:
             del self._sockets[sock]
-            sock.close()
+            self._opened.close(sock)
             raise
 
     def _end(self, winner: socket.socket, since: float) -> None:
@@ -145,7 +150,7 @@ class Race:
 
     def _drop(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
-        sock.close()
+        self._opened.close(sock)
         del self._sockets[sock]
 
 
