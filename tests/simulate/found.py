@@ -339,4 +339,11 @@ FOUND: dict[str, Program] = {
         options=SMALL_PARTS,
         coincidences=(Interrupt(step=2, at=1, of="writer.py:__del__", call=1),),
     ),
+    "an interrupt between taking and sending what a finaliser has left": Program(
+        seed=30020903,
+        objects=(300,),
+        steps=(Write("w/1", (60_000,), "raise"),),
+        options=SMALL_PARTS,
+        coincidences=(Interrupt(step=0, at=4, of="leftovers.py:send", call=1),),
+    ),
 }

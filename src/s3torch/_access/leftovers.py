@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 __all__ = ["LEFT", "WITHIN", "leave", "send"]
 
@@ -42,21 +43,22 @@ def send() -> None:
     if getattr(_thread, "is_sending", False):
         return  # what is being sent asks for an engine, too
     ends_at = clock() + WITHIN
+    taken: deque[Callable[[float], None]] = deque()
     try:
         _thread.is_sending = True
         while LEFT:
             try:
-                act = LEFT.popleft()
+                # One step, within which Python runs no signal handler: an interrupt finds it in one place or the other.
+                taken.extend(islice(iter(LEFT.popleft, None), 1))
             except IndexError:  # another thread has taken it
                 return
             try:
-                act(max(0.0, ends_at - clock()))
+                taken[0](max(0.0, ends_at - clock()))
             except Exception:  # noqa: BLE001  # whoever sends something else has no part in it
                 _log.warning("What a finaliser has left could not be sent", exc_info=True)
-            except BaseException:
-                LEFT.append(act)
-                raise
+            taken.clear()
     finally:
+        LEFT.extend(taken)  # what an interrupt has left undone
         _thread.is_sending = False
 
 
