@@ -300,9 +300,26 @@ def test_subclasses(stored, fill, caplog):
     assert "Sample 3, s3://bucket/003 was skipped" in caplog.messages[0]
     caplog.clear()
     halved = stored.dataset(Halved, on_error=Skip(fill=fill))
-    assert halved.__getitems__([1, 2, 3]) == [2, *([5] * fill), 6]
+    assert halved.__getitems__([1, 2, 3]) == [2, *([6] * fill), 6]  # 5 is none of its samples
     assert caplog.messages[0].startswith("Sample 4, s3://bucket/004 was skipped (1 of")
     assert len(caplog.messages) == 1
+
+
+class Paired(S3MapDataset):
+    """A dataset that adds to each sample what it knows of its index, such as a label."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), index
+
+
+def test_what_a_subclass_adds_stays_with_its_sample(stored):
+    """What fills in comes as a whole, with its own label; a single index of such a subclass has nothing to fill in."""
+    dataset = stored.dataset(Paired, on_error=Skip(fill=True))
+    assert dataset.__getitems__([2, 3, 5]) == [(2, 2), (5, 5), (5, 5)]
+    assert dataset.skipped == 2
+    with pytest.raises(BrokenError, match="bad 3"):
+        dataset[3]
+    assert dataset.skipped == 2
 
 
 @_SHOWN
@@ -556,7 +573,7 @@ def test_a_callable_is_asked(stored, kind, caplog):
 
     dataset = stored.dataset(kind, on_error=on_error)
     found = dataset.__getitems__([2, 3, 4, 5])
-    assert found == [2, -4, 5] if kind is S3MapDataset else [(2, 2), (4, -4), (5, 5)]
+    assert found == ([2, -4, 5] if kind is S3MapDataset else [(2, 2), -4, (5, 5)])
     assert asked == [("bad 3", "003", 3), ("bad 4", "004", 4)]
     assert dataset.skipped == len(caplog.messages) == 1
 

@@ -175,7 +175,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             IndexError: There is no such sample.
             ArgumentTypeError: The index is no integer (slices are not supported).
             S3Error: The object could not be read; the other transfers of the sample are cancelled. Skip without
-                ``fill`` does not help here: an index is one sample.
+                ``fill`` does not help here: an index is one sample. Nor does ``fill`` where the ``__getitem__`` of a
+                subclass calls this: it may add to a sample what belongs to its index. A batch then fills in by that.
             Exception: Whatever the transform raised.
         """
         index = as_index("index", index)
@@ -184,7 +185,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             return self._read(item)
         except Exception as error:  # what is of this sample may be skipped
             place = range(len(self._items))[index]
-            found = self._bad_samples.answer(error, item, place, is_alone=True)
+            found = self._bad_samples.answer(error, item, place, is_alone=True, fills=not self._is_overridden)
             if found is RAISE:
                 raise
         return self._next_good(place, self._made) if found is SKIP else found  # type: ignore[return-value]  # the program's
@@ -222,8 +223,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     def _samples(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
         wanted = [as_index("index", index) for index in indices]
-        is_overridden = type(self).__getitem__ is not S3MapDataset.__getitem__
-        if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
+        if self._is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
             return self._one_by_one(wanted)
         plan = [*wanted, *getattr(indices, "upcoming", ())]
         call = object()
@@ -342,9 +342,13 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     def _item_of(self, place: int) -> Item | None:
         """Return what a sample is made of; None in a subclass whose indices may mean something else."""
-        kind = type(self)
-        is_ours = kind.__getitem__ is S3MapDataset.__getitem__ or kind.__len__ is S3MapDataset.__len__
+        is_ours = not self._is_overridden or type(self).__len__ is S3MapDataset.__len__
         return self._items[place] if is_ours else None
+
+    @property
+    def _is_overridden(self) -> bool:
+        """Whether a subclass has a ``__getitem__`` of its own, which alone makes its samples."""
+        return type(self).__getitem__ is not S3MapDataset.__getitem__
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_windows": None}
