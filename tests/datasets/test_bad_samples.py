@@ -425,6 +425,39 @@ def test_a_good_sample_that_turns_bad(stored):
     assert len(found) == _COUNT
 
 
+def test_a_filled_stream_keeps_its_length_over_jobs(stored):
+    """What is owed when a job ends comes in the next one. The state counts samples, which all ranks have as many of."""
+    stored.break_(0, 1)
+    for received in range(5):
+        dataset = _stream(stored, on_error=Skip(fill=True))
+        samples = iter(dataset)
+        found = [next(samples) for _ in range(received)]
+        state = dataset.state_dict()
+        assert state["consumed"] == received
+        later = _stream(stored, on_error=Skip(fill=True))
+        later.load_state_dict(state)
+        found += later
+        assert len(found) == _COUNT
+        assert set(found) == set(GOOD) - {0, 1}
+
+
+def test_what_turns_bad_ends_no_stream_in_errors(stored):
+    """A good sample that is one too many at second sight is given up: whoever goes on comes to the end."""
+    reads = []
+
+    def transform(reader) -> int:
+        reads.append(reader.key)
+        if reader.key == "002" and reads.count("002") > 1:
+            raise BrokenError("bad at second sight")
+        return number(reader)
+
+    dataset = _stream(stored, on_error=Skip(at_most=1, fill=True), transform=transform)
+    found, errors = taken(iter(dataset), BadSamplesError)
+    assert sorted(set(found)) == GOOD
+    assert reads.count("002") == 2
+    assert len(errors) == len(BAD)
+
+
 def test_after_too_many_a_stream_goes_on(stored):
     """Whoever catches that error goes on behind the sample that was too many, and nothing is in flight meanwhile."""
     dataset = _stream(stored, on_error=Skip(at_most=1))
@@ -604,6 +637,25 @@ def test_a_callable_for_streams_and_single_samples(stored):
     assert stored.dataset(on_error=lambda error, item, index: -index)[3] == -3
     with pytest.raises(BrokenError, match="bad 3"):
         stored.dataset(on_error=lambda error, item, index: SKIP)[3]
+
+
+@pytest.mark.parametrize("kind", [S3MapDataset, S3IterableDataset])
+def test_what_takes_the_place_of_what_cannot_be_opened(stored, kind):
+    """A sample for an object that has no key, as a program's own listing may say, ends nothing: all others come."""
+
+    def listing(client):
+        return [S3BucketKeyData("bucket", key) for key in ("000", "", "002")]
+
+    dataset = kind(
+        "us-east-1",
+        listing,
+        stored.server.endpoint,
+        number,
+        stored.server.config,
+        on_error=lambda error, item, index: -index,
+    )
+    assert next(iter(DataLoader(dataset, 3, collate_fn=list))) == [0, -1, 2]
+    dataset.client.close()
 
 
 @pytest.mark.parametrize("kind", [S3MapDataset, Labelled, S3IterableDataset])
