@@ -224,12 +224,11 @@ class Samples(Iterator[T], Generic[T]):
             )
             try:
                 while True:
-                    begun = due = None
+                    begun = None
                     try:
                         begun = self._next_begun()
                         if begun is None:
                             break
-                        due = begun.place, begun.item
                         sample = self._source._sample(begun.item, begun.reader)
                     except Exception as error:
                         found = self._answer(error, begun)
@@ -238,14 +237,12 @@ class Samples(Iterator[T], Generic[T]):
                         if found is SKIP:
                             continue
                         sample = found  # type: ignore[assignment]  # what the program wants as a sample
-                        due = self._bad(begun)
                     break
+                due, owed = self._due(begun), items.owed[1:]
                 if due is None:
                     items.is_over = True
                     raise StopIteration
-                if begun is not None:  # else it could not even be opened, and something took its place
-                    window.settle(begun)
-                (place, item), owed = due, items.owed[1:]
+                self._settle(begun)
             except Exception:
                 self._go_past(begun)
                 raise
@@ -253,11 +250,11 @@ class Samples(Iterator[T], Generic[T]):
                 self._cancel(begun)
                 raise
             begun = None  # and with it what its reader holds: its finaliser is a call, too
-            if place < 0:
+            if due[0] < 0:
                 items.owed = owed
             else:
-                self._good = place, item
-                items.delivered = place + 1
+                self._good = due
+                items.delivered = due[0] + 1
             self._is_torn = False
             return sample
         finally:
@@ -283,7 +280,7 @@ class Samples(Iterator[T], Generic[T]):
 
     def _answer(self, error: Exception, begun: Begun | None) -> object:
         """Return what takes the place of a sample that cannot be made; see BadSamples."""
-        bad = self._bad(begun)
+        bad = self._due(begun)
         if bad is None:  # it is of the listing
             return RAISE
         place, item = bad
@@ -291,8 +288,7 @@ class Samples(Iterator[T], Generic[T]):
         bad_samples = self._source._bad_samples
         found = bad_samples.answer(error, item, self._items.index(place if place >= 0 else ~place))
         if found is SKIP:
-            if begun is not None:
-                self._window.settle(begun)
+            self._settle(begun)
             if place < 0:
                 self._good = None  # it is good no longer
             else:
@@ -301,14 +297,18 @@ class Samples(Iterator[T], Generic[T]):
                 self._items.delivered = place + 1
         return found
 
-    def _bad(self, begun: Begun | None) -> tuple[int, Item] | None:
-        """Return what has failed: what was begun, or what could not even be opened; None if it is the listing."""
+    def _settle(self, begun: Begun | None) -> None:
+        if begun is not None:  # else the object could not even be opened, and takes no room
+            self._window.settle(begun)
+
+    def _due(self, begun: Begun | None) -> tuple[int, Item] | None:
+        """Return place and item of what was due: it was begun, or could not even be opened. None: it was the end."""
         return self._window.failed if begun is None else (begun.place, begun.item)
 
     def _go_past(self, begun: Begun | None) -> None:
         """Cancel everything, and go on behind the object that failed, if it was one."""
         self._cancel(begun)
-        bad = self._bad(begun)
+        bad = self._due(begun)
         if bad is not None and bad[0] >= 0:
             self._items.delivered = bad[0] + 1
         elif bad is not None:
