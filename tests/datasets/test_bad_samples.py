@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, StackDataset, default_collate
 
 from s3torch import LookAheadBatchSampler, S3DataLoader, S3IterableDataset, S3MapDataset
 from s3torch.datasets import SKIP, Skip
@@ -320,6 +320,21 @@ def test_what_a_subclass_adds_stays_with_its_sample(stored):
     with pytest.raises(BrokenError, match="bad 3"):
         dataset[3]
     assert dataset.skipped == 2
+
+
+@pytest.mark.parametrize("on_error", [Skip(share=1.0), Skip(share=1.0, fill=True)])
+def test_samples_that_are_put_together_belong_together(stored, on_error):
+    """A StackDataset gets no sample of another index: what was skipped is an error there, alone and in batches."""
+    images, masks = stored.dataset(on_error=on_error), stored.dataset(transform=lambda reader: reader.key)
+    for stack in (StackDataset(images, masks), StackDataset(image=images, mask=masks)):
+        assert len(stack.__getitems__([1, 2])) == 2
+        for batch in ([3], [2, 3, 5], [3, 4]):
+            with pytest.raises(BadSamplesError, match="were skipped, as the log says, and StackDataset would put"):
+                stack.__getitems__(batch)
+        with pytest.raises(BrokenError, match="bad 3"):
+            stack[3]
+    replaced = stored.dataset(on_error=lambda error, item, index: -index)
+    assert StackDataset(replaced, masks).__getitems__([2, 3]) == [(2, "002"), (-3, "003")]
 
 
 @_SHOWN

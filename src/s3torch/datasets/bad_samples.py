@@ -74,7 +74,8 @@ class Skip:
         share: Which part of the samples that were read may be skipped, from 0.0 to 1.0, counted as if at least 1,000
             were read. None: no share counts, or 0.01 if ``at_most`` is None, too.
         fill: Another sample takes the place of each that is skipped, so that batches and streams keep their lengths. In
-            a map dataset that is the next good one by index, in a stream a good one beside it. It comes twice then.
+            a map dataset that is the next good one by index, in a stream a good one beside it. It comes twice then. Who
+            puts ``dataset[i]`` together with something else of index i gets a wrong pair.
 
     Raises:
         ArgumentError: A number is out of range.
