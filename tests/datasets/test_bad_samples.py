@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, StackDataset, default_collate
 
 from s3torch import LookAheadBatchSampler, S3DataLoader, S3IterableDataset, S3MapDataset
 from s3torch.datasets import SKIP, Skip
@@ -301,9 +301,41 @@ def test_subclasses(stored, fill, caplog):
     assert "Sample 3, s3://bucket/003 was skipped" in caplog.messages[0]
     caplog.clear()
     halved = stored.dataset(Halved, on_error=Skip(fill=fill))
-    assert halved.__getitems__([1, 2, 3]) == [2, *([5] * fill), 6]
+    assert halved.__getitems__([1, 2, 3]) == [2, *([6] * fill), 6]  # 5 is none of its samples
     assert caplog.messages[0].startswith("Sample 4, s3://bucket/004 was skipped (1 of")
     assert len(caplog.messages) == 1
+
+
+class Paired(S3MapDataset):
+    """A dataset that adds to each sample what it knows of its index, such as a label."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), index
+
+
+def test_what_a_subclass_adds_stays_with_its_sample(stored):
+    """What fills in comes as a whole, with its own label; a single index of such a subclass has nothing to fill in."""
+    dataset = stored.dataset(Paired, on_error=Skip(fill=True))
+    assert dataset.__getitems__([2, 3, 5]) == [(2, 2), (5, 5), (5, 5)]
+    assert dataset.skipped == 2
+    with pytest.raises(BrokenError, match="bad 3"):
+        dataset[3]
+    assert dataset.skipped == 2
+
+
+@pytest.mark.parametrize("on_error", [Skip(share=1.0), Skip(share=1.0, fill=True)])
+def test_samples_that_are_put_together_belong_together(stored, on_error):
+    """A StackDataset gets no sample of another index: what was skipped is an error there, alone and in batches."""
+    images, masks = stored.dataset(on_error=on_error), stored.dataset(transform=lambda reader: reader.key)
+    for stack in (StackDataset(images, masks), StackDataset(image=images, mask=masks)):
+        assert len(stack.__getitems__([1, 2])) == 2
+        for batch in ([3], [2, 3, 5], [3, 4]):
+            with pytest.raises(BadSamplesError, match="were skipped, as the log says, and StackDataset would put"):
+                stack.__getitems__(batch)
+        with pytest.raises(BrokenError, match="bad 3"):
+            stack[3]
+    replaced = stored.dataset(on_error=lambda error, item, index: -index)
+    assert StackDataset(replaced, masks).__getitems__([2, 3]) == [(2, "002"), (-3, "003")]
 
 
 @_SHOWN
@@ -407,6 +439,39 @@ def test_a_good_sample_that_turns_bad(stored):
     found = list(_stream(stored, on_error=Skip(fill=True), transform=transform))
     assert found[:6] == [0, 1, 2, 5, 5, 5]
     assert len(found) == _COUNT
+
+
+def test_a_filled_stream_keeps_its_length_over_jobs(stored):
+    """What is owed when a job ends comes in the next one. The state counts samples, which all ranks have as many of."""
+    stored.break_(0, 1)
+    for received in range(5):
+        dataset = _stream(stored, on_error=Skip(fill=True))
+        samples = iter(dataset)
+        found = [next(samples) for _ in range(received)]
+        state = dataset.state_dict()
+        assert state["consumed"] == received
+        later = _stream(stored, on_error=Skip(fill=True))
+        later.load_state_dict(state)
+        found += later
+        assert len(found) == _COUNT
+        assert set(found) == set(GOOD) - {0, 1}
+
+
+def test_what_turns_bad_ends_no_stream_in_errors(stored):
+    """A good sample that is one too many at second sight is given up: whoever goes on comes to the end."""
+    reads = []
+
+    def transform(reader) -> int:
+        reads.append(reader.key)
+        if reader.key == "002" and reads.count("002") > 1:
+            raise BrokenError("bad at second sight")
+        return number(reader)
+
+    dataset = _stream(stored, on_error=Skip(at_most=1, fill=True), transform=transform)
+    found, errors = taken(iter(dataset), BadSamplesError)
+    assert sorted(set(found)) == GOOD
+    assert reads.count("002") == 2
+    assert len(errors) == len(BAD)
 
 
 def test_after_too_many_a_stream_goes_on(stored):
@@ -557,7 +622,7 @@ def test_a_callable_is_asked(stored, kind, caplog):
 
     dataset = stored.dataset(kind, on_error=on_error)
     found = dataset.__getitems__([2, 3, 4, 5])
-    assert found == [2, -4, 5] if kind is S3MapDataset else [(2, 2), (4, -4), (5, 5)]
+    assert found == ([2, -4, 5] if kind is S3MapDataset else [(2, 2), -4, (5, 5)])
     assert asked == [("bad 3", "003", 3), ("bad 4", "004", 4)]
     assert dataset.skipped == len(caplog.messages) == 1
 
@@ -588,6 +653,25 @@ def test_a_callable_for_streams_and_single_samples(stored):
     assert stored.dataset(on_error=lambda error, item, index: -index)[3] == -3
     with pytest.raises(BrokenError, match="bad 3"):
         stored.dataset(on_error=lambda error, item, index: SKIP)[3]
+
+
+@pytest.mark.parametrize("kind", [S3MapDataset, S3IterableDataset])
+def test_what_takes_the_place_of_what_cannot_be_opened(stored, kind):
+    """A sample for an object that has no key, as a program's own listing may say, ends nothing: all others come."""
+
+    def listing(client):
+        return [S3BucketKeyData("bucket", key) for key in ("000", "", "002")]
+
+    dataset = kind(
+        "us-east-1",
+        listing,
+        stored.server.endpoint,
+        number,
+        stored.server.config,
+        on_error=lambda error, item, index: -index,
+    )
+    assert next(iter(DataLoader(dataset, 3, collate_fn=list))) == [0, -1, 2]
+    dataset.client.close()
 
 
 @pytest.mark.parametrize("kind", [S3MapDataset, Labelled, S3IterableDataset])

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from s3torch import S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
 from s3torch.compat import datasets as drop_in
 from s3torch.datasets import Filter, ObjectTable, Prefix, S3BucketKeyData, by_folder, by_stem
+from s3torch.datasets import labels as labels_module
 from s3torch.datasets.labels import label, within
 from s3torch.errors import (
     ArgumentError,
@@ -350,6 +351,22 @@ def test_classes_that_come_and_go(uri, put, boto, bucket, stored):
         list(S3IterableDataset.from_prefix(uri, labels=by_folder(classes=CLASSES)))
 
 
+def test_a_loader_of_a_stream_has_its_classes(uri, put, stored):
+    """A loader lists its stream's prefix again: indices of other classes than the stream has said are refused."""
+    stream = S3IterableDataset.from_prefix(uri, labels=by_folder(), transform=name)
+    assert stream.classes == CLASSES
+    loader = S3DataLoader(stream, batch_size=10, collate_fn=_as_given)
+    assert list(loader) == [list(zip(KEYS, TARGETS, strict=True))]
+    put(f"{stored}bird/1.jpg", b"bird")
+    with pytest.raises(SampleLayoutError, match=r"1 are new \['bird'\], 0 are gone"):
+        next(iter(S3DataLoader(stream, batch_size=10)))
+    later = S3IterableDataset.from_prefix(uri, labels=by_folder(), transform=name)
+    assert len(S3DataLoader(later)) == 7
+    put(f"{stored}cow/1.jpg", b"cow")
+    with pytest.raises(SampleLayoutError, match=r"1 are new \['cow'\], 0 are gone"):
+        assert later.classes
+
+
 def test_a_state_knows_its_labels(uri):
     """A state is refused where the samples have other labels, and resumed where they are the same, however named."""
     table = S3MapDataset.from_prefix(uri).objects
@@ -369,6 +386,18 @@ def test_a_state_knows_its_labels(uri):
     ):
         with pytest.raises(LoaderStateError, match=r"labels '4 classes, .*' \(here "):
             loader(other, made, source).load_state_dict(state)
+
+
+def test_a_state_of_many_labels_is_made_at_once(monkeypatch):
+    """A state is asked for after each batch: the labels of all samples are hashed once."""
+    hashed = []
+    digest_of = labels_module.hashlib.blake2b
+    monkeypatch.setattr(
+        labels_module.hashlib, "blake2b", lambda *args, **rest: hashed.append(1) or digest_of(*args, **rest)
+    )
+    found = label(ObjectTable(S3BucketKeyData("b", f"c/{number}") for number in range(5)), None, by_folder())
+    assert len({found.digest for _ in range(3)}) == 1
+    assert len(hashed) == 1
 
 
 def test_the_labels_of_many_samples_are_small():

@@ -285,6 +285,7 @@ def test_a_state_that_lacks_something(dataset):
         ({"num_workers": -1}, "num_workers at least 0"),
         ({"even": "all"}, "even must be one of 'drop', 'pad', 'wrap', or None, got 'all'"),
         ({"sampler": range(3)}, "takes no sampler"),
+        ({"in_order": False}, "cannot say where a job is"),
         ({"rank": 3}, "rank=3 and world_size=None do not fit"),
         ({"rank": 2, "world_size": 2}, "0 <= rank < world_size"),
         ({"batches_ahead": 0}, "batches_ahead must be at least 1, or None, got 0"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 
 import pytest
 from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3ClientConfig, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
-from s3torch.datasets import Filter, Objects, ObjectTable, Prefix, S3BucketKeyData, Table
+from s3torch.datasets import Filter, Objects, ObjectTable, Prefix, S3BucketKeyData, Table, by_stem
 from s3torch.datasets.filters import described
 from s3torch.datasets.listing import list_table
 from s3torch.datasets.options import DatasetOptions, MapOptions, Selection, StreamOptions
@@ -232,6 +233,30 @@ def test_a_state_knows_its_filter(uri):
     with pytest.raises(LoaderStateError, match=r"here 'tests.datasets.test_sources.is_jpg'"):
         loader(is_jpg).load_state_dict(state)
     assert described(None) is None
+
+
+@pytest.mark.parametrize("letter", ["a", "\U0001f600"])
+def test_a_state_stays_small(letter):
+    """A filter or samples of many words are known by a digest: a state is below 1 kB, and no other is taken for it."""
+    many = [f"*{letter * 9}{number}" for number in range(100)]
+
+    def loader(last: int):
+        return S3DataLoader(
+            S3MapDataset.from_objects(
+                [f"s3://bucket/{letter * 9}{number}" for number in range(100)],
+                filter=Filter(glob=tuple(many[:last])),
+                samples=by_stem(*many[:last], optional=["1"], missing="skip"),
+                allow_empty=True,
+            )
+        )
+
+    state = loader(99).state_dict()
+    assert len(json.dumps(state)) < 1000
+    loader(99).load_state_dict(state)
+    with pytest.raises(LoaderStateError, match="filter"):
+        loader(98).load_state_dict({**state, "digest": loader(98).state_dict()["digest"]})
+    near = Filter(glob=(*many[:98], "other"))
+    assert described(near) != described(Filter(glob=tuple(many[:99])))
 
 
 # --- Nothing ---------------------------------------------------------------------------------------------------------

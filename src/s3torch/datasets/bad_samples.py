@@ -74,7 +74,8 @@ class Skip:
         share: Which part of the samples that were read may be skipped, from 0.0 to 1.0, counted as if at least 1,000
             were read. None: no share counts, or 0.01 if ``at_most`` is None, too.
         fill: Another sample takes the place of each that is skipped, so that batches and streams keep their lengths. In
-            a map dataset that is the next good one by index, in a stream a good one beside it. It comes twice then.
+            a map dataset that is the next good one by index, in a stream a good one beside it. It comes twice then. Who
+            puts ``dataset[i]`` together with something else of index i gets a wrong pair.
 
     Raises:
         ArgumentError: A number is out of range.
@@ -156,7 +157,9 @@ class BadSamples:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "read": 0, "skipped": 0}  # of this process
 
-    def answer(self, error: Exception, item: Item | None, index: int, *, is_alone: bool = False) -> object:
+    def answer(
+        self, error: Exception, item: Item | None, index: int, *, is_alone: bool = False, fills: bool = True
+    ) -> object:
         """Return what takes the place of a sample that could not be made: SKIP, a replacement, or RAISE.
 
         The error gets a note that names the sample.
@@ -166,6 +169,7 @@ class BadSamples:
             item: What the sample is made of; None if that is not known.
             index: Of the sample.
             is_alone: There is no batch that could be shorter: without another sample to fill in, it is raised.
+            fills: Whether another may fill in where there is no batch.
 
         Raises:
             BadSamplesError: Too many were skipped.
@@ -173,7 +177,7 @@ class BadSamples:
         """
         note = _noted(error, item, index)
         found = self._decided(error, item, index)
-        if found is SKIP and not (is_alone and not self.fills):
+        if found is SKIP and not (is_alone and not (self.fills and fills)):
             self._count(error, note)
         elif is_alone and isinstance(found, _Answer):
             note.answer, found = found, RAISE

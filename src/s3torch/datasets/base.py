@@ -11,7 +11,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.bad_samples import BadSamples
 from s3torch.datasets.filters import described
 from s3torch.datasets.job import JobListing
-from s3torch.datasets.labels import Labels, within
+from s3torch.datasets.labels import FirstClasses, Labels, within
 from s3torch.datasets.look_ahead import LookAhead
 from s3torch.datasets.members import Item, SampleData, SampleReaders, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
@@ -113,6 +113,7 @@ class S3Dataset(Generic[T_co]):
         if isinstance(source, Source) and source.is_listed:
             self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
         self._known_samples: SampleTable | None = None
+        self._first_classes: FirstClasses | None = None
         self._client._access.expect_children(buckets_of(self._get_dataset_objects))
 
     @classmethod
@@ -186,7 +187,7 @@ class S3Dataset(Generic[T_co]):
 
         Raises:
             EmptyDatasetError: There are none, and that was not allowed.
-            SampleLayoutError: The objects do not make the samples that were asked for.
+            SampleLayoutError: The objects do not make the samples that were asked for, or of other classes than before.
         """
         if self._known_samples is not None and self._known_samples.objects is objects:
             return self._known_samples
@@ -199,6 +200,8 @@ class S3Dataset(Generic[T_co]):
                 f"samples={selection.samples!r} makes no sample of the {len(table)} objects of the dataset. Pass "
                 "allow_empty=True if that may be."
             )
+        if found.labels is not None and self._first_classes is not None:
+            self._first_classes.check(found.labels.classes)
         if table is self._known:  # it stays, and so does what is made of it
             self._known_samples = found
         return found

@@ -48,4 +48,5 @@ def by_index(stream: S3IterableDataset[T_co]) -> S3MapDataset[T_co]:
     )
     dataset._client = stream._client  # one set of connections and statistics
     dataset._bad_samples = stream._bad_samples  # and one count of those
+    dataset._first_classes = stream._first_classes  # an index of a class means the same in both
     return dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -11,6 +12,10 @@ from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Filter", "check_filter", "described"]
+
+# A state has two of these texts, and is below 1 kB whatever characters they have. A character is up to 12 in JSON.
+_LONGEST = 250
+_SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +93,17 @@ def check_filter(given: object) -> None:
 
 def described(given: Filter | Callable[[S3BucketKeyData], bool] | Grouping | None) -> str | None:
     """Return the text by which the state of a loader knows a filter or grouping: the same in every process."""
-    if given is None or isinstance(given, (Filter, ByStem)):
-        return None if given is None else repr(given)
+    if given is None:
+        return None
+    if isinstance(given, (Filter, ByStem)):
+        return _short(repr(given))
     kind = type(given)
     name = getattr(given, "__qualname__", kind.__qualname__)
-    return f"{getattr(given, '__module__', kind.__module__)}.{name}"
+    return _short(f"{getattr(given, '__module__', kind.__module__)}.{name}")
+
+
+def _short(text: str) -> str:
+    """Return a text that is too long for a state as its beginning, and what tells it from others."""
+    if len(ascii(text)) <= _LONGEST:
+        return text
+    return f"{text[:_SHOWN]}... {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"

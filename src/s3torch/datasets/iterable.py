@@ -16,7 +16,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
 from s3torch.datasets.divided import check_divided_once
 from s3torch.datasets.here import rank_and_world_size
-from s3torch.datasets.labels import ByFolder, Labels
+from s3torch.datasets.labels import ByFolder, FirstClasses, Labels
 from s3torch.datasets.manifest import Manifest
 from s3torch.datasets.members import Items, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
@@ -25,7 +25,7 @@ from s3torch.datasets.samples import Samples
 from s3torch.datasets.sharding import Position
 from s3torch.datasets.sources import Objects, Prefix, Source, Table
 from s3torch.datasets.stream_cursor import StreamCursor
-from s3torch.errors import ArgumentError, ArgumentTypeError, SampleLayoutError
+from s3torch.errors import ArgumentTypeError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -100,7 +100,9 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         self._rank, self._world_size = rank_and_world_size((0, 1))
         self._iterations = 0
         self._cursor = StreamCursor(shuffle=shuffle, seed=as_index("seed", seed))
-        self._classes: tuple[str, ...] | None = None
+        named = self._selection.labels
+        if self._is_listed and not (isinstance(named, ByFolder) and named.classes is not None):
+            self._first_classes = FirstClasses()  # each iteration lists anew
 
     @classmethod
     def from_source(cls, source: Source, **options: Unpack[StreamOptions[T_co]]) -> Self:
@@ -276,28 +278,6 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     ) -> Callable[[], Iterable[S3BucketKeyData] | SampleTable]:
         """Return what returns all that samples are made of: objects, or what is made of all of them."""
         return (lambda: self._samples_of(listing())) if self._selection.makes_samples else listing
-
-    def _samples_of(self, objects: Iterable[S3BucketKeyData]) -> SampleTable:
-        found = super()._samples_of(objects)
-        named = self._selection.labels
-        if found.labels is None or not self._is_listed or (isinstance(named, ByFolder) and named.classes is not None):
-            return found
-        # Each iteration lists anew. A class that comes or goes meanwhile would change the indices of others.
-        classes = found.labels.classes
-        if self._classes is None:
-            if torch.utils.data.get_worker_info() is not None:
-                raise ArgumentError(
-                    "The classes of this dataset are not known, and each epoch's workers may find others. Ask for "
-                    "dataset.classes before the workers start, or name them: labels=by_folder(classes=[...])."
-                )
-            self._classes = classes
-        if classes != self._classes:
-            new, gone = sorted({*classes} - {*self._classes}), sorted({*self._classes} - {*classes})
-            raise SampleLayoutError(
-                f"The classes are not those that were listed first: {len(new)} are new {new[:3]}, {len(gone)} are gone "
-                f"{gone[:3]}. Their indices would change. Name them: labels=by_folder(classes=[...])."
-            )
-        return found
 
     @property
     def _labels(self) -> Labels | None:

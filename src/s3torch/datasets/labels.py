@@ -8,8 +8,10 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+import torch.utils.data
 
 from s3torch.datasets.grouping import Groups, first_of, numbers, uri_of
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
@@ -17,7 +19,7 @@ from s3torch.datasets.sources import Prefix
 from s3torch.errors import ArgumentError, ArgumentTypeError, SampleLayoutError
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["ByFolder", "Labelling", "Labels", "by_folder", "check_labelling", "label", "within"]
+__all__ = ["ByFolder", "FirstClasses", "Labelling", "Labels", "by_folder", "check_labelling", "label", "within"]
 
 _NO_CLASS = -1
 
@@ -115,9 +117,9 @@ class Labels:
     classes: tuple[str, ...]
     targets: array[int]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """What tells these from others: the same on all machines."""
+        """What tells these from others: the same on all machines. All are hashed, once."""
         state = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
         values = self.targets
         if sys.byteorder == "big":
@@ -125,6 +127,37 @@ class Labels:
             values.byteswap()
         state.update(values)
         return state.hexdigest()
+
+
+class FirstClasses:
+    """The classes that were found when a prefix was listed first, for those who list it again.
+
+    A class that comes or goes meanwhile would change the indices of others.
+    """
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] | None = None
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Keep the first classes; others are an error.
+
+        Raises:
+            ArgumentError: They are the first ones, and this is a DataLoader worker.
+            SampleLayoutError: They are others than the first ones.
+        """
+        if self._names is None:
+            if torch.utils.data.get_worker_info() is not None:
+                raise ArgumentError(
+                    "The classes of this dataset are not known, and each epoch's workers may find others. Ask for "
+                    "dataset.classes before the workers start, or name them: labels=by_folder(classes=[...])."
+                )
+            self._names = names
+        if names != self._names:
+            new, gone = sorted({*names} - {*self._names}), sorted({*self._names} - {*names})
+            raise SampleLayoutError(
+                f"The classes are not those that were listed first: {len(new)} are new {new[:3]}, {len(gone)} are gone "
+                f"{gone[:3]}. Their indices would change. Name them: labels=by_folder(classes=[...])."
+            )
 
 
 def label(objects: ObjectTable, groups: Groups | None, labelling: Labelling) -> Labels:

@@ -11,7 +11,7 @@ from s3torch.datasets.batch_sampler import Running, S3BatchSampler, no_sampler
 from s3torch.datasets.by_index import by_index, order_of_stream
 from s3torch.datasets.cursor import Even
 from s3torch.datasets.iterable import S3IterableDataset
-from s3torch.errors import LoaderStateError
+from s3torch.errors import ArgumentError, LoaderStateError
 
 __all__ = ["S3DataLoader"]
 
@@ -120,7 +120,7 @@ class S3DataLoader(DataLoader[T_co]):
         rank: Of this process; None finds it.
         world_size: Number of ranks; None finds it.
         options: All others of ``torch.utils.data.DataLoader``, such as ``collate_fn``, ``pin_memory``,
-            ``persistent_workers``.
+            ``persistent_workers``; but for ``in_order=False``, whose batches no state could count.
 
     Raises:
         ArgumentError: A number is out of range, or an option is one that this class decides itself.
@@ -148,6 +148,12 @@ class S3DataLoader(DataLoader[T_co]):
     ) -> None:
         if taken := sorted({"sampler", "batch_sampler"} & options.keys()):
             raise no_sampler(f"no {' and no '.join(taken)}")
+        if not options.get("in_order", True):
+            raise ArgumentError(
+                "S3DataLoader(in_order=False) cannot say where a job is: batches would come in another order than that "
+                "of its state, and a resumed job would lose some and repeat others. Leave it out, or use "
+                "torch.utils.data.DataLoader."
+            )
         if isinstance(dataset, S3IterableDataset):
             shuffle, seed = order_of_stream(dataset, shuffle=shuffle, seed=seed)
             dataset = by_index(dataset)

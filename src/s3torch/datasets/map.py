@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, StackDataset
 
 from s3torch._buffer import as_index
 from s3torch._forks import NO_FORK
@@ -175,7 +175,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             IndexError: There is no such sample.
             ArgumentTypeError: The index is no integer (slices are not supported).
             S3Error: The object could not be read; the other transfers of the sample are cancelled. Skip without
-                ``fill`` does not help here: an index is one sample.
+                ``fill`` does not help here: an index is one sample. Nor does ``fill`` where the ``__getitem__`` of a
+                subclass calls this: it may add to a sample what belongs to its index. A batch then fills in by that.
             Exception: Whatever the transform raised.
         """
         index = as_index("index", index)
@@ -184,7 +185,8 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
             return self._read(item)
         except Exception as error:  # what is of this sample may be skipped
             place = range(len(self._items))[index]
-            found = self._bad_samples.answer(error, item, place, is_alone=True)
+            fills = not (self._is_overridden or _is_for_stack())
+            found = self._bad_samples.answer(error, item, place, is_alone=True, fills=fills)
             if found is RAISE:
                 raise
         return self._next_good(place, self._made) if found is SKIP else found  # type: ignore[return-value]  # the program's
@@ -212,18 +214,30 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
         Raises:
             IndexError: There is no such object.
             S3Error: An object could not be read; the other transfers are cancelled.
-            BadSamplesError: More samples were skipped than may be.
+            BadSamplesError: More samples were skipped than may be; or one was, and a StackDataset asks.
             AttributeError: A wrapper of this dataset passes on whatever it is asked for. It may have a ``__getitem__``
                 of its own, which a DataLoader is to call.
         """
         if not _caller_names("__getitems__"):
             raise AttributeError("__getitems__ is this dataset's own, and not that of a wrapper.")
-        return self._samples
+        return self._samples_for_stack if _is_for_stack() else self._samples
+
+    def _samples_for_stack(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
+        """Return the samples of a batch, each of which is put together with another dataset's of the same index."""
+        before = self.skipped
+        samples = self._samples(indices)
+        if count := self.skipped - before:
+            samples.clear()  # whoever keeps the error keeps this frame
+            raise BadSamplesError(
+                f"{count} samples of a batch were skipped, as the log says, and StackDataset would put others in their "
+                "places together with what does not belong to them. Where objects belong together make one dataset of "
+                'them, by samples=by_stem(...); or leave on_error="raise" there.'
+            )
+        return samples
 
     def _samples(self, indices: Sequence[SupportsIndex]) -> list[T_co]:
         wanted = [as_index("index", index) for index in indices]
-        is_overridden = type(self).__getitem__ is not S3MapDataset.__getitem__
-        if is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
+        if self._is_overridden or self._transform is identity:  # whose readers are kept, unread: there is no hurry
             return self._one_by_one(wanted)
         plan = [*wanted, *getattr(indices, "upcoming", ())]
         call = object()
@@ -342,9 +356,13 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     def _item_of(self, place: int) -> Item | None:
         """Return what a sample is made of; None in a subclass whose indices may mean something else."""
-        kind = type(self)
-        is_ours = kind.__getitem__ is S3MapDataset.__getitem__ or kind.__len__ is S3MapDataset.__len__
+        is_ours = not self._is_overridden or type(self).__len__ is S3MapDataset.__len__
         return self._items[place] if is_ours else None
+
+    @property
+    def _is_overridden(self) -> bool:
+        """Whether a subclass has a ``__getitem__`` of its own, which alone makes its samples."""
+        return type(self).__getitem__ is not S3MapDataset.__getitem__
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_windows": None}
@@ -403,3 +421,19 @@ def _caller_names(name: str) -> bool:
     """
     code = sys._getframe(2).f_code
     return name in code.co_names or name in code.co_consts
+
+
+def _is_for_stack() -> bool:
+    """Whether the code that asks this module's dataset for samples is a StackDataset of torch.
+
+    That takes the samples of several datasets for those of the same indices. What fills in for a bad one would be put
+    together with what belongs to that one, without an error, so this looks at the caller.
+    """
+    frame = sys._getframe(2)
+    for _ in range(2):  # it itself, or a comprehension in it
+        if isinstance(frame.f_locals.get("self"), StackDataset):
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False

@@ -40,6 +40,7 @@ class _Items:
 
     Attributes:
         delivered: How many objects are done with.
+        owed: Those of them that were skipped, and that others are still to fill in for.
         step: How many objects all ranks and workers together have read when each has read one.
         is_over: Whether the end was told.
     """
@@ -54,6 +55,7 @@ class _Items:
         self._ordered: tuple[int, list[int]] = (0, [])  # the number of the first, and the indices from there on
         self._iterator: Iterator[S3BucketKeyData] | None = None
         self.delivered = 0
+        self.owed: tuple[int, ...] = ()
         self._taken: deque[tuple[int, S3BucketKeyData]] = deque()
         self._cursor = 0
         self._is_asking = False
@@ -80,6 +82,11 @@ class _Items:
             item = self._taken[number - self._taken[0][0]][1]
         self._cursor = number + 1
         return number, item
+
+    @property
+    def handed_out(self) -> int:
+        """How many samples have come. Who goes on behind them reads once more what is owed, and others fill in."""
+        return self.delivered - len(self.owed)
 
     def index(self, number: int) -> int:
         """Return which object it is among those of all ranks and workers."""
@@ -185,7 +192,6 @@ class Samples(Iterator[T], Generic[T]):
         self._source = source
         self._is_torn = False
         self._good: tuple[int, Item] | None = None  # the last one
-        self._owed: tuple[int, ...] = ()  # those that were skipped, and that others are still to fill in for
         self._users: dict[int, object] = {}
 
     def __del__(self) -> None:
@@ -232,11 +238,11 @@ class Samples(Iterator[T], Generic[T]):
                             continue
                         sample = found  # type: ignore[assignment]  # what the program wants as a sample
                     break
-                if begun is None:
+                due, owed = self._due(begun), items.owed[1:]
+                if due is None:
                     items.is_over = True
                     raise StopIteration
-                window.settle(begun)
-                place, item, owed = begun.place, begun.item, self._owed[1:]
+                self._settle(begun)
             except Exception:
                 self._go_past(begun)
                 raise
@@ -244,11 +250,11 @@ class Samples(Iterator[T], Generic[T]):
                 self._cancel(begun)
                 raise
             begun = None  # and with it what its reader holds: its finaliser is a call, too
-            if place < 0:
-                self._owed = owed
+            if due[0] < 0:
+                items.owed = owed
             else:
-                self._good = place, item
-                items.delivered = place + 1
+                self._good = due
+                items.delivered = due[0] + 1
             self._is_torn = False
             return sample
         finally:
@@ -260,12 +266,13 @@ class Samples(Iterator[T], Generic[T]):
 
         That has a place below 0, which counts for nothing.
         """
-        if self._owed and self._good is not None:
+        items = self._items
+        if items.owed and self._good is not None:
             number, item = self._good
             return Begun(~number, item, self._source._open(item), 0)
-        begun = self._window.take(self._items, self._source)
-        if begun is None and self._owed:
-            count, self._owed = len(self._owed), ()
+        begun = self._window.take(items, self._source)
+        if begun is None and items.owed:
+            count, items.owed = len(items.owed), ()
             raise BadSamplesError(
                 f"{count} samples of this stream cannot be made, and there is no good one to fill in for them."
             )
@@ -273,7 +280,7 @@ class Samples(Iterator[T], Generic[T]):
 
     def _answer(self, error: Exception, begun: Begun | None) -> object:
         """Return what takes the place of a sample that cannot be made; see BadSamples."""
-        bad = self._window.failed if begun is None else (begun.place, begun.item)
+        bad = self._due(begun)
         if bad is None:  # it is of the listing
             return RAISE
         place, item = bad
@@ -281,23 +288,31 @@ class Samples(Iterator[T], Generic[T]):
         bad_samples = self._source._bad_samples
         found = bad_samples.answer(error, item, self._items.index(place if place >= 0 else ~place))
         if found is SKIP:
-            if begun is not None:
-                self._window.settle(begun)
+            self._settle(begun)
             if place < 0:
                 self._good = None  # it is good no longer
             else:
-                if bad_samples.fills and place not in self._owed:
-                    self._owed = (*self._owed, place)
+                if bad_samples.fills and place not in self._items.owed:
+                    self._items.owed = (*self._items.owed, place)
                 self._items.delivered = place + 1
         return found
+
+    def _settle(self, begun: Begun | None) -> None:
+        if begun is not None:  # else the object could not even be opened, and takes no room
+            self._window.settle(begun)
+
+    def _due(self, begun: Begun | None) -> tuple[int, Item] | None:
+        """Return place and item of what was due: it was begun, or could not even be opened. None: it was the end."""
+        return self._window.failed if begun is None else (begun.place, begun.item)
 
     def _go_past(self, begun: Begun | None) -> None:
         """Cancel everything, and go on behind the object that failed, if it was one."""
         self._cancel(begun)
-        failed = self._window.failed
-        bad = begun.place if begun is not None else failed[0] if failed is not None else -1
-        if bad >= 0:
-            self._items.delivered = bad + 1
+        bad = self._due(begun)
+        if bad is not None and bad[0] >= 0:
+            self._items.delivered = bad[0] + 1
+        elif bad is not None:
+            self._good = None  # it would fail again and again, and the stream never end
         self._items.rewind()
         self._is_torn = False
 

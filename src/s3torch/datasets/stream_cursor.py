@@ -34,14 +34,16 @@ class Progress(Protocol):
     """How far an iteration is.
 
     Attributes:
-        delivered: How many samples were handed out.
         step: How many samples all ranks and workers together have read when each has read one.
         is_over: Whether the end was told.
     """
 
-    delivered: int
     step: int
     is_over: bool
+
+    @property
+    def handed_out(self) -> int:
+        """How many samples have come, or were skipped and nothing fills in for them."""
 
 
 class _Newest(NamedTuple):
@@ -127,7 +129,7 @@ class StreamCursor:
         if newest.progress.is_over:
             now = Cursor(newest.begin.epoch + 1)
         else:
-            consumed = newest.begin.consumed + newest.progress.delivered * newest.progress.step
+            consumed = newest.begin.consumed + newest.progress.handed_out * newest.progress.step
             now = Cursor(newest.begin.epoch, min(consumed, len(newest.table)))
         return state_of(self._course(newest.table, selection), now)
 
