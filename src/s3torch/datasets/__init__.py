@@ -5,7 +5,7 @@ from s3torch.datasets.batch_sampler import S3BatchSampler
 from s3torch.datasets.filters import Filter
 from s3torch.datasets.grouping import by_stem
 from s3torch.datasets.iterable import S3IterableDataset
-from s3torch.datasets.labels import by_folder
+from s3torch.datasets.labels import by_column, by_folder
 from s3torch.datasets.loader import S3DataLoader
 from s3torch.datasets.manifest import Manifest, ManifestFormat
 from s3torch.datasets.map import S3MapDataset
@@ -37,6 +37,7 @@ __all__ = [
     "Skip",
     "StreamOptions",
     "Table",
+    "by_column",
     "by_folder",
     "by_stem",
 ]

@@ -11,8 +11,9 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.bad_samples import BadSamples
 from s3torch.datasets.filters import described
 from s3torch.datasets.job import JobListing
-from s3torch.datasets.labels import FirstClasses, Labels, within
+from s3torch.datasets.labels import ByColumn, FirstClasses, Labels, check_column, within
 from s3torch.datasets.look_ahead import LookAhead
+from s3torch.datasets.manifest import Manifest
 from s3torch.datasets.members import Item, SampleData, SampleReaders, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.one_listing import OneListing
@@ -107,7 +108,7 @@ class S3Dataset(Generic[T_co]):
             s3client_config=s3client_config,
         )
         source = get_dataset_objects
-        self._get_dataset_objects = source.opened(self._client) if isinstance(source, Source) else source
+        self._get_dataset_objects = _opened(source, self._client, self._selection)
         self._known: ObjectTable | None = None
         self._job_listing: JobListing | None = None
         if isinstance(source, Source) and source.is_listed:
@@ -244,6 +245,22 @@ class S3Dataset(Generic[T_co]):
 
     def _nudge(self, interval: float) -> None:
         self._client._access.engine().nudge(interval)
+
+
+def _opened(source: GetDatasetObjects, client: S3Client, selection: Selection) -> GetDatasetObjects:
+    """Return a source with what it is made of read, and with the column of labels that is asked for.
+
+    Raises:
+        SampleLayoutError: It has no such column, which can be said now.
+        S3Error: It could not be read.
+    """
+    opened = source
+    if isinstance(source, Manifest) and isinstance(selection.labels, ByColumn):
+        opened = source.opened(client, selection.labels.column)
+    elif isinstance(source, Source):
+        opened = source.opened(client)
+    check_column(selection.labels, opened)
+    return opened
 
 
 def _selection(dataset: type, options: Mapping[str, Any]) -> Selection:

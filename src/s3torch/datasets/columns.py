@@ -10,10 +10,12 @@ The columns are read by several threads. Two that meet in a block both verify it
 
 from __future__ import annotations
 
+import json
 import mmap
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 from s3torch._aws.checksums import crc32
@@ -25,9 +27,11 @@ __all__ = [
     "ByteColumn",
     "Columns",
     "IntegerColumn",
+    "LabelNames",
     "MappedBytes",
     "MappedIntegers",
     "block_checksums",
+    "digest_of_labels",
     "in_memory",
     "little_endian",
 ]
@@ -60,6 +64,20 @@ class ByteColumn(Protocol):
         """Return how many bytes there are."""
 
 
+class LabelNames(NamedTuple):
+    """What the column of labels means.
+
+    Attributes:
+        column: Its name in the manifest.
+        names: Of the labels, by their numbers; a filter may have left some of them without an object.
+        digest: Of these and of the numbers of all objects; see ``digest_of_labels``.
+    """
+
+    column: str
+    names: tuple[str, ...]
+    digest: str
+
+
 class Columns(NamedTuple):
     """What a table consists of.
 
@@ -71,6 +89,8 @@ class Columns(NamedTuple):
         keys: All of them.
         etag_ends: Where the ETag of each object ends; None if the table has none.
         etags: All of them, with their quotes, and empty where one is not known; None if the table has none.
+        label_numbers: Which label each object has; None if the table has none.
+        labels: What these are; None if the table has none.
     """
 
     buckets: list[str]
@@ -80,6 +100,8 @@ class Columns(NamedTuple):
     keys: ByteColumn
     etag_ends: IntegerColumn | None = None
     etags: ByteColumn | None = None
+    label_numbers: IntegerColumn | None = None
+    labels: LabelNames | None = None
 
 
 class Blocks:
@@ -258,13 +280,24 @@ def little_endian(column: IntegerColumn | ByteColumn) -> memoryview:
     return memoryview(column).cast("B") if len(column) else memoryview(b"")
 
 
+def digest_of_labels(column: str, names: Iterable[str], numbers: IntegerColumn) -> str:
+    """Return what tells a column of labels from others: 128 bits in hexadecimal, the same on all machines.
+
+    Raises:
+        ObjectTableError: It is a column of a damaged file.
+    """
+    state = blake2b(json.dumps([column, *names]).encode(), digest_size=16)
+    state.update(little_endian(numbers))
+    return state.hexdigest()
+
+
 def in_memory(columns: Columns) -> Columns:
     """Return columns that are in this process's own memory.
 
     Raises:
         ObjectTableError: They are those of a damaged file.
     """
-    return Columns(columns.buckets, *map(_copied, columns[1:]))  # type: ignore[arg-type]  # each is what it was
+    return Columns._make([columns.buckets, *map(_copied, columns[1:-1]), columns.labels])
 
 
 def _copied(column: IntegerColumn | ByteColumn | None) -> IntegerColumn | ByteColumn | None:

@@ -16,7 +16,7 @@ from s3torch.config import S3ClientConfig, S3ReaderConfig
 from s3torch.datasets.base import GetDatasetObjects, S3Dataset, identity
 from s3torch.datasets.divided import check_divided_once
 from s3torch.datasets.here import rank_and_world_size
-from s3torch.datasets.labels import ByFolder, FirstClasses, Labels
+from s3torch.datasets.labels import ByColumn, ByFolder, FirstClasses, Labels
 from s3torch.datasets.manifest import Manifest
 from s3torch.datasets.members import Items, SampleTable
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
@@ -101,7 +101,7 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         self._iterations = 0
         self._cursor = StreamCursor(shuffle=shuffle, seed=as_index("seed", seed))
         named = self._selection.labels
-        if self._is_listed and not (isinstance(named, ByFolder) and named.classes is not None):
+        if self._is_listed and not (isinstance(named, (ByFolder, ByColumn)) and named.classes is not None):
             self._first_classes = FirstClasses()  # each iteration lists anew
 
     @classmethod

@@ -84,7 +84,7 @@ class JobListing:
         self._name = f"s3torch/{blake2b(source.encode(), digest_size=16).hexdigest()}/{_made[source]}"
         self._known = _address()
         self._attempts: Counter[str] = Counter()
-        self._last = ("", "")  # the name and the digest of the newest table
+        self._last: tuple[str, object] = "", None  # the name and the identity of the newest table
 
     def __getstate__(self) -> dict[str, object]:
         # A process that is not forked has no process group: it is told where it meets.
@@ -112,7 +112,7 @@ class JobListing:
             if not meeting.is_nested:  # else the listing around it still decides
                 self._attempts[name] = attempt + 1
             raise
-        self._last = meeting.holder, table.digest
+        self._last = meeting.holder, table._identity
         return table
 
 
@@ -122,14 +122,14 @@ class _Meeting:
     Args:
         address: Of the store.
         name: Of the listing.
-        last: Name and digest of the table before. One that is the same again is not left there again.
+        last: Name and identity of the table before. One that is the same again is not left there again.
 
     Attributes:
         is_nested: Whether this thread is in the middle of this listing already.
         holder: Under which name the table was left.
     """
 
-    def __init__(self, address: Address, name: str, last: tuple[str, str]) -> None:
+    def __init__(self, address: Address, name: str, last: tuple[str, object]) -> None:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # there are builds without
 
         self._name = name
@@ -175,7 +175,7 @@ class _Meeting:
         return table
 
     def _leave(self, table: ObjectTable) -> None:
-        if table.digest == self._last[1]:
+        if table._identity == self._last[1]:
             self.holder = self._last[0]
             self._set("same", self.holder)
             return

@@ -1,9 +1,10 @@
-"""The class of each sample, by the folder in which its objects lie, as in torchvision's ImageFolder."""
+"""The class of each sample: by the folder in which its objects lie, as in torchvision's ImageFolder, or by a column."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable
@@ -15,15 +16,46 @@ import torch.utils.data
 
 from s3torch.datasets.grouping import Groups, first_of, numbers, uri_of
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
-from s3torch.datasets.sources import Prefix
-from s3torch.errors import ArgumentError, ArgumentTypeError, SampleLayoutError
+from s3torch.datasets.sources import Known, Prefix
+from s3torch.errors import ArgumentError, ArgumentTypeError, ObjectTableError, SampleLayoutError
 from s3torch.uri import parse_s3_uri
 
-__all__ = ["ByFolder", "FirstClasses", "Labelling", "Labels", "by_folder", "check_labelling", "label", "within"]
+__all__ = [
+    "ByColumn",
+    "ByFolder",
+    "FirstClasses",
+    "Labelling",
+    "Labels",
+    "by_column",
+    "by_folder",
+    "check_column",
+    "check_labelling",
+    "label",
+    "within",
+]
 
 _NO_CLASS = -1
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,99}")  # as Python writes them; longer ones it would not read
 
-Labelling = Callable[[S3BucketKeyData], "str | None"]
+
+@dataclass(frozen=True)
+class ByColumn:
+    """Names the class of an object by a column of the manifest that names it; made by ``by_column``."""
+
+    column: str
+    classes: tuple[str, ...] | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, str):
+            raise ArgumentTypeError(f"by_column needs the name of a column, got {self.column!r}.")
+        _check_classes(self.classes, allow_empty=self.allow_empty)
+
+    def __repr__(self) -> str:
+        return f"by_column({', '.join([repr(self.column), *_given(self)])})"
+
+
+Labelling = Callable[[S3BucketKeyData], "str | None"] | ByColumn
 
 
 @dataclass(frozen=True)
@@ -37,18 +69,11 @@ class ByFolder:
     def __post_init__(self) -> None:
         if self.below is not None:
             parse_s3_uri(self.below)
-        if self.classes is not None and not all(isinstance(name, str) for name in self.classes):
-            raise ArgumentTypeError(f"The names of classes must be str, got {self.classes!r}.")
-        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise ArgumentError(f"classes={self.classes!r} must name at least one class, and none of them twice.")
-        if not isinstance(self.allow_empty, bool):
-            raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
+        _check_classes(self.classes, allow_empty=self.allow_empty)
 
     def __repr__(self) -> str:
-        given = [f"below={self.below!r}"] if self.below is not None else []
-        given += [f"classes={self.classes!r}"] if self.classes is not None else []
-        given += ["allow_empty=True"] if self.allow_empty else []
-        return f"by_folder({', '.join(given)})"
+        below = [f"below={self.below!r}"] if self.below is not None else []
+        return f"by_folder({', '.join([*below, *_given(self)])})"
 
     def __call__(self, item: S3BucketKeyData) -> str | None:
         """Return the name of the folder; None if the object lies in none."""
@@ -89,13 +114,81 @@ def by_folder(below: str | None = None, *, classes: Iterable[str] | None = None,
     return ByFolder(below, None if classes is None else tuple(classes), allow_empty)
 
 
+def by_column(column: str, *, classes: Iterable[str | int] | None = None, allow_empty: bool = False) -> ByColumn:
+    """Return what names the class of a sample by a column of the manifest that the dataset is made of.
+
+    The column has text, or integers, whose text is the name of the class. A table that such a dataset has saved keeps
+    the column.
+
+    Args:
+        column: Its name in the manifest; upper and lower case count.
+        classes: Names of all classes, or integers; their order is that of the indices, so that datasets of several
+            parts agree. ``range(10)`` makes the index the integer itself. None: those that the samples have, sorted; as
+            numbers if all are integers (``7``, not ``07``), else as text.
+        allow_empty: Whether one of ``classes`` may have no sample.
+
+    Raises:
+        ArgumentError: ``classes`` are none, or one comes twice.
+        ArgumentTypeError: ``column`` is no string, or a class is neither a string nor an integer.
+    """
+    if isinstance(classes, str):
+        raise ArgumentTypeError(f"classes must be a list of names, got {classes!r}.")
+    names = None if classes is None else tuple(str(each) if type(each) is int else each for each in classes)
+    return ByColumn(column, names, allow_empty)  # type: ignore[arg-type]  # it checks that
+
+
+def _check_classes(classes: tuple[str, ...] | None, *, allow_empty: bool) -> None:
+    if classes is not None and not all(isinstance(name, str) for name in classes):
+        raise ArgumentTypeError(f"The names of classes must be str, got {classes!r}.")
+    if classes is not None and (not classes or len(set(classes)) < len(classes)):
+        raise ArgumentError(f"classes={classes!r} must name at least one class, and none of them twice.")
+    if not isinstance(allow_empty, bool):
+        raise ArgumentTypeError(f"allow_empty must be a bool, got {allow_empty!r}.")
+
+
+def _given(labelling: ByFolder | ByColumn) -> list[str]:
+    """Return what was said of classes, as a program would write it."""
+    given = [f"classes={labelling.classes!r}"] if labelling.classes is not None else []
+    return [*given, "allow_empty=True"] if labelling.allow_empty else given
+
+
 def check_labelling(given: object) -> None:
     """Raise an ArgumentTypeError if this cannot be the option ``labels``."""
-    if given is not None and not callable(given):
+    if given is not None and not callable(given) and not isinstance(given, ByColumn):
         raise ArgumentTypeError(
-            f"labels must be made by by_folder, or be callable with an S3BucketKeyData, got {given!r}. By the first "
-            "folder below the prefix: labels=by_folder()."
+            f"labels must be made by by_folder or by_column, or be callable with an S3BucketKeyData, got {given!r}. By "
+            "the first folder below the prefix: labels=by_folder(). By a column of a manifest: labels=by_column('x')."
         )
+
+
+def check_column(labelling: object, source: object) -> None:
+    """Raise an error if a source surely has no such column.
+
+    Raises:
+        SampleLayoutError: It has none, or another one.
+    """
+    if isinstance(labelling, ByColumn):
+        if isinstance(source, Prefix):
+            raise _no_column(labelling, source.s3_uri, "a listing has no columns")
+        if isinstance(source, Known):
+            _column_of(source._objects, labelling, source.origin)
+
+
+def _column_of(
+    objects: ObjectTable, labelling: ByColumn, where: str = "the dataset's source"
+) -> tuple[tuple[str, ...], array[int]]:
+    """Return the names in a column, and the number of each object's."""
+    if objects.label_column != labelling.column:
+        kept = objects.label_column
+        raise _no_column(labelling, where, "its objects have no columns" if kept is None else f"it has kept {kept!r}")
+    return objects._numbered_labels()
+
+
+def _no_column(labelling: ByColumn, where: str, why: str) -> SampleLayoutError:
+    return SampleLayoutError(
+        f"There is no column {labelling.column!r} in {where}: {why}. labels={labelling!r} needs a manifest with that "
+        "column (from_manifest), or a table that a dataset with these labels has saved."
+    )
 
 
 def within(labelling: Labelling, source: object) -> Labelling:
@@ -171,10 +264,14 @@ def label(objects: ObjectTable, groups: Groups | None, labelling: Labelling) -> 
     Raises:
         ArgumentTypeError: ``labelling`` has returned no string.
         SampleLayoutError: An object has no class, or not that of the other objects of its sample; or a class has no
-            sample.
+            sample, or the objects no such column.
+        ObjectTableError: The column is that of a damaged file.
     """
     members = None if groups is None else groups.members
-    names, class_of = _named(objects, members, labelling)
+    if isinstance(labelling, ByColumn):
+        names, class_of = _in_column(objects, members, labelling)
+    else:
+        names, class_of = _named(objects, members, labelling)
     classes = _classes(names, class_of, labelling)
     indices = {name: index for index, name in enumerate(classes)}
     found = numbers(class_of)
@@ -187,26 +284,55 @@ def label(objects: ObjectTable, groups: Groups | None, labelling: Labelling) -> 
 
 def _classes(names: dict[str, int], class_of: array[int], labelling: Labelling) -> tuple[str, ...]:
     """Return the names of the classes, by their indices; names beside them, and empty classes, are errors."""
-    if not isinstance(labelling, ByFolder) or labelling.classes is None:
-        return tuple(sorted(names))
+    if not isinstance(labelling, (ByFolder, ByColumn)) or labelling.classes is None:
+        return tuple(_in_order(names) if isinstance(labelling, ByColumn) else sorted(names))
     classes = labelling.classes
     if unknown := sorted(names.keys() - {*classes}):
-        many = sum(class_of.count(names[name]) for name in unknown)
+        counts = torch.bincount(numbers(class_of))
+        many = sum(int(counts[names[name]]) for name in unknown)
+        where = f"lie in {len(unknown)} folders" if isinstance(labelling, ByFolder) else f"have {len(unknown)} labels"
         raise SampleLayoutError(
-            f"{many} objects lie in {len(unknown)} folders that are no class: "
-            f"{first_of(map(repr, unknown), len(unknown))}. {labelling!r} names {len(classes)} classes. Name all, or "
-            "leave the objects out by a filter."
+            f"{many} objects {where} that are no class: {first_of(map(repr, unknown), len(unknown))}. {labelling!r} "
+            f"names {len(classes)} classes. Name all, or leave the objects out by a filter."
         )
     empty = [name for name in classes if name not in names]
     if empty and not labelling.allow_empty:
         raise SampleLayoutError(
             f"{len(empty)} of {len(classes)} classes have no sample: {first_of(map(repr, empty), len(empty))}. Pass "
-            "allow_empty=True to by_folder if that may be."
+            f"allow_empty=True to {'by_folder' if isinstance(labelling, ByFolder) else 'by_column'} if that may be."
         )
     return classes
 
 
-def _named(objects: ObjectTable, members: array[int] | None, labelling: Labelling) -> tuple[dict[str, int], array[int]]:
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return names sorted: as numbers, so that 2 comes before 10, if all are integers."""
+    found = list(names)
+    return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else sorted(found)
+
+
+def _in_column(
+    objects: ObjectTable, members: array[int] | None, labelling: ByColumn
+) -> tuple[dict[str, int], array[int]]:
+    """Return what ``_named`` does, of a column."""
+    known, numbers_of = _column_of(objects, labelling)
+    label_of = torch.frombuffer(numbers_of, dtype=torch.int32) if numbers_of else torch.zeros(0, dtype=torch.int32)
+    if len(label_of) and not 0 <= int(label_of.min()) <= int(label_of.max()) < len(known):
+        raise ObjectTableError(
+            f"The table of objects contradicts itself: it has labels that its {len(known)} names do not name. s3torch "
+            "did not write it so."
+        )
+    if members is not None:
+        label_of = label_of[numbers(members)]
+    used = torch.bincount(label_of, minlength=len(known)) > 0  # a filter may have left none of some
+    names = {known[place]: number for number, place in enumerate(torch.nonzero(used).flatten().tolist())}
+    class_of = array("q", bytes(8 * len(label_of)))
+    numbers(class_of).copy_((used.cumsum(0) - 1)[label_of])
+    return names, class_of
+
+
+def _named(
+    objects: ObjectTable, members: array[int] | None, labelling: Callable[[S3BucketKeyData], str | None]
+) -> tuple[dict[str, int], array[int]]:
     """Return numbers of the names of classes, and that of each object, or of each member of samples."""
     names: dict[str, int] = {}
     class_of = array("q")

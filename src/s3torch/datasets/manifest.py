@@ -44,7 +44,8 @@ class Manifest:
     It is one of: a table that ``ObjectTable.save`` wrote; CSV with a column ``uri``, or with no header and with URIs in
     its first column; JSON Lines with a field ``uri``; Parquet with a column ``uri``; the ``manifest.json`` of an S3
     Inventory. CSV and JSON Lines may be compressed by gzip. Columns ``size`` (bytes) and ``etag`` are used if they are
-    there: a reader then refuses an object that was replaced since. Other columns are left out.
+    there: a reader then refuses an object that was replaced since. The column that ``labels=by_column(...)`` names is
+    kept as well. Other columns are left out.
 
     Args:
         place: A path, or ``s3://bucket/key``. It is read when a dataset is made of it, once.
@@ -70,24 +71,30 @@ class Manifest:
         """Return the objects; raises what ``table`` does."""
         return self.table(client)
 
-    def table(self, client: S3Client) -> ObjectTable:
+    def table(self, client: S3Client, label_column: str | None = None) -> ObjectTable:
         """Return the objects.
 
+        Args:
+            client: Reads them, if they are in S3.
+            label_column: Whose values are kept, for ``by_column``; a saved table has what was kept when it was made.
+                None: none is read.
+
         Raises:
-            ManifestError: A line is none of an object, the file is damaged, or of another format.
+            ManifestError: A line is none of an object or has no label, there is no such column, the file is damaged, or
+                of another format.
             ObjectTableError: It is a saved table that is damaged.
             S3Error: It could not be read from S3.
             OSError: It could not be read from a file.
         """
-        rows = Rows()
+        rows = Rows(label_column)
         with _opened(self.place, client) as stream:
             if _read(stream, self, client, rows):
                 return rows.table()
         return ObjectTable.load(self.place, client=client)
 
-    def opened(self, client: S3Client) -> Known:
+    def opened(self, client: S3Client, label_column: str | None = None) -> Known:
         """Return the objects; raises what ``table`` does."""
-        return Known(self.table(client), str(self.place))
+        return Known(self.table(client, label_column), str(self.place))
 
 
 def _read(stream: io.BufferedReader, manifest: Manifest, client: S3Client, rows: Rows) -> bool:
@@ -106,6 +113,11 @@ def _read(stream: io.BufferedReader, manifest: Manifest, client: S3Client, rows:
             if found == "jsonl" or (found is None and not (begun and is_inventory(begun[-1]))):
                 read_jsonl(chain(begun, stream), rows, name)
             else:
+                if rows.label_column is not None:
+                    raise ManifestError(
+                        f"{name} is an S3 Inventory, which has no column of labels: there is no {rows.label_column!r}. "
+                        "Name the classes by labels=by_folder(), or by a function."
+                    )
                 inventory = parse_inventory(b"".join([*begun, stream.read()]), name)
                 _read_inventory(inventory, manifest, client, rows)
     return True

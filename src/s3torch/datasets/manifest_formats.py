@@ -1,8 +1,8 @@
 """The formats of manifests: bytes of a file to rows of objects. Nothing here opens anything.
 
-A column or field ``uri`` names the object, literally; ``size`` and ``etag`` may be there, and be empty. All others are
-left out. What cannot be read for sure is an error with its line: rows of another length than the header, as of a key
-with a comma that nobody has quoted, would otherwise be other keys.
+A column or field ``uri`` names the object, literally; ``size`` and ``etag`` may be there, and be empty. Of the others
+the one of labels is read, if it was asked for. What cannot be read for sure is an error with its line: rows of another
+length than the header, as of a key with a comma that nobody has quoted, would otherwise be other keys.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ _BOM = b"\xef\xbb\xbf"
 _SHOWN = 200  # characters of what is in a file, in an error
 _PARQUET_BATCH = 65536  # rows that are Python objects at a time
 _GZIP = b"\x1f\x8b"
+_NO_INTEGER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?|nan", re.ASCII | re.IGNORECASE)
 _BUFFER_SIZE = 1024 * 1024  # bytes; not tuned
 
 
@@ -91,12 +93,18 @@ def read_csv(stream: BinaryIO, rows: Rows, name: str) -> None:
     if first is None:
         return
     header = first[1]
+    wanted, required = columns_of(rows)
     if header[0].startswith(_SCHEME):
-        places: Sequence[int | None] = (0, None, None)
+        if rows.label_column is not None:
+            raise ManifestError(
+                f"{name} has no column {rows.label_column!r}: it has no header, and begins with {_shown(header[:1])}. "
+                f"Put one into its first line, such as: uri,{rows.label_column}"
+            )
+        places: Sequence[int | None] = (0, *[None] * len(wanted[1:]))
         records = chain([first], records)
     else:
-        places = places_of(("uri", "size", "etag"), [each.strip() for each in header], ["uri"], name)
-    uri_at, size_at, etag_at = places
+        places = places_of(wanted, [each.strip() for each in header], required, name)
+    uri_at, size_at, etag_at, label_at = (*places, None)[:4]
     if uri_at is None:
         raise AssertionError("a column that must be there")
     for line, record in records:
@@ -109,9 +117,30 @@ def read_csv(stream: BinaryIO, rows: Rows, name: str) -> None:
                 record[uri_at],
                 None if size_at is None else size_in(record[size_at]),
                 None if etag_at is None else record[etag_at],
+                None if label_at is None else _label_in(record[label_at], rows.label_column),
             )
         except RowError as error:
             raise ManifestError(f"Line {line} of {name} {error}") from error
+
+
+def columns_of(rows: Rows) -> tuple[list[str], list[str]]:
+    """Return the columns of a manifest that are read, in the order of ``Rows.add_uri``, and those that it must have."""
+    labels = [] if rows.label_column is None else [rows.label_column]
+    return ["uri", "size", "etag", *labels], ["uri", *labels]
+
+
+def _label_in(text: str, column: str | None) -> str:
+    """Return a label of CSV, where numbers are text, too.
+
+    Raises:
+        RowError: It looks like a number that is no integer: a program that writes those has lost its integers.
+    """
+    if _NO_INTEGER.fullmatch(text):
+        raise RowError(
+            f"has {text!r} as {column!r}, and a label is text or an integer. Write it without a decimal point; if it "
+            "is text, write JSON Lines or Parquet, which tell text from numbers."
+        )
+    return text
 
 
 def csv_records(stream: BinaryIO, name: str) -> Iterator[tuple[int, list[str]]]:
@@ -174,15 +203,16 @@ def read_jsonl(lines: Iterable[bytes], rows: Rows, name: str) -> None:
     Raises:
         ManifestError: A line is none of an object.
     """
+    wanted, required = columns_of(rows)
     for number, line in enumerate(lines, 1):
         try:
             if not line.isspace():
-                rows.add_uri(*_fields_in(line))
+                rows.add_uri(*_fields_in(line, wanted, required))
         except RowError as error:
             raise ManifestError(f"Line {number} of {name} {error}") from error
 
 
-def _fields_in(line: bytes) -> tuple[object, object, object]:
+def _fields_in(line: bytes, wanted: Sequence[str], required: Sequence[str]) -> list[object]:
     try:
         found = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -191,9 +221,10 @@ def _fields_in(line: bytes) -> tuple[object, object, object]:
         raise RowError(f"is no JSON: {error}. JSON Lines has one whole JSON object a line.") from error
     if not isinstance(found, dict):
         raise RowError(f"is no JSON object but {_shown([str(found)])}. JSON Lines has one JSON object a line.")
-    if "uri" not in found:
-        raise RowError(f"has no field 'uri'. Its fields are: {_shown(list(found))}.")
-    return found["uri"], found.get("size"), found.get("etag")
+    for name in required:
+        if name not in found:
+            raise RowError(f"has no field {name!r}. Its fields are: {_shown(list(found))}.")
+    return [found.get(name) for name in wanted]
 
 
 def read_parquet(content: bytes, rows: Rows, name: str) -> None:
@@ -207,7 +238,7 @@ def read_parquet(content: bytes, rows: Rows, name: str) -> None:
     Raises:
         ManifestError: It is damaged, or a row is none of an object; or pyarrow is not installed.
     """
-    for number, values in enumerate(rows_of_parquet(content, ("uri", "size", "etag"), ["uri"], name), 1):
+    for number, values in enumerate(rows_of_parquet(content, *columns_of(rows), name), 1):
         try:
             rows.add_uri(*values)
         except RowError as error:
@@ -233,7 +264,7 @@ def rows_of_parquet(
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         places_of(wanted, file.schema_arrow.names, required, name)
-        present = [each for each in wanted if each in file.schema_arrow.names]
+        present = [each for each in dict.fromkeys(wanted) if each in file.schema_arrow.names]
         for batch in file.iter_batches(_PARQUET_BATCH, columns=present):
             columns = {each: batch.column(each).to_pylist() for each in present}
             yield from zip(*(columns.get(each) or repeat(None, batch.num_rows) for each in wanted), strict=True)

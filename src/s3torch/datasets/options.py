@@ -42,8 +42,9 @@ class DatasetOptions(TypedDict, total=False):
         samples: Which objects are one sample together: ``by_stem(".jpg", ".json")``, or a callable that takes an
             S3BucketKeyData and returns the names of its sample and of what it is in that, or None if it is in none.
             ``transform`` gets a SampleReaders then. None: each object is a sample.
-        labels: The class of each sample: ``by_folder()``, or a callable that takes an S3BucketKeyData and returns the
-            name of its class. A sample is ``(transform(reader), index of its class)`` then. None: there are no classes.
+        labels: The class of each sample: ``by_folder()``, ``by_column("label")`` of a manifest, or a callable that
+            takes an S3BucketKeyData and returns the name of its class. A sample is ``(transform(reader), index of its
+            class)`` then. None: there are no classes.
         on_error: What happens to a sample that cannot be made. ``"raise"`` (default): its error is raised, with a note
             that names the object, the index and the DataLoader worker. ``"skip"``, or a Skip with limits: it is left
             out, a warning is logged, and ``skipped`` counts it; too many are a BadSamplesError. Or a callable, which

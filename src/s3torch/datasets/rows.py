@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from s3torch.datasets.columns import Columns
+from s3torch.datasets.columns import Columns, LabelNames, digest_of_labels
 from s3torch.datasets.table import ObjectTable
 from s3torch.datasets.table_file import UNKNOWN_SIZE
 from s3torch.errors import ArgumentError
@@ -21,9 +21,19 @@ class RowError(Exception):
 
 
 class Rows:
-    """Objects in the order in which they are added, some of them perhaps several times."""
+    """Objects in the order in which they are added, some of them perhaps several times.
 
-    def __init__(self) -> None:
+    Args:
+        label_column: Of the manifest, whose values are kept; None: they have no labels.
+
+    Attributes:
+        label_column: The same.
+    """
+
+    def __init__(self, label_column: str | None = None) -> None:
+        self.label_column = label_column
+        self._label_numbers = array("I")
+        self._labels: dict[str, int] = {}
         self._keys = bytearray()
         self._ends = array("Q")
         self._sizes = array("q")
@@ -36,30 +46,31 @@ class Rows:
         self._beginning: str | tuple[()] = ()
         self._beginning_length = 0
 
-    def add_uri(self, uri: object, size: object, etag: object) -> None:
+    def add_uri(self, uri: object, size: object, etag: object, label: object = None) -> None:
         """Add the object that a URI names; see ``add``.
 
         Args:
             uri: ``s3://bucket/key``, taken literally.
             size: In bytes; None if it is not known.
             etag: With its quotes or without them; None or empty if it is not known.
+            label: Text or an integer; not used if there is no column of labels.
 
         Raises:
             RowError: One of them cannot be.
         """
         if isinstance(uri, str) and uri.startswith(self._beginning):
-            self.add(self._bucket, uri[self._beginning_length :], size, etag)
+            self.add(self._bucket, uri[self._beginning_length :], size, etag, label)
             return
         try:
             bucket, key = parse_s3_uri(uri)  # type: ignore[arg-type]  # it checks that
         except ArgumentError as error:
             raise RowError(f"has no S3 URI: {error}") from error
-        self.add(bucket, key, size, etag)
+        self.add(bucket, key, size, etag, label)
         if not bucket.startswith("arn:"):  # an ARN ends where its name ends, and not at the first slash
             self._bucket, self._beginning = bucket, f"s3://{bucket}/"
             self._beginning_length = len(self._beginning)
 
-    def add(self, bucket: object, key: object, size: object, etag: object) -> None:
+    def add(self, bucket: object, key: object, size: object, etag: object, label: object = None) -> None:
         """Add an object.
 
         Args:
@@ -67,6 +78,7 @@ class Rows:
             key: Of the object.
             size: In bytes; None if it is not known.
             etag: With its quotes or without them; None or empty if it is not known.
+            label: Text or an integer; not used if there is no column of labels.
 
         Raises:
             RowError: One of them cannot be; nothing was added.
@@ -85,6 +97,8 @@ class Rows:
         tag = _utf8("ETag", etag) if etag else b""
         if tag and size == UNKNOWN_SIZE:
             raise RowError(f"has the ETag {etag} and no size. An object is known by both: add the size.")
+        if self.label_column is not None:
+            self._label_numbers.append(self._number_of(label, self.label_column))
         self._keys += name
         self._ends.append(len(self._keys))
         self._sizes.append(size)
@@ -96,13 +110,29 @@ class Rows:
         if self._etag_ends is not None:
             self._etag_ends.append(len(self._etags))
 
+    def _number_of(self, label: object, column: str) -> int:
+        """Return the number of a label, a new one if it is the first of its name."""
+        name = str(label) if type(label) is int else label  # True is no label
+        if isinstance(name, str) and (number := self._labels.get(name)) is not None:
+            return number
+        if not isinstance(name, str):
+            raise RowError(f"has {label!r} as {column!r}, and a label is text or an integer.")
+        if not name or name.isspace():
+            raise RowError(f"has {label!r} as {column!r}, and a label must not be empty.")
+        _utf8(repr(column), name)
+        return self._labels.setdefault(name, len(self._labels))
+
     def table(self) -> ObjectTable:
-        """Return a table of the objects. It has ETags if one of them has."""
+        """Return a table of the objects. It has ETags if one of them has, and labels if they have a column."""
         etags = None if self._etag_ends is None else bytes(self._etags)
         buckets, keys = list(self._buckets), bytes(self._keys)
-        return ObjectTable._of(
-            Columns(buckets, self._ends, self._sizes, self._bucket_numbers, keys, self._etag_ends, etags)
-        )
+        columns = Columns(buckets, self._ends, self._sizes, self._bucket_numbers, keys, self._etag_ends, etags)
+        if self.label_column is not None:
+            names = tuple(self._labels)
+            digest = digest_of_labels(self.label_column, names, self._label_numbers)
+            labels = LabelNames(self.label_column, names, digest)
+            columns = columns._replace(label_numbers=self._label_numbers, labels=labels)
+        return ObjectTable._of(columns)
 
 
 def size_in(text: str) -> int | None:

@@ -31,7 +31,7 @@ def select_from_table(objects: ObjectTable, selection: Selection, source: object
     """
     chosen = objects
     if selection.filter is not None:
-        chosen = ObjectTable(filter(selection.filter, objects), etags=objects.has_etags)
+        chosen = objects._chosen(selection.filter)
     if not chosen and not selection.allow_empty:
         raise _empty(len(objects), selection, source, client)
     return chosen

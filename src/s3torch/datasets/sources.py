@@ -84,7 +84,7 @@ class Known:
         self.origin = origin
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Known) and self._objects.digest == other._objects.digest
+        return isinstance(other, Known) and self._objects._identity == other._objects._identity
 
     def __hash__(self) -> int:
         return hash(self._objects.digest)

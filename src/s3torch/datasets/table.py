@@ -6,7 +6,7 @@ import hashlib
 import operator
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
 from s3torch._aws.listing import ObjectInfo
 from s3torch._buffer import as_index
 from s3torch.client import S3Client
-from s3torch.datasets.columns import Blocks, ByteColumn, Columns, IntegerColumn, in_memory, little_endian
+from s3torch.datasets.columns import (
+    Blocks,
+    ByteColumn,
+    Columns,
+    IntegerColumn,
+    LabelNames,
+    MappedIntegers,
+    digest_of_labels,
+    in_memory,
+    little_endian,
+)
 from s3torch.datasets.table_file import (
     UNKNOWN_SIZE,
     is_consistent,
@@ -70,7 +80,8 @@ class ObjectTable:
 
     A list of ten million Python objects would be copied page by page into every forked DataLoader worker, as reference
     counts are touched. Here an object is its key's bytes and 20 bytes more. Of a listing's facts the size is kept, and
-    the ETag if that is wanted: readers then refuse an object that was replaced since.
+    the ETag if that is wanted: readers then refuse an object that was replaced since. A table of a manifest also keeps
+    the column of labels that was asked for, in 4 bytes an object, and its names.
 
     A table that was saved in a file is mapped when it is loaded: it is there at once, however large it is, and all
     processes of a machine share its memory. It pickles as the file's path and its digest, so a process that is started
@@ -84,7 +95,19 @@ class ObjectTable:
         ArgumentTypeError: An item is not of the form of S3BucketKeyData.
     """
 
-    __slots__ = ("_bucket_of", "_buckets", "_digest", "_ends", "_etag_ends", "_etags", "_keys", "_mapped", "_sizes")
+    __slots__ = (
+        "_bucket_of",
+        "_buckets",
+        "_digest",
+        "_ends",
+        "_etag_ends",
+        "_etags",
+        "_keys",
+        "_label_numbers",
+        "_labels",
+        "_mapped",
+        "_sizes",
+    )
 
     _buckets: list[str]
     _ends: IntegerColumn
@@ -93,6 +116,8 @@ class ObjectTable:
     _keys: ByteColumn
     _etag_ends: IntegerColumn | None
     _etags: ByteColumn | None
+    _label_numbers: IntegerColumn | None
+    _labels: LabelNames | None
     _digest: str | None
     _mapped: Blocks | None  # of the file that is mapped
 
@@ -113,7 +138,8 @@ class ObjectTable:
         self._take(Columns(list(numbers), ends, sizes, bucket_of, bytes(keys), *tags_of))
 
     def _take(self, columns: Columns, digest: str | None = None, mapped: Blocks | None = None) -> None:
-        self._buckets, self._ends, self._sizes, self._bucket_of, self._keys, self._etag_ends, self._etags = columns
+        self._buckets, self._ends, self._sizes, self._bucket_of, self._keys = columns[:5]
+        self._etag_ends, self._etags, self._label_numbers, self._labels = columns[5:]
         self._digest = digest
         self._mapped = mapped
 
@@ -126,15 +152,24 @@ class ObjectTable:
     @property
     def _columns(self) -> Columns:
         return Columns(
-            self._buckets, self._ends, self._sizes, self._bucket_of, self._keys, self._etag_ends, self._etags
+            self._buckets,
+            self._ends,
+            self._sizes,
+            self._bucket_of,
+            self._keys,
+            self._etag_ends,
+            self._etags,
+            self._label_numbers,
+            self._labels,
         )
 
     @property
     def digest(self) -> str:
-        """What tells this table from any other: 128 bits in hexadecimal.
+        """What tells the objects of this table from any others: 128 bits in hexadecimal.
 
-        It is of buckets, keys, sizes and their order, and of the ETags if the table has them. It is the same however
-        the table was made, and on all machines. A file has it; else it is computed once, at 0.5 GB/s or more.
+        It is of buckets, keys, sizes and their order, and of the ETags if the table has them, and not of labels. It is
+        the same however the table was made, and on all machines. A file has it; else it is computed once, at 0.5 GB/s
+        or more.
         """
         if self._digest is None:
             self._digest = _digest_of(self._columns)
@@ -144,6 +179,40 @@ class ObjectTable:
     def has_etags(self) -> bool:
         """Whether the table keeps the ETags of its objects, so that readers refuse one that was replaced since."""
         return self._etags is not None
+
+    @property
+    def label_column(self) -> str | None:
+        """The name of the column of labels that the table keeps, for ``by_column``; None if it keeps none."""
+        return None if self._labels is None else self._labels.column
+
+    @property
+    def _identity(self) -> tuple[str, str | None]:
+        """What tells this table from any other, its labels included."""
+        return self.digest, None if self._labels is None else self._labels.digest
+
+    def _numbered_labels(self) -> tuple[tuple[str, ...], array[int]]:
+        """Return names of labels, and the number of each object's, in memory; nothing of a table without labels."""
+        numbers = self._label_numbers
+        if self._labels is None or numbers is None:
+            return (), array("I")
+        return self._labels.names, numbers.copied() if isinstance(numbers, MappedIntegers) else array("I", numbers)
+
+    def _chosen(self, belongs: Callable[[S3BucketKeyData], bool]) -> ObjectTable:
+        """Return a table of some objects, with what this one keeps of them."""
+        if self._labels is None or self._label_numbers is None:
+            return ObjectTable(filter(belongs, self), etags=self.has_etags)
+        numbers = array("I")
+
+        def chosen(every: Iterable[int]) -> Iterator[S3BucketKeyData]:
+            for item, number in zip(self, every, strict=True):
+                if belongs(item):
+                    numbers.append(number)
+                    yield item
+
+        columns = ObjectTable(chosen(self._label_numbers), etags=self.has_etags)._columns
+        column, names, _ = self._labels
+        labels = LabelNames(column, names, digest_of_labels(column, names, numbers))
+        return ObjectTable._of(columns._replace(label_numbers=numbers, labels=labels))
 
     @classmethod
     def of_columns(cls, bucket: str, columns: Iterable[KeyColumns]) -> ObjectTable:
@@ -291,8 +360,8 @@ class ObjectTable:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._mapped is not None and _holds(Path(self._mapped.name), self.digest):
-            return _mapped_again, (self._mapped.name, self.digest)
+        if self._mapped is not None and _holds(Path(self._mapped.name), self._identity):
+            return _mapped_again, (self._mapped.name, *self._identity)
         return ObjectTable, (), _State(in_memory(self._columns))
 
     def __setstate__(self, state: _State | tuple[Any, ...]) -> None:
@@ -375,17 +444,22 @@ def _digest_of(columns: Columns) -> str:
     return state.hexdigest()
 
 
-def _holds(path: Path, digest: str) -> bool:
-    """Whether a file can be mapped that is the table of a digest."""
+def _holds(path: Path, identity: tuple[str, str | None]) -> bool:
+    """Whether a file can be mapped that is the table of an identity."""
     try:
-        _, found, mapped = read_file(path)
+        columns, digest, mapped = read_file(path)
     except (OSError, ObjectTableError):
         return False
-    return mapped is not None and found == digest
+    return mapped is not None and identity == (digest, None if columns.labels is None else columns.labels.digest)
 
 
-def _mapped_again(path: str, digest: str) -> ObjectTable:
+def _mapped_again(path: str, digest: str, labels: str | None = None) -> ObjectTable:
     """Return the table of a file that another process has mapped.
+
+    Args:
+        path: Of the file.
+        digest: Of the table.
+        labels: Digest of its labels; None if it had none, or if a version of s3torch pickled it that knew none.
 
     Raises:
         ObjectTableError: It is not there any more, or is another table, or damaged.
@@ -403,6 +477,8 @@ def _mapped_again(path: str, digest: str) -> ObjectTable:
             f"The table of objects in {path} is another one: its digest is {table.digest}, and was {digest} when the "
             f"table was pickled. {remedy}"
         )
+    if labels is not None and table._identity != (digest, labels):
+        raise ObjectTableError(f"The table of objects in {path} has other labels than when it was pickled. {remedy}")
     return table
 
 

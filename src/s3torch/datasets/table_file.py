@@ -14,8 +14,10 @@ Version 2 is made to be mapped. It is a head and a body; integers are little-end
     body         the columns, each at a multiple of 4,096
 
 The columns: ``key_ends`` (u64), ``sizes`` (i64, -1 if unknown), ``bucket_numbers`` (u32), ``keys`` (u8), and where
-objects are pinned ``etag_ends`` (u64) and ``etags`` (u8). A new column needs no new version: who does not know it
-leaves it out, or refuses the file, by the column's name, if it is required.
+objects are pinned ``etag_ends`` (u64) and ``etags`` (u8). A table with labels has ``label_numbers`` (u32), and
+``labels`` in its directory: the name of the column in the manifest, the names by their numbers, and a digest of all
+of that. They are not required: older versions read the objects without them. A new column needs no new version: who
+does not know it leaves it out, or refuses the file, by the column's name, if it is required.
 
 To open a file is to read its head, some 40 kB for ten million objects. The rest is mapped, so all processes of a
 machine share one copy. Its blocks are verified as they are used; see ``columns``. What verified blocks say may still be
@@ -51,9 +53,11 @@ from s3torch.datasets.columns import (
     ByteColumn,
     Columns,
     IntegerColumn,
+    LabelNames,
     MappedBytes,
     MappedIntegers,
     block_checksums,
+    digest_of_labels,
     little_endian,
 )
 from s3torch.errors import ObjectTableError
@@ -86,8 +90,10 @@ _TYPES = {
     "keys": ("u8", ""),
     "etag_ends": ("u64", "Q"),
     "etags": ("u8", ""),
+    "label_numbers": ("u32", "I"),
 }
 _ETAGS = {"etag_ends", "etags"}
+_LABELS = {"label_numbers"}
 
 
 class _Extent(NamedTuple):
@@ -104,6 +110,7 @@ class _Head:
     digest: str
     buckets: list[str]
     extents: dict[str, _Extent]
+    labels: LabelNames | None
     checksums: array[int]
     start: int
     length: int
@@ -113,7 +120,7 @@ class _Head:
 
 
 def version_1(columns: Columns) -> list[memoryview | bytes]:
-    """Return what a file of version 1 holds, piece by piece. ETags are left out."""
+    """Return what a file of version 1 holds, piece by piece. ETags and labels are left out."""
     names = json.dumps(columns.buckets).encode()
     written = columns.ends, columns.sizes, columns.bucket_numbers, columns.keys
     body: list[memoryview | bytes] = [names, *(little_endian(column) for column in written)]
@@ -126,7 +133,7 @@ def version_1(columns: Columns) -> list[memoryview | bytes]:
 def version_2(columns: Columns, digest: str) -> list[memoryview | bytes]:
     """Return what a file of version 2 holds, piece by piece."""
     written: dict[str, IntegerColumn | ByteColumn] = {
-        name: column for name, column in zip(_TYPES, columns[1:], strict=True) if column is not None
+        name: column for name, column in zip(_TYPES, columns[1:-1], strict=True) if column is not None
     }
     body: list[memoryview] = []
     extents: dict[str, _Extent] = {}
@@ -143,10 +150,18 @@ def version_2(columns: Columns, digest: str) -> list[memoryview | bytes]:
         "buckets": columns.buckets,
         "body": end,
         "columns": [
-            {"name": name, "dtype": _TYPES[name][0], "offset": extent.start, "length": extent.length, "required": True}
+            {
+                "name": name,
+                "dtype": _TYPES[name][0],
+                "offset": extent.start,
+                "length": extent.length,
+                "required": name not in _LABELS,
+            }
             for name, extent in extents.items()
         ],
     }
+    if columns.labels is not None:
+        directory["labels"] = columns.labels._asdict()
     return [_head_of(json.dumps(directory).encode(), block_checksums(body)), *body]
 
 
@@ -294,7 +309,7 @@ def _fill(column: array[int], content: memoryview) -> None:
 
 def _columns_in(head: _Head, make: Callable[[_Extent, str], Any]) -> Columns:
     made = {name: make(extent, _TYPES[name][1]) for name, extent in head.extents.items()}
-    return Columns._make([head.buckets, *map(made.get, _TYPES)])
+    return Columns._make([head.buckets, *map(made.get, _TYPES), head.labels])
 
 
 # --- The head of version 2 --------------------------------------------------------------------------------------------
@@ -317,6 +332,7 @@ def _head_in(file: memoryview, name: str) -> _Head:
     try:
         length, extents = _extents_in(directory, name)
         digest, buckets = directory["digest"], _names_in(directory["buckets"])
+        labels = _labels_in(directory, extents)
     except (KeyError, TypeError, ValueError) as error:
         raise ObjectTableError(
             f"The head of the table of objects in {name} contradicts itself: it was not written by s3torch ({error})."
@@ -329,7 +345,15 @@ def _head_in(file: memoryview, name: str) -> _Head:
     if begin + blocks * checksums.itemsize > start or start % _PAGE or not isinstance(digest, str):
         raise _damaged(name, "its head is too short")
     _fill(checksums, file[begin : begin + blocks * checksums.itemsize])
-    return _Head(digest=digest, buckets=buckets, extents=extents, checksums=checksums, start=start, length=length)
+    return _Head(
+        digest=digest,
+        buckets=buckets,
+        extents=extents,
+        labels=labels,
+        checksums=checksums,
+        start=start,
+        length=length,
+    )
 
 
 def _extents_in(directory: Any, name: str) -> tuple[int, dict[str, _Extent]]:  # noqa: ANN401  # whatever JSON holds
@@ -353,9 +377,24 @@ def _extents_in(directory: Any, name: str) -> tuple[int, dict[str, _Extent]]:  #
             raise ValueError(f"length of column {of!r}")
         extents[of] = extent
     found = extents.keys()
-    if found | _ETAGS != _TYPES.keys() or len(found & _ETAGS) == 1:
+    if found | _ETAGS | _LABELS != _TYPES.keys() or len(found & _ETAGS) == 1:
         raise ValueError(f"columns {sorted(found)}")
     return length, extents
+
+
+def _labels_in(directory: Any, extents: dict[str, _Extent]) -> LabelNames | None:  # noqa: ANN401  # whatever JSON holds
+    """Return what the column of labels means, if there is one."""
+    told = directory.get("labels")
+    if (told is None) != (extents.keys().isdisjoint(_LABELS)):
+        raise ValueError("labels without their column, or a column without labels")
+    if told is None:
+        return None
+    column, names, digest = told["column"], told["names"], told["digest"]
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in (column, digest, *names)):
+        raise ValueError("labels that are no text")
+    if len({*names}) < len(names):
+        raise ValueError("labels that are there twice")
+    return LabelNames(column, tuple(names), digest)
 
 
 def _natural(value: object) -> int:
@@ -381,7 +420,7 @@ def _names_in(names: object) -> list[str]:
 
 
 def is_consistent(columns: Columns) -> bool:
-    """Whether every index leads to a key, a size and a bucket, and to an ETag if there are any.
+    """Whether every index leads to a key, a size and a bucket, and to an ETag and a label if there are any.
 
     Raises:
         ObjectTableError: The columns are of a damaged file.
@@ -391,6 +430,7 @@ def is_consistent(columns: Columns) -> bool:
         and (columns.etag_ends is None or columns.etags is None or _is_covered(columns.etag_ends, columns.etags))
         and min(columns.sizes, default=UNKNOWN_SIZE) >= UNKNOWN_SIZE
         and max(columns.bucket_numbers, default=-1) < len(columns.buckets)
+        and (columns.label_numbers is None or columns.labels is None or _is_said(columns.labels, columns.label_numbers))
     )
 
 
@@ -398,6 +438,11 @@ def _is_covered(ends: IntegerColumn, texts: ByteColumn) -> bool:
     if not len(ends):
         return not len(texts)
     return ends[len(ends) - 1] == len(texts) and all(map(operator.le, ends, islice(ends, 1, None)))
+
+
+def _is_said(labels: LabelNames, numbers: IntegerColumn) -> bool:
+    is_in_names = max(numbers, default=-1) < len(labels.names)
+    return is_in_names and digest_of_labels(labels.column, labels.names, numbers) == labels.digest
 
 
 def _cut_off(name: str, length: int, due: int | None = None) -> ObjectTableError:
