@@ -17,6 +17,7 @@ from s3torch import S3ClientConfig, S3MapDataset
 from s3torch.datasets import job
 from s3torch.datasets.job import Address, JobListing, _Meeting
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
+from s3torch.datasets.rows import Rows
 from s3torch.errors import AccessDeniedError, DeadlineError, S3Error
 from tests.datasets.test_one_listing import Growing
 from tests.support.server import ScriptedServer, fail
@@ -161,6 +162,23 @@ def test_a_table_that_stays_is_left_once(ranks, monkeypatch):
         assert one.agree(f"iteration {number}", lambda table=table: table) is table
         assert list(other.agree(f"iteration {number}", _never)) == list(table)
     assert sent == ["piece 0", "pieces", "same", "same", "piece 0", "pieces", "same"]
+
+
+def _labelled(labels: str) -> ObjectTable:
+    rows = Rows("label")
+    for number, label in enumerate(labels):
+        rows.add("b", f"k/{number}", None, None, label)
+    return rows.table()
+
+
+def test_tables_of_other_labels_are_others(ranks):
+    """A table of the same objects with other labels is no table that stays."""
+    first, second = ranks
+    for name, labels in enumerate(("ab", "ab", "ba", "ab")):
+        table = _labelled(labels)
+        assert table.digest == _labelled("ab").digest
+        first.agree(str(name), lambda table=table: table)
+        assert second.agree(str(name), _never)._numbered_labels() == table._numbered_labels()
 
 
 def test_a_signal_handler_lists_in_the_middle_of_the_listing(ranks):

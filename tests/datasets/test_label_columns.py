@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from s3torch import S3Client, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
 from s3torch.datasets import Filter, Manifest, ObjectTable, Prefix, S3BucketKeyData, by_column, by_folder, by_stem
 from s3torch.datasets.grouping import group
-from s3torch.datasets.job import JobListing
 from s3torch.datasets.labels import Labels, label
 from s3torch.datasets.sources import Known, Objects, Table
 from s3torch.errors import (
@@ -505,33 +504,6 @@ def test_a_file_that_gets_other_labels(file, tmp_path):
     # A version that knew no labels has pickled this.
     old_pickle = ObjectTable.load.__globals__["_mapped_again"]
     assert list(old_pickle(str(path), old.digest)) == list(old)
-
-
-def test_ranks_that_share_tables_of_other_labels(file, monkeypatch: pytest.MonkeyPatch):
-    """What ranks leave for one another is told apart by labels, too."""
-    old, new = (_table(file(_manifest(_rows(*labels), "csv"))) for labels in ("ab", "ba"))
-    left: list[str] = []
-
-    class Meeting:
-        """A meeting that this rank leads."""
-
-        is_nested = False
-
-        def __init__(self, _address: object, name: str, last: tuple[str, object]) -> None:
-            self.holder = name
-            self._last = last
-
-        def table(self, list_objects: Callable[[], ObjectTable]) -> ObjectTable:
-            table = list_objects()
-            left.append("same" if table._identity == self._last[1] else "new")
-            return table
-
-    monkeypatch.setattr("s3torch.datasets.job._Meeting", Meeting)
-    monkeypatch.setattr("s3torch.datasets.job._address", lambda: type("A", (), {"run": "0"})())
-    listing = JobListing("labels")
-    for number, table in enumerate((old, old, new, old)):
-        listing.agree(str(number), lambda table=table: table)
-    assert left == ["new", "same", "new", "new"]
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------

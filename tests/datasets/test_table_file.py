@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws.listing import ObjectInfo
-from s3torch.datasets.columns import BLOCK
+from s3torch.datasets.columns import BLOCK, LabelNames, digest_of_labels
+from s3torch.datasets.labels import by_column, label
 from s3torch.datasets.table import ObjectTable, S3BucketKeyData
 from s3torch.datasets.table_file import version_1, version_2, write_file
 from s3torch.errors import ObjectTableError
@@ -35,6 +37,19 @@ def _object(bucket: str, key: str, size: int | None = None, etag: str = "") -> S
 def _odd_objects(etag: Callable[[str], str] = lambda _: "") -> list[S3BucketKeyData]:
     objects = [_object(f"b{len(key) % 2}", key, len(key), etag(key)) for key in ODD_KEYS]
     return [*objects, _object("b", "unknown")]
+
+
+def _labelled(table: ObjectTable, labels: list[str], column: str = "label") -> ObjectTable:
+    """Return a table with a label for each object."""
+    names = tuple(dict.fromkeys(labels))
+    numbers = array("I", map(names.index, labels))
+    known = LabelNames(column, names, digest_of_labels(column, names, numbers))
+    return ObjectTable._of(table._columns._replace(label_numbers=numbers, labels=known))
+
+
+def _labels_of(table: ObjectTable) -> list[str]:
+    names, numbers = table._numbered_labels()
+    return [names[number] for number in numbers]
 
 
 def _bytes_of(table: ObjectTable, version: int = 2) -> bytes:
@@ -79,6 +94,21 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows, has_etags: b
         assert _bytes_of(each) == _bytes_of(table)
 
 
+@given(_rows, st.booleans(), st.text(st.characters(exclude_categories=[]), max_size=3), st.data())
+def test_round_trip_of_labels(tmp_path_factory: pytest.TempPathFactory, rows, has_etags: bool, column: str, data):
+    """Labels come back with their objects, mapped and in memory, and leave the digest as it is."""
+    path = tmp_path_factory.getbasetemp() / "labels.table"
+    plain = ObjectTable((_object(*row) for row in rows), etags=has_etags)
+    labels = data.draw(st.lists(st.text(max_size=2), min_size=len(rows), max_size=len(rows)))
+    table = _labelled(plain, labels, column)
+    table.save(path)
+    for each in (ObjectTable.load(path, verify=True), ObjectTable._from_bytes(path.read_bytes(), "f")):
+        assert list(each) == list(plain)
+        assert (each.digest, each.has_etags, each.label_column) == (plain.digest, has_etags, column)
+        assert _labels_of(each) == labels
+        assert _bytes_of(each) == _bytes_of(table)
+
+
 @given(_rows, _rows)
 def test_digests_of_other_tables(rows, others):
     """The digest tells tables apart, those too that differ in an ETag alone, or in having any."""
@@ -98,6 +128,11 @@ def test_files_of_each_version():
     pinned = ObjectTable.load(DATA / "version-2-etags.table", verify=True)
     assert list(pinned) == _odd_objects(lambda key: f'"{len(key):032x}"')
     assert (_is_mapped(one), _is_mapped(two), _is_mapped(pinned)) == (False, True, True)
+    labelled = ObjectTable.load(DATA / "version-2-labels.table", verify=True)
+    assert list(labelled) == objects
+    assert labelled.digest == one.digest
+    assert (labelled.label_column, _labels_of(labelled)) == ("class", [f"é {len(item.key) % 3}" for item in objects])
+    assert [each.label_column for each in (one, two, pinned)] == [None] * 3
 
 
 def test_the_format_is_pinned():
@@ -107,6 +142,8 @@ def test_the_format_is_pinned():
     assert _bytes_of(table, 2) == (DATA / "version-2.table").read_bytes()
     etags = ObjectTable(_odd_objects(lambda key: f'"{len(key):032x}"'), etags=True)
     assert _bytes_of(etags) == (DATA / "version-2-etags.table").read_bytes()
+    labels = _labelled(table, [f"é {len(item.key) % 3}" for item in table], "class")
+    assert _bytes_of(labels) == (DATA / "version-2-labels.table").read_bytes()
     body = b'["b"]' + bytes([1, *[0] * 7, 7, *[0] * 7, *[0] * 4]) + b"k"
     head = struct.pack("<IIQQQ", 1, zlib.crc32(body), 1, 1, 5)
     assert _bytes_of(ObjectTable([_object("b", "k", 7)]), 1) == MAGIC + head + body
@@ -127,6 +164,12 @@ def test_columns_begin_at_pages(tmp_path: Path):
     assert [column["offset"] % 4096 for column in directory["columns"]] == [0] * 6
     names = [column["name"] for column in directory["columns"]]
     assert names == ["key_ends", "sizes", "bucket_numbers", "keys", "etag_ends", "etags"]
+
+
+def test_who_knows_no_labels_reads_the_objects():
+    """The column of labels is none that a reader must know, and the only one."""
+    columns = _directory(_bytes_of(_labelled(ObjectTable([_object("b", "k")]), ["a"])))[0]["columns"]
+    assert [column["name"] for column in columns if not column["required"]] == ["label_numbers"]
 
 
 def _directory(content: bytes) -> tuple[dict, int]:
@@ -166,7 +209,7 @@ def test_each_damaged_byte(tmp_path: Path):
     """Whichever byte of a file has changed: no object comes of it, wherever it is read, and ``verify`` finds it."""
     objects = [_object("a", "x", 300, '"e"'), _object("b", "y")]
     path = tmp_path / "table"
-    ObjectTable(objects, etags=True).save(path)
+    _labelled(ObjectTable(objects, etags=True), ["a", "b"]).save(path)
     content = path.read_bytes()
     with path.open("r+b", buffering=0) as file:
         for place, byte in enumerate(content):
@@ -392,6 +435,62 @@ def test_heads_that_contradict_themselves(tmp_path: Path, change):
     assert _outcome(lambda: ObjectTable.load(path)) in (None, [_object("a", "x", 1), _object("b", "y")])
 
 
+def _labels(name: str, value: object) -> Callable[[dict], None]:
+    def change(directory: dict) -> None:
+        directory["labels"][name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda directory: directory.pop("labels") and None,
+        lambda directory: directory["columns"].pop() and None,
+        _set("labels", None),
+        _set("labels", []),
+        _set("labels", "label"),
+        _set("length", 4, -1),
+        _set("dtype", "u64", -1),
+        _labels("names", None),
+        _labels("names", "ab"),
+        _labels("names", ["a", 7]),
+        _labels("names", ["a", "a"]),
+        _labels("names", ["b", "a"]),
+        _labels("names", ["a"]),
+        _labels("column", 7),
+        _labels("column", "other"),
+        _labels("digest", None),
+        _labels("digest", "0" * 32),
+    ],
+)
+def test_labels_that_contradict_themselves(tmp_path: Path, change):
+    """Labels that cannot be, in a head whose checksum is right, are refused by name: at once, or by ``verify``."""
+    path = tmp_path / "table"
+    table = _labelled(ObjectTable([_object("a", "x", 1), _object("b", "y")]), ["a", "b"])
+    content = _with_directory(_bytes_of(table), change)
+    path.write_bytes(content)
+    for make in (lambda: ObjectTable.load(path, verify=True), lambda: ObjectTable._from_bytes(content, str(path))):
+        with pytest.raises(ObjectTableError, match=re.escape(str(path))):
+            make()
+
+
+@pytest.mark.parametrize("number", [2, 2**31, 2**32 - 1])
+def test_a_label_that_leads_nowhere(tmp_path: Path, number: int):
+    """A number that no name has is an error where the labels are asked for, and where all is verified."""
+    table = _labelled(ObjectTable([_object("a", "x", 1), _object("b", "y")]), ["a", "b"])
+    foreign = ObjectTable._of(table._columns._replace(label_numbers=array("I", [0, number])))
+    foreign.save(tmp_path / "table")
+    with pytest.raises(ObjectTableError, match="has labels that its 2 names do not name"):
+        label(ObjectTable.load(tmp_path / "table"), None, by_column("label"))
+    for make in (
+        lambda: ObjectTable.load(tmp_path / "table", verify=True),
+        lambda: ObjectTable._from_bytes((tmp_path / "table").read_bytes(), "f"),
+    ):
+        with pytest.raises(ObjectTableError, match="contradicts itself"):
+            make()
+
+
 @pytest.mark.parametrize("lengths", [(2**63, 4096), (0, 0), (0, 10), (10, 2**64 - 1), (4096, 4096), (0, 4096 * 9)])
 def test_lengths_that_cannot_be(tmp_path: Path, lengths: tuple[int, int]):
     """Lengths of a head that lead beyond it, or beyond the file, are refused before anything is made of them."""
@@ -450,16 +549,18 @@ def test_columns_that_contradict_themselves(tmp_path: Path, name: str, place: in
 def test_a_big_endian_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where numbers are kept the other way round they are turned round, and a file is read whole."""
     path, objects = tmp_path / "table", _odd_objects(lambda _: '"e"')
-    content = _bytes_of(ObjectTable(objects, etags=True))
+    labels = [f"{len(item.key) % 3}" for item in objects]
+    content = _bytes_of(_labelled(ObjectTable(objects, etags=True), labels))
     # This machine then turns round what it ought not to, on both ways.
     monkeypatch.setattr(sys, "byteorder", "big")
-    turned = _bytes_of(ObjectTable(objects, etags=True))
+    turned = _bytes_of(_labelled(ObjectTable(objects, etags=True), labels))
     assert turned != content
     assert struct.pack(">q", len("k" * 1024)) in turned
     path.write_bytes(turned)
     found = ObjectTable.load(path)
     assert not _is_mapped(found)
     assert list(found) == objects
+    assert _labels_of(found) == labels
     with pytest.raises(ObjectTableError, match="is damaged"):
         ObjectTable._from_bytes(content, "f")
 
