@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch._aws.listing import ObjectInfo
-from s3torch.datasets.columns import BLOCK, LabelNames, digest_of_labels
+from s3torch.datasets.columns import BLOCK, LabelNames
 from s3torch.datasets.labels import by_column, label
 from s3torch.datasets.table import ObjectTable, S3BucketKeyData
 from s3torch.datasets.table_file import version_1, version_2, write_file
@@ -43,7 +43,7 @@ def _labelled(table: ObjectTable, labels: list[str], column: str = "label") -> O
     """Return a table with a label for each object."""
     names = tuple(dict.fromkeys(labels))
     numbers = array("I", map(names.index, labels))
-    known = LabelNames(column, names, digest_of_labels(column, names, numbers))
+    known = LabelNames.of(column, names, numbers)
     return ObjectTable._of(table._columns._replace(label_numbers=numbers, labels=known))
 
 

@@ -62,11 +62,19 @@ _TESTS: dict[str, tuple[str, ...]] = {
     ),
     "datasets/base.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
     "datasets/samples.py": ("datasets/test_map.py", "datasets/test_iterable.py"),
-    "datasets/table.py": ("datasets/test_objects.py", "datasets/test_table.py", "datasets/test_table_file.py"),
+    "datasets/labels.py": ("datasets/test_labels.py", "datasets/test_label_columns.py"),
+    "datasets/table.py": (
+        "datasets/test_objects.py",
+        "datasets/test_table.py",
+        "datasets/test_table_file.py",
+        "datasets/test_label_columns.py",
+    ),
+    "datasets/one_object.py": ("datasets/test_table.py", "datasets/test_objects.py"),
     "datasets/columns.py": ("datasets/test_table_file.py", "datasets/test_table.py"),
+    "datasets/inventory.py": ("datasets/test_manifests.py",),
     **{
-        f"datasets/{name}.py": ("datasets/test_manifests.py",)
-        for name in ("manifest", "manifest_formats", "inventory", "rows")
+        f"datasets/{name}.py": ("datasets/test_manifests.py", "datasets/test_label_columns.py")
+        for name in ("manifest", "manifest_formats", "rows")
     },
     "datasets/cursor.py": ("datasets/test_schedules.py", "datasets/test_loader.py"),
     "datasets/batch_sampler.py": ("datasets/test_loader.py", "datasets/test_schedules.py"),

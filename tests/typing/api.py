@@ -22,7 +22,7 @@ from s3torch import (
     TransferStats,
 )
 from s3torch.checkpoint import UploadEstimate, UploadStats
-from s3torch.datasets import ObjectTable, SampleReaders, by_folder, by_stem
+from s3torch.datasets import Manifest, ObjectTable, SampleReaders, by_column, by_folder, by_stem
 from s3torch.dcp import S3HuggingFaceStorageWriter, S3StorageWriter
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
@@ -66,6 +66,10 @@ def datasets() -> None:
     pairs = S3MapDataset.from_prefix("s3://bucket/prefix", samples=by_stem(".jpg", ".txt"), transform=decode_pair)
     assert_type(pairs, S3MapDataset[tuple[Tensor, str]])
     labelled = S3IterableDataset.from_prefix("s3://bucket/prefix", labels=by_folder(classes=["a"]), transform=decode)
+    S3MapDataset.from_manifest("train.csv", labels=by_column("label", classes=range(10), allow_empty=True))
+    by_row = S3MapDataset.from_source(Manifest("train.csv", "csv"), labels=by_column("label"), transform=decode)
+    column: str | None = by_row.objects.label_column
+    print(column)
     assert_type(labelled.classes, list[str])
     assert_type(labelled.class_to_idx, dict[str, int])
     first: int = labelled.targets[0]

@@ -16,7 +16,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from s3torch._aws.checksums import crc32
 from s3torch.errors import ObjectTableError
@@ -31,7 +31,6 @@ __all__ = [
     "MappedBytes",
     "MappedIntegers",
     "block_checksums",
-    "digest_of_labels",
     "in_memory",
     "little_endian",
 ]
@@ -70,12 +69,42 @@ class LabelNames(NamedTuple):
     Attributes:
         column: Its name in the manifest.
         names: Of the labels, by their numbers; a filter may have left some of them without an object.
-        digest: Of these and of the numbers of all objects; see ``digest_of_labels``.
+        digest: Of these and of the numbers of all objects: 128 bits in hexadecimal, the same on all machines.
     """
 
     column: str
     names: tuple[str, ...]
     digest: str
+
+    @classmethod
+    def of(cls, column: str, names: Iterable[str], numbers: IntegerColumn) -> LabelNames:
+        """Return names with their digest.
+
+        Raises:
+            ObjectTableError: The numbers are a column of a damaged file.
+        """
+        texts = tuple(names)
+        state = blake2b(json.dumps([column, *texts]).encode(), digest_size=16)
+        state.update(little_endian(numbers))
+        return cls(column, texts, state.hexdigest())
+
+    @classmethod
+    def told(cls, told: Any) -> LabelNames:  # noqa: ANN401  # whatever JSON holds
+        """Return what the head of a file says, as ``_asdict`` returns it.
+
+        Raises:
+            KeyError, TypeError, ValueError: It says something else.
+        """
+        column, names, digest = told["column"], told["names"], told["digest"]
+        if not isinstance(names, list) or not all(isinstance(text, str) for text in (column, digest, *names)):
+            raise ValueError("labels that are no text")
+        if len({*names}) < len(names):
+            raise ValueError("labels that are there twice")
+        return cls(column, tuple(names), digest)
+
+    def fit(self, numbers: IntegerColumn) -> bool:
+        """Whether these are the names of numbers; raises what ``of`` does."""
+        return max(numbers, default=-1) < len(self.names) and self == LabelNames.of(self.column, self.names, numbers)
 
 
 class Columns(NamedTuple):
@@ -278,17 +307,6 @@ def little_endian(column: IntegerColumn | ByteColumn) -> memoryview:
     if not isinstance(column, (array, bytes)):
         raise TypeError(f"a column of type {type(column)}")
     return memoryview(column).cast("B") if len(column) else memoryview(b"")
-
-
-def digest_of_labels(column: str, names: Iterable[str], numbers: IntegerColumn) -> str:
-    """Return what tells a column of labels from others: 128 bits in hexadecimal, the same on all machines.
-
-    Raises:
-        ObjectTableError: It is a column of a damaged file.
-    """
-    state = blake2b(json.dumps([column, *names]).encode(), digest_size=16)
-    state.update(little_endian(numbers))
-    return state.hexdigest()
 
 
 def in_memory(columns: Columns) -> Columns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from s3torch.datasets.columns import Columns, LabelNames, digest_of_labels
+from s3torch.datasets.columns import Columns, LabelNames
 from s3torch.datasets.table import ObjectTable
 from s3torch.datasets.table_file import UNKNOWN_SIZE
 from s3torch.errors import ArgumentError
@@ -128,9 +128,7 @@ class Rows:
         buckets, keys = list(self._buckets), bytes(self._keys)
         columns = Columns(buckets, self._ends, self._sizes, self._bucket_numbers, keys, self._etag_ends, etags)
         if self.label_column is not None:
-            names = tuple(self._labels)
-            digest = digest_of_labels(self.label_column, names, self._label_numbers)
-            labels = LabelNames(self.label_column, names, digest)
+            labels = LabelNames.of(self.label_column, self._labels, self._label_numbers)
             columns = columns._replace(label_numbers=self._label_numbers, labels=labels)
         return ObjectTable._of(columns)
 

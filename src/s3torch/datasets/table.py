@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -21,10 +20,10 @@ from s3torch.datasets.columns import (
     IntegerColumn,
     LabelNames,
     MappedIntegers,
-    digest_of_labels,
     in_memory,
     little_endian,
 )
+from s3torch.datasets.one_object import KeyColumns, S3BucketKeyData, taken_apart
 from s3torch.datasets.table_file import (
     UNKNOWN_SIZE,
     is_consistent,
@@ -41,38 +40,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["KeyColumns", "ObjectTable", "S3BucketKeyData"]
-
-
-class S3BucketKeyData(NamedTuple):
-    """One object of a dataset.
-
-    Attributes:
-        bucket: Of the object.
-        key: Of the object.
-        object_info: What a listing told of it, or None.
-    """
-
-    bucket: str
-    key: str
-    object_info: ObjectInfo | None = None
-
-
-class KeyColumns(NamedTuple):
-    """Some objects of one bucket, in the form in which a table takes many of them.
-
-    Attributes:
-        keys: One after the other, in UTF-8.
-        lengths: Of the keys, in bytes.
-        sizes: Of the objects, in bytes.
-        etags: With their quotes, one after the other, in UTF-8; empty if they are not wanted.
-        etag_lengths: Of the ETags, in bytes; None if they are not wanted.
-    """
-
-    keys: bytes
-    lengths: array[int]
-    sizes: array[int]
-    etags: bytes = b""
-    etag_lengths: array[int] | None = None
 
 
 class ObjectTable:
@@ -98,26 +65,17 @@ class ObjectTable:
     __slots__ = (
         "_bucket_of",
         "_buckets",
+        "_columns",
         "_digest",
         "_ends",
         "_etag_ends",
         "_etags",
         "_keys",
-        "_label_numbers",
-        "_labels",
         "_mapped",
         "_sizes",
     )
 
-    _buckets: list[str]
-    _ends: IntegerColumn
-    _sizes: IntegerColumn
-    _bucket_of: IntegerColumn
-    _keys: ByteColumn
-    _etag_ends: IntegerColumn | None
-    _etags: ByteColumn | None
-    _label_numbers: IntegerColumn | None
-    _labels: LabelNames | None
+    _columns: Columns
     _digest: str | None
     _mapped: Blocks | None  # of the file that is mapped
 
@@ -126,7 +84,7 @@ class ObjectTable:
         ends, sizes, bucket_of, tag_ends = array("Q"), array("q"), array("I"), array("Q")
         numbers: dict[str, int] = {}
         for item in objects:
-            name, key, size, tag = _taken_apart(item, etags=etags)
+            name, key, size, tag = taken_apart(item, etags=etags)
             keys += key
             ends.append(len(keys))
             sizes.append(size)
@@ -138,8 +96,9 @@ class ObjectTable:
         self._take(Columns(list(numbers), ends, sizes, bucket_of, bytes(keys), *tags_of))
 
     def _take(self, columns: Columns, digest: str | None = None, mapped: Blocks | None = None) -> None:
-        self._buckets, self._ends, self._sizes, self._bucket_of, self._keys = columns[:5]
-        self._etag_ends, self._etags, self._label_numbers, self._labels = columns[5:]
+        self._columns = columns
+        self._buckets, self._ends, self._sizes, self._bucket_of, self._keys = columns[:5]  # for each look at an object
+        self._etag_ends, self._etags = columns.etag_ends, columns.etags
         self._digest = digest
         self._mapped = mapped
 
@@ -148,20 +107,6 @@ class ObjectTable:
         table = cls.__new__(cls)
         table._take(columns, digest, mapped)
         return table
-
-    @property
-    def _columns(self) -> Columns:
-        return Columns(
-            self._buckets,
-            self._ends,
-            self._sizes,
-            self._bucket_of,
-            self._keys,
-            self._etag_ends,
-            self._etags,
-            self._label_numbers,
-            self._labels,
-        )
 
     @property
     def digest(self) -> str:
@@ -183,36 +128,36 @@ class ObjectTable:
     @property
     def label_column(self) -> str | None:
         """The name of the column of labels that the table keeps, for ``by_column``; None if it keeps none."""
-        return None if self._labels is None else self._labels.column
+        return None if self._columns.labels is None else self._columns.labels.column
 
     @property
     def _identity(self) -> tuple[str, str | None]:
         """What tells this table from any other, its labels included."""
-        return self.digest, None if self._labels is None else self._labels.digest
+        return self.digest, None if self._columns.labels is None else self._columns.labels.digest
 
     def _numbered_labels(self) -> tuple[tuple[str, ...], array[int]]:
         """Return names of labels, and the number of each object's, in memory; nothing of a table without labels."""
-        numbers = self._label_numbers
-        if self._labels is None or numbers is None:
+        labels, numbers = self._columns.labels, self._columns.label_numbers
+        if labels is None or numbers is None:
             return (), array("I")
-        return self._labels.names, numbers.copied() if isinstance(numbers, MappedIntegers) else array("I", numbers)
+        return labels.names, numbers.copied() if isinstance(numbers, MappedIntegers) else array("I", numbers)
 
     def _chosen(self, belongs: Callable[[S3BucketKeyData], bool]) -> ObjectTable:
         """Return a table of some objects, with what this one keeps of them."""
-        if self._labels is None or self._label_numbers is None:
+        labels, label_numbers = self._columns.labels, self._columns.label_numbers
+        if labels is None or label_numbers is None:
             return ObjectTable(filter(belongs, self), etags=self.has_etags)
         numbers = array("I")
 
-        def chosen(every: Iterable[int]) -> Iterator[S3BucketKeyData]:
-            for item, number in zip(self, every, strict=True):
+        def chosen() -> Iterator[S3BucketKeyData]:
+            for item, number in zip(self, label_numbers, strict=True):
                 if belongs(item):
                     numbers.append(number)
                     yield item
 
-        columns = ObjectTable(chosen(self._label_numbers), etags=self.has_etags)._columns
-        column, names, _ = self._labels
-        labels = LabelNames(column, names, digest_of_labels(column, names, numbers))
-        return ObjectTable._of(columns._replace(label_numbers=numbers, labels=labels))
+        columns = ObjectTable(chosen(), etags=self.has_etags)._columns
+        kept = LabelNames.of(labels.column, labels.names, numbers)
+        return ObjectTable._of(columns._replace(label_numbers=numbers, labels=kept))
 
     @classmethod
     def of_columns(cls, bucket: str, columns: Iterable[KeyColumns]) -> ObjectTable:
@@ -480,23 +425,6 @@ def _mapped_again(path: str, digest: str, labels: str | None = None) -> ObjectTa
     if labels is not None and table._identity != (digest, labels):
         raise ObjectTableError(f"The table of objects in {path} has other labels than when it was pickled. {remedy}")
     return table
-
-
-def _taken_apart(item: Any, *, etags: bool) -> tuple[str, bytes, int, bytes]:  # noqa: ANN401  # whatever a program yields
-    """Return bucket, key in UTF-8, size, and ETag of an object; that is empty if it is not wanted."""
-    try:
-        bucket, key, object_info = item
-        size = UNKNOWN_SIZE if object_info is None else operator.index(object_info.size)
-        etag = object_info.etag or "" if etags and object_info is not None else ""
-        if isinstance(bucket, str) and UNKNOWN_SIZE <= size < 2**63:
-            return bucket, key.encode("utf-8", "surrogatepass"), size, etag.encode("utf-8", "surrogatepass")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise _no_object(item) from error
-    raise _no_object(item)
-
-
-def _no_object(item: object) -> ArgumentTypeError:
-    return ArgumentTypeError(f"An object of a dataset must be S3BucketKeyData(bucket, key, object_info), got {item!r}.")
 
 
 def _uri(place: str | os.PathLike[str]) -> tuple[str, str] | None:

@@ -57,7 +57,6 @@ from s3torch.datasets.columns import (
     MappedBytes,
     MappedIntegers,
     block_checksums,
-    digest_of_labels,
     little_endian,
 )
 from s3torch.errors import ObjectTableError
@@ -332,7 +331,9 @@ def _head_in(file: memoryview, name: str) -> _Head:
     try:
         length, extents = _extents_in(directory, name)
         digest, buckets = directory["digest"], _names_in(directory["buckets"])
-        labels = _labels_in(directory, extents)
+        if ("labels" in directory) == extents.keys().isdisjoint(_LABELS):
+            raise ValueError("names of labels without their column, or a column without names")
+        labels = LabelNames.told(directory["labels"]) if "labels" in directory else None
     except (KeyError, TypeError, ValueError) as error:
         raise ObjectTableError(
             f"The head of the table of objects in {name} contradicts itself: it was not written by s3torch ({error})."
@@ -382,21 +383,6 @@ def _extents_in(directory: Any, name: str) -> tuple[int, dict[str, _Extent]]:  #
     return length, extents
 
 
-def _labels_in(directory: Any, extents: dict[str, _Extent]) -> LabelNames | None:  # noqa: ANN401  # whatever JSON holds
-    """Return what the column of labels means, if there is one."""
-    told = directory.get("labels")
-    if (told is None) != (extents.keys().isdisjoint(_LABELS)):
-        raise ValueError("labels without their column, or a column without labels")
-    if told is None:
-        return None
-    column, names, digest = told["column"], told["names"], told["digest"]
-    if not isinstance(names, list) or not all(isinstance(text, str) for text in (column, digest, *names)):
-        raise ValueError("labels that are no text")
-    if len({*names}) < len(names):
-        raise ValueError("labels that are there twice")
-    return LabelNames(column, tuple(names), digest)
-
-
 def _natural(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} where a number must be")
@@ -430,7 +416,7 @@ def is_consistent(columns: Columns) -> bool:
         and (columns.etag_ends is None or columns.etags is None or _is_covered(columns.etag_ends, columns.etags))
         and min(columns.sizes, default=UNKNOWN_SIZE) >= UNKNOWN_SIZE
         and max(columns.bucket_numbers, default=-1) < len(columns.buckets)
-        and (columns.label_numbers is None or columns.labels is None or _is_said(columns.labels, columns.label_numbers))
+        and (columns.label_numbers is None or columns.labels is None or columns.labels.fit(columns.label_numbers))
     )
 
 
@@ -438,11 +424,6 @@ def _is_covered(ends: IntegerColumn, texts: ByteColumn) -> bool:
     if not len(ends):
         return not len(texts)
     return ends[len(ends) - 1] == len(texts) and all(map(operator.le, ends, islice(ends, 1, None)))
-
-
-def _is_said(labels: LabelNames, numbers: IntegerColumn) -> bool:
-    is_in_names = max(numbers, default=-1) < len(labels.names)
-    return is_in_names and digest_of_labels(labels.column, labels.names, numbers) == labels.digest
 
 
 def _cut_off(name: str, length: int, due: int | None = None) -> ObjectTableError:
