@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3DataLoader, S3IterableDataset, S3MapDataset, S3Reader
 from s3torch.datasets import Filter, Manifest, ObjectTable, Prefix, S3BucketKeyData, by_column, by_folder, by_stem
@@ -475,6 +476,24 @@ def test_a_saved_table(made, rows, file, tmp_path, bucket, prefix):
     assert _all(made.from_manifest(tmp_path / "table", labels=by_column("label"), transform=name)) == expected
     given_by_a_program = made(None, lambda _client: objects, labels=by_column("label"), transform=name)
     assert _all(given_by_a_program) == expected
+
+
+def test_a_program_whose_tables_change(rows, file):
+    """A stream whose labels are others in the next epoch refuses to go on with other indices, unless they are named."""
+
+    def tables() -> Callable[[S3Client], ObjectTable]:
+        left = [_table(file(_manifest([(uri, each) for uri, _ in rows], "csv"))) for each in "ba"]
+        return lambda _client: left.pop()
+
+    stream = S3IterableDataset(None, tables(), labels=by_column("label"), transform=name)
+    assert _all(stream) == [(key, 0) for key in KEYS]
+    with pytest.raises(SampleLayoutError, match=r"1 are new \['b'\], 1 are gone \['a'\]. .* Name them: classes="):
+        _all(stream)
+    named = by_column("label", classes=["a", "b"], allow_empty=True)
+    stream = S3IterableDataset(None, tables(), labels=named, transform=name)
+    loader = DataLoader(stream, None, num_workers=1, multiprocessing_context="fork")
+    assert [*map(tuple, loader)] == [(key, 0) for key in KEYS]
+    assert [_all(stream) for _ in range(2)] == [[(key, index) for key in KEYS] for index in range(2)]
 
 
 def test_a_copy_of_a_saved_table(s3, bucket, prefix, file, tmp_path):

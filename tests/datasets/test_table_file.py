@@ -475,11 +475,22 @@ def test_labels_that_contradict_themselves(tmp_path: Path, change):
             make()
 
 
+@pytest.mark.parametrize("names", [["a", "a"], ["a", 7], "ab"])
+def test_names_of_labels_that_cannot_be(tmp_path: Path, names: object):
+    """They are refused when the file is opened, before a label is given to an object."""
+    table = _labelled(ObjectTable([_object("a", "x", 1), _object("b", "y")]), ["a", "b"])
+    (tmp_path / "table").write_bytes(_with_directory(_bytes_of(table), _labels("names", names)))
+    with pytest.raises(ObjectTableError, match="contradicts itself"):
+        ObjectTable.load(tmp_path / "table")
+
+
 @pytest.mark.parametrize("number", [2, 2**31, 2**32 - 1])
 def test_a_label_that_leads_nowhere(tmp_path: Path, number: int):
     """A number that no name has is an error where the labels are asked for, and where all is verified."""
     table = _labelled(ObjectTable([_object("a", "x", 1), _object("b", "y")]), ["a", "b"])
-    foreign = ObjectTable._of(table._columns._replace(label_numbers=array("I", [0, number])))
+    numbers = array("I", [0, number])
+    known = LabelNames.of("label", ["a", "b"], numbers)
+    foreign = ObjectTable._of(table._columns._replace(label_numbers=numbers, labels=known))
     foreign.save(tmp_path / "table")
     with pytest.raises(ObjectTableError, match="has labels that its 2 names do not name"):
         label(ObjectTable.load(tmp_path / "table"), None, by_column("label"))

@@ -242,14 +242,14 @@ class FirstClasses:
             if torch.utils.data.get_worker_info() is not None:
                 raise ArgumentError(
                     "The classes of this dataset are not known, and each epoch's workers may find others. Ask for "
-                    "dataset.classes before the workers start, or name them: labels=by_folder(classes=[...])."
+                    "dataset.classes before the workers start, or name them: classes=[...] of by_folder or by_column."
                 )
             self._names = names
         if names != self._names:
             new, gone = sorted({*names} - {*self._names}), sorted({*self._names} - {*names})
             raise SampleLayoutError(
                 f"The classes are not those that were listed first: {len(new)} are new {new[:3]}, {len(gone)} are gone "
-                f"{gone[:3]}. Their indices would change. Name them: labels=by_folder(classes=[...])."
+                f"{gone[:3]}. Their indices would change. Name them: classes=[...] of by_folder or by_column."
             )
 
 

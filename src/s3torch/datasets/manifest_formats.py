@@ -264,7 +264,7 @@ def rows_of_parquet(
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         places_of(wanted, file.schema_arrow.names, required, name)
-        present = [each for each in dict.fromkeys(wanted) if each in file.schema_arrow.names]
+        present = [each for each in wanted if each in file.schema_arrow.names]
         for batch in file.iter_batches(_PARQUET_BATCH, columns=present):
             columns = {each: batch.column(each).to_pylist() for each in present}
             yield from zip(*(columns.get(each) or repeat(None, batch.num_rows) for each in wanted), strict=True)
