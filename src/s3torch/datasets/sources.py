@@ -26,13 +26,13 @@ class Source(Protocol):
 
     is_listed: ClassVar[bool]
 
-    def __call__(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+    def __call__(self, client: S3Client, /) -> Iterable[S3BucketKeyData]:
         """Return the objects as they become known."""
 
-    def table(self, client: S3Client) -> ObjectTable:
+    def table(self, client: S3Client, /) -> ObjectTable:
         """Return all objects, which takes fewer round trips than to wait for one page after the other."""
 
-    def opened(self, client: S3Client) -> Source:
+    def opened(self, client: S3Client, /) -> Source:
         """Return the source with what it is made of read, once: a dataset asks for this when it is made."""
 
 
