@@ -1,10 +1,10 @@
 """A service that refuses what is too much, and clients that ask again, in virtual time.
 
-A client is a process of s3torch: it has the window, the retry budget and the retry policy of the library, and does with
-them what the engine does. Its requests are for samples in a row: of the ``ahead`` that follow the oldest one which is
-not there yet, as many are under way as the window lets. So a sample that waits for its retry holds up what comes behind
-it, as it does in a training loop. And where ranks are in step, as in DistributedDataParallel, the clients that are
-ahead wait for the slowest one.
+A client is a process of s3torch: it has the window and the retry policy of the library, and does with them what the
+engine does. The retry budget is for failures, of which there are none here. Its requests are for samples in a row: of
+the ``ahead`` that follow the oldest one which is not there yet, as many are under way as the window lets. So a sample
+that waits for its retry holds up what comes behind it, as it does in a training loop. And where ranks are in step, as
+in DistributedDataParallel, the clients that are ahead wait for the slowest one.
 
 What is not simulated: connections, bytes, second requests for late answers, and what one slow answer does to the next.
 An answer takes as long as it would on a service with nothing else to do, and a refusal a third of that.
@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from s3torch._transfer.pacing import ConcurrencyWindow, RetryBudget
+from s3torch._transfer.pacing import ConcurrencyWindow
+from s3torch._transfer.pauses import CALLED_BACK_WITHIN
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.errors import ThrottledError
 
@@ -72,13 +73,13 @@ class Behaviour:
         policy: When they ask again.
         has_jitter: Whether pauses are random; else each is as long as it may be.
         has_window: Whether they ask for less at a time; else always for as much as there are connections.
-        has_budget: Whether retries that are many wait for longer.
+        has_rests: Whether they ask for less than one at a time, too, by resting after each answer.
     """
 
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     has_jitter: bool = True
     has_window: bool = True
-    has_budget: bool = True
+    has_rests: bool = True
 
 
 class Course(NamedTuple):
@@ -100,9 +101,12 @@ class Course(NamedTuple):
 class _Client:
     def __init__(self, wanted: int, connections: int, ahead: int) -> None:
         self.window = ConcurrencyWindow(connections)
-        self.budget = RetryBudget()
         self.attempts: dict[int, int] = {}  # of what is not there yet
         self.again: list[int] = []
+        self.pauses: dict[int, float] = {}  # when they end
+        self.called_back: set[int] = set()  # what is, once the service answers
+        self.rests_until = 0.0
+        self.is_woken = False
         self.in_flight = 0
         self.batches = 0
         self._wanted = wanted
@@ -117,8 +121,8 @@ class _Client:
 
     def take(self, stop: int) -> int | None:
         """Return the number of the request to be sent now, below ``stop``; or None."""
-        if self.again:
-            return self.again.pop()
+        if self.again:  # what was sent most often goes first
+            return self.again.pop(max(range(len(self.again)), key=lambda index: self.attempts[self.again[index]]))
         if self._next < min(self._wanted, stop, self.complete + self._ahead):
             self.attempts[self._next] = 0
             self._next += 1
@@ -163,18 +167,29 @@ def simulate(
     failed = 0
     now = 0.0
     order = itertools.count()
-    events: list[tuple[float, int, _Client, int, bool | None, float]] = []  # is it admitted? None: a pause is over
+    events: list[tuple[float, int, _Client, int, bool | None, float]] = []  # is it admitted? None: a pause may be over
 
     stop = _EVER if in_step is None else _BATCHES_AHEAD * in_step
 
     def send(client: _Client) -> None:
         most = max(1, int(client.window.size)) if behaviour.has_window else connections
-        while client.in_flight < most and (number := client.take(stop)) is not None:
+        while client.in_flight < most:
+            if client.rests_until > now:
+                if not client.is_woken:
+                    client.is_woken = True
+                    heapq.heappush(events, (client.rests_until, next(order), client, -1, None, 0.0))
+                return
+            if (number := client.take(stop)) is None:
+                return
             client.in_flight += 1
             client.attempts[number] += 1
             is_admitted = limit.admits(now)
             takes = latency * math.exp(chance.gauss(0.0, _LATENCY_SPREAD)) * (1.0 if is_admitted else _REFUSAL)
             heapq.heappush(events, (now + takes, next(order), client, number, is_admitted, now))
+
+    def pause(client: _Client, number: int, seconds: float) -> None:
+        client.pauses[number] = now + seconds
+        heapq.heappush(events, (now + seconds, next(order), client, number, None, 0.0))
 
     everyone = [_Client(_EVER if wanted is None else wanted, connections, ahead) for _ in range(clients)]
     for client in everyone:
@@ -182,7 +197,11 @@ def simulate(
     while events and events[0][0] < until:
         now, _, client, number, is_admitted, began = heapq.heappop(events)
         if is_admitted is None:
-            if number >= 0:
+            if number < 0:
+                client.is_woken = False
+            elif client.pauses.get(number) == now:
+                del client.pauses[number]
+                client.called_back.discard(number)
                 client.again.append(number)
             send(client)
             continue
@@ -190,24 +209,30 @@ def simulate(
         if is_admitted:
             served[int(now)] += 1
             client.window.note_success()
-            client.budget.note_success()
             del client.attempts[number]
+            for paused in sorted(client.called_back):
+                pause(client, paused, min(client.pauses[paused] - now, jitter() * CALLED_BACK_WITHIN))
+            client.called_back.clear()
         else:
             refused[int(now)] += 1
             client.window.note_throttled(began, now)
-            pause = behaviour.policy.pause(
+            is_shut = behaviour.has_rests and client.window.is_shut
+            seconds = behaviour.policy.pause(
                 ThrottledError(),
                 client.attempts[number],
                 was_reached=True,
                 jitter=jitter(),
-                is_in_budget=client.budget.has_tokens or not behaviour.has_budget,
+                is_in_budget=not is_shut,
             )
-            if pause is None:
+            if seconds is None:
                 failed += 1
                 del client.attempts[number]
             else:
-                client.budget.note_retry()
-                heapq.heappush(events, (now + pause, next(order), client, number, None, 0.0))
+                pause(client, number, seconds)
+                if is_shut:
+                    client.called_back.add(number)
+        if behaviour.has_rests:
+            client.rests_until = now + client.window.rest(jitter())
         send(client)
         if in_step is not None and client.complete // in_step > client.batches:
             client.batches = client.complete // in_step

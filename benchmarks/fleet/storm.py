@@ -72,7 +72,7 @@ def names(job: Job, tries: int, *, spread: float = 0.0) -> Storm:
         spread: Processes start within so many seconds.
     """
     limit = Limit([(0.0, DNS_PER_SECOND)])
-    behaviour = Behaviour(policy=_RESOLVER, has_jitter=False, has_window=False, has_budget=False)
+    behaviour = Behaviour(policy=_RESOLVER, has_jitter=False, has_window=False, has_rests=False)
     processes = job.local_ranks * (job.workers + 1)
     course = simulate(
         limit,

@@ -32,4 +32,4 @@ def know_only(monkeypatch: pytest.MonkeyPatch, home: Path, **variables: str) -> 
 
 def forget_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send requests again at once."""
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
