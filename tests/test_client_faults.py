@@ -26,6 +26,7 @@ from s3torch._aws.listing import RestoreStatus
 from s3torch._aws.multipart import multipart_etag
 from s3torch._aws.operations import GetObject
 from s3torch._objects.upload import note_of
+from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch._transfer.http1 import ContentRange
 from s3torch.client import HeadObjectResult, S3Client
 from s3torch.datasets.listing import list_table

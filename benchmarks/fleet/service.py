@@ -24,7 +24,7 @@ from typing import NamedTuple
 from s3torch._transfer.pacing import ConcurrencyWindow
 from s3torch._transfer.pauses import CALLED_BACK_WITHIN
 from s3torch._transfer.retry import RetryPolicy
-from s3torch.errors import ThrottledError
+from s3torch.errors import ThrottledError, TransientError
 
 __all__ = ["Behaviour", "Course", "Limit", "simulate"]
 
@@ -71,12 +71,14 @@ class Behaviour:
 
     Attributes:
         policy: When they ask again.
+        error: What a refusal is.
         has_jitter: Whether pauses are random; else each is as long as it may be.
         has_window: Whether they ask for less at a time; else always for as much as there are connections.
         has_rests: Whether they ask for less than one at a time, too, by resting after each answer.
     """
 
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    error: type[TransientError] = ThrottledError
     has_jitter: bool = True
     has_window: bool = True
     has_rests: bool = True
@@ -99,14 +101,15 @@ class Course(NamedTuple):
 
 
 class _Client:
-    def __init__(self, wanted: int, connections: int, ahead: int) -> None:
+    def __init__(self, wanted: int, connections: int, ahead: int, wake: Callable[[float, int], None]) -> None:
         self.window = ConcurrencyWindow(connections)
         self.attempts: dict[int, int] = {}  # of what is not there yet
         self.again: list[int] = []
         self.pauses: dict[int, float] = {}  # when they end
         self.called_back: set[int] = set()  # what is, once the service answers
         self.rests_until = 0.0
-        self.is_woken = False
+        self._wake = wake
+        self._is_woken = False
         self.in_flight = 0
         self.batches = 0
         self._wanted = wanted
@@ -128,6 +131,52 @@ class _Client:
             self._next += 1
             return self._next - 1
         return None
+
+    def pause(self, number: int, until: float) -> None:
+        """Keep a request until its pause is over."""
+        self.pauses[number] = until
+        self._wake(until, number)
+
+    def resume(self, number: int, now: float) -> None:
+        """End a pause, unless it was made shorter since; or a rest, if the number is negative."""
+        if number < 0:
+            self._is_woken = False
+        elif self.pauses.get(number) == now:
+            del self.pauses[number]
+            self.called_back.discard(number)
+            self.again.append(number)
+
+    def is_resting(self, now: float) -> bool:
+        """Whether nothing may be sent; then it is asked again later."""
+        if self.rests_until > now and not self._is_woken:
+            self._is_woken = True
+            self._wake(self.rests_until, -1)
+        return self.rests_until > now
+
+    def note_success(self, number: int, now: float, jitter: Callable[[], float]) -> None:
+        """Go on after an answer: what waits since all was refused waits no longer."""
+        self.window.note_success()
+        del self.attempts[number]
+        for paused in sorted(self.called_back):
+            self.pause(paused, min(self.pauses[paused], now + jitter() * CALLED_BACK_WITHIN))
+        self.called_back.clear()
+
+    def note_refusal(
+        self, number: int, began: float, now: float, behaviour: Behaviour, jitter: Callable[[], float]
+    ) -> bool:
+        """Let a request that was refused pause; returns whether it is given up."""
+        self.window.note_throttled(began, now)
+        is_shut = behaviour.has_rests and self.window.is_shut
+        seconds = behaviour.policy.pause(
+            behaviour.error(), self.attempts[number], was_reached=True, jitter=jitter(), is_in_budget=not is_shut
+        )
+        if seconds is None:
+            del self.attempts[number]
+            return True
+        self.pause(number, now + seconds)
+        if is_shut:
+            self.called_back.add(number)
+        return False
 
 
 def simulate(
@@ -174,12 +223,7 @@ def simulate(
     def send(client: _Client) -> None:
         most = max(1, int(client.window.size)) if behaviour.has_window else connections
         while client.in_flight < most:
-            if client.rests_until > now:
-                if not client.is_woken:
-                    client.is_woken = True
-                    heapq.heappush(events, (client.rests_until, next(order), client, -1, None, 0.0))
-                return
-            if (number := client.take(stop)) is None:
+            if client.is_resting(now) or (number := client.take(stop)) is None:
                 return
             client.in_flight += 1
             client.attempts[number] += 1
@@ -187,50 +231,28 @@ def simulate(
             takes = latency * math.exp(chance.gauss(0.0, _LATENCY_SPREAD)) * (1.0 if is_admitted else _REFUSAL)
             heapq.heappush(events, (now + takes, next(order), client, number, is_admitted, now))
 
-    def pause(client: _Client, number: int, seconds: float) -> None:
-        client.pauses[number] = now + seconds
-        heapq.heappush(events, (now + seconds, next(order), client, number, None, 0.0))
+    def new_client() -> _Client:
+        def wake(when: float, number: int) -> None:
+            heapq.heappush(events, (when, next(order), client, number, None, 0.0))
 
-    everyone = [_Client(_EVER if wanted is None else wanted, connections, ahead) for _ in range(clients)]
+        return (client := _Client(_EVER if wanted is None else wanted, connections, ahead, wake))
+
+    everyone = [new_client() for _ in range(clients)]
     for client in everyone:
         heapq.heappush(events, (chance.random() * spread, next(order), client, -1, None, 0.0))
     while events and events[0][0] < until:
         now, _, client, number, is_admitted, began = heapq.heappop(events)
         if is_admitted is None:
-            if number < 0:
-                client.is_woken = False
-            elif client.pauses.get(number) == now:
-                del client.pauses[number]
-                client.called_back.discard(number)
-                client.again.append(number)
+            client.resume(number, now)
             send(client)
             continue
         client.in_flight -= 1
         if is_admitted:
             served[int(now)] += 1
-            client.window.note_success()
-            del client.attempts[number]
-            for paused in sorted(client.called_back):
-                pause(client, paused, min(client.pauses[paused] - now, jitter() * CALLED_BACK_WITHIN))
-            client.called_back.clear()
+            client.note_success(number, now, jitter)
         else:
             refused[int(now)] += 1
-            client.window.note_throttled(began, now)
-            is_shut = behaviour.has_rests and client.window.is_shut
-            seconds = behaviour.policy.pause(
-                ThrottledError(),
-                client.attempts[number],
-                was_reached=True,
-                jitter=jitter(),
-                is_in_budget=not is_shut,
-            )
-            if seconds is None:
-                failed += 1
-                del client.attempts[number]
-            else:
-                pause(client, number, seconds)
-                if is_shut:
-                    client.called_back.add(number)
+            failed += client.note_refusal(number, began, now, behaviour, jitter)
         if behaviour.has_rests:
             client.rests_until = now + client.window.rest(jitter())
         send(client)

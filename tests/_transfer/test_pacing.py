@@ -90,6 +90,19 @@ def test_a_service_that_refuses_all():
     assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
 
 
+def test_a_share_that_is_always_refused():
+    """Where a quarter is refused however little is sent, a client goes on: its window stays near a quarter or above."""
+    window, chance, sizes = ConcurrencyWindow(16), random.Random(1), []
+    for number in range(20_000):
+        if chance.random() < 0.25:
+            window.note_throttled(number, number + 0.5)
+        else:
+            window.note_success()
+        sizes.append(window.size)
+    assert sum(sizes) / len(sizes) > 0.2
+    assert sum(size < 0.1 for size in sizes) / len(sizes) < 0.05
+
+
 def _succeed(window: ConcurrencyWindow) -> None:
     """Let all requests of a window succeed."""
     for _ in range(int(window.size)):

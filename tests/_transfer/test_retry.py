@@ -152,7 +152,7 @@ def test_out_of_budget():
 
 
 def test_refused():
-    """What is refused waits for a second at most while others are answered; else for half of the longest pause or more."""
+    """What is refused waits for a second at most while others are answered; else for half of the longest or more."""
     policy, error = RetryPolicy(max_attempts=20), ThrottledError("Slow down.")
     whole = [policy.pause(error, attempts, was_reached=True, jitter=1.0) for attempts in range(1, 8)]
     assert whole == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0])

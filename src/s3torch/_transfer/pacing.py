@@ -21,6 +21,9 @@ _PART_BELOW_ONE = 16.0
 # Below one request at a time it shrinks by less than half: where each client may send little, halves would soon leave
 # some far behind the others, and those that are in step wait for them. As in CUBIC (RFC 9438).
 _SHRINKS_BELOW_ONE = 0.7
+# A window below this only shrinks by refusals in a row. Some services refuse a share of what comes, however little this
+# client sends: another one's load. Then it must not come to a stand: up to a third may be refused.
+_SMALL = 0.25
 # A window below one is a rest after each answer. Half a request at a time is a rest of so many seconds.
 _REST = 0.02
 # The least window: a rest of 2.5 s in the mean. AWS's adaptive retry mode goes down to a request in 2 s.
@@ -74,9 +77,9 @@ class ConcurrencyWindow:
     What was too many last time is looked for as CUBIC does (RFC 9438): fast up to its neighbourhood, one by one there,
     and faster and faster beyond it, as the limit must have gone away.
 
-    Where a thousand clients share a limit, one request at a time is too many for each. So the window goes below one: then
-    one request is in flight at most, and the client rests after its answer. When all is refused, that is one request in
-    2.5 s soon. Once something is answered the window doubles, up to where it was before.
+    Where a thousand clients share a limit, one request at a time is too many for each. So the window goes below one:
+    then one request is in flight at most, and the client rests after its answer. When all is refused, that is one
+    request in 2.5 s soon. Once something is answered the window doubles, up to near where it was before.
 
     Args:
         most: Never more than this.
@@ -106,18 +109,21 @@ class ConcurrencyWindow:
         return (0.5 + jitter) * _REST * (1.0 / self.size - 1.0) if self.size < 1.0 else 0.0
 
     def note_throttled(self, began: float, now: float) -> None:
-        """Halve the window, once for all requests that were in flight together.
+        """Make the window smaller, from one on by half, once for all requests that were in flight together.
 
         Args:
             began: When the request was sent, in seconds.
             now: In seconds.
         """
         if began >= self._cut_at:
-            if not self._cuts:  # else it is not this size that was too many: all is refused
+            is_first = not self._cuts
+            if is_first:  # else it is not this size that was too many: all is refused
                 # One that was cut too often is to come back fast: what is known of the limit is forgotten slowly.
                 self._too_many = max(self.size, (self._too_many + self.size) / 2)
-            share = 0.5 if self.size >= 1.0 else _SHRINKS_BELOW_ONE
-            self.size = max(_LEAST, self.size * share)
+            if self.size >= 1.0:
+                self.size /= 2
+            elif self.size >= _SMALL or not is_first:
+                self.size = max(_LEAST, self.size * _SHRINKS_BELOW_ONE)
             self._cut_at = now
             self._cuts += 1
 
