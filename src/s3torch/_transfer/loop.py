@@ -229,24 +229,27 @@ class Loop:
 
     def _can_start(self) -> bool:
         """Whether the first exchange of the queue may be sent; drops those from its front that are not to be."""
+        self._drop_from_front()
+        if not self._queue or len(self.flights) >= self._limits.connections:
+            return False
+        exchange = self._queue[0]
+        lane = self._lane_to(exchange.origin)
+        if lane.rests_until - self._time_away > self.now or lane.load + 1 > max(1.0, lane.window.size):
+            return False
+        return not self.flights or self._memory_in_flight + exchange.memory <= self._limits.bytes_in_flight
+
+    def _drop_from_front(self) -> None:
+        """Drop what is not to be sent from the front of the queue, and let what goes to a server that rests pause."""
         queue = self._queue
         while queue:
             exchange = queue[0]
-            lane = self._lane_to(exchange.origin)
-            rests_until = lane.rests_until - self._time_away
             if exchange.is_done or exchange.flight is not None:
                 queue.popleft()
-            elif rests_until <= self.now:
-                break
-            elif len(self._lanes) == 1:
-                return False
-            else:  # those that go elsewhere are not to wait for it
-                self._pauses.add(queue.popleft(), rests_until, is_cut_off=False)
-        else:
-            return False
-        if len(self.flights) >= self._limits.connections or lane.load + 1 > max(1.0, lane.window.size):
-            return False
-        return not self.flights or self._memory_in_flight + exchange.memory <= self._limits.bytes_in_flight
+                continue
+            rests_until = self._lane_to(exchange.origin).rests_until - self._time_away
+            if rests_until <= self.now or len(self._lanes) == 1:  # else those that go elsewhere would wait for it
+                return
+            self._pauses.add(queue.popleft(), rests_until, is_cut_off=False)
 
     def _lane_to(self, origin: Origin) -> Lane:
         """Return what is known of an origin, and in flight there; mostly it is the one that was asked for last."""
