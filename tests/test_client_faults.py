@@ -26,6 +26,7 @@ from s3torch._aws.listing import RestoreStatus
 from s3torch._aws.multipart import multipart_etag
 from s3torch._aws.operations import GetObject
 from s3torch._objects.upload import note_of
+from s3torch._transfer.facts import PROCESS_FACTS
 from s3torch._transfer.http1 import ContentRange
 from s3torch.client import HeadObjectResult, S3Client
 from s3torch.datasets.listing import list_table
@@ -659,6 +660,28 @@ def test_transient_fault_over_tls(tls: Tls, name: str):
     with serving(first(2, TRANSIENT[name][0], serve_object(SMALL)), tls) as (server, client):
         assert client.read_range("bucket", "key", 0) == SMALL
         assert len(server.requests) == 3
+
+
+def test_a_share_is_refused():
+    """Where a service refuses three requests of ten, all is read right, and no retry budget is spent on it."""
+    chance, lock, refused = random.Random(1), threading.Lock(), 0
+    serve, refuse = serve_object(SMALL), fail(503, "SlowDown", "Please reduce your request rate.")
+
+    def handle(request: Request, wire: Wire) -> None:
+        nonlocal refused
+        with lock:
+            is_refused = chance.random() < 0.3
+            refused += is_refused
+        (refuse if is_refused else serve)(request, wire)
+
+    with serving(handle, max_attempts=20, hedging=False) as (server, client):
+        for first_byte in range(10):
+            ranges = [(start, start + 1000) for start in range(first_byte, len(SMALL) - 1000, 5000)]
+            bodies = client.read_ranges("bucket", "key", ranges, max_gap=0)
+            assert bodies == [SMALL[start:stop] for start, stop in ranges]
+        assert len(server.requests) == 10 * len(ranges) + refused
+        assert client.stats.retries == refused > 40
+        assert [facts.retry_budget._tokens for facts in PROCESS_FACTS._origins.values()] == [100.0]
 
 
 FINAL: Mapping[str, tuple[Handler, type[S3Error]]] = {

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from s3torch import S3Checkpoint, S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3Reader
 from s3torch._access import access as access_module
 from s3torch._aws.session import AwsSession
+from s3torch._transfer import pacing
 from s3torch._transfer.retry import RetryPolicy
 from s3torch.dcp import S3StorageReader, S3StorageWriter
 from s3torch.errors import S3Error
@@ -313,6 +314,7 @@ def no_pauses() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
+        patch.setattr(pacing, "_REST", 0.0)
         patch.setattr(access_module, "AwsSession", functools.cache(AwsSession))
         patch.setattr(socket, "getaddrinfo", functools.partial(getaddrinfo, socket.getaddrinfo))
         yield

@@ -2,5 +2,5 @@
 
 Nothing here opens a socket. What can be measured on one machine is measured (order, state, table). The rest is
 simulated in virtual time, with the parts of the library that decide: the order, the shares of ranks, the retry policy,
-the retry budget and the window of requests in flight. A chance is always seeded, so each run tells the same.
+and the window of requests in flight. A chance is always seeded, so each run tells the same.
 """

@@ -13,7 +13,16 @@ from benchmarks.fleet.report import Size, find
 
 __all__ = ["main"]
 
-_SMALL = Size(tables=(1000, 2000), turns=200, samples=100_000, rate=5, seconds=4, clients=4, outage=(9, 4, 20))
+_SMALL = Size(
+    tables=(1000, 2000),
+    turns=200,
+    samples=100_000,
+    rate=5,
+    seconds=4,
+    clients=4,
+    outage=(9, 4, 20),
+    limited=((4, 0.03),),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from benchmarks.fleet.dollars import bills, listing_dollars
 from benchmarks.fleet.job import GETS_PER_SECOND, Job
 from benchmarks.fleet.opening import estimate, measure_opening, measure_order, measure_resuming
 from benchmarks.fleet.rates import Hot, hottest, put_seconds, samples_of_seconds
+from benchmarks.fleet.service import Behaviour
 from benchmarks.fleet.storm import Storm, credentials, first_pages, listing_seconds, names
 from benchmarks.fleet.throttling import BEHAVIOURS, CLIENTS, Outage, at_the_limit, outage, share_of_the_limit
 from s3torch import S3ClientConfig
@@ -28,6 +29,8 @@ _OUTAGE = (
     "seconds lost",
     "given up",
 )
+_BURSTS = (0.1, 1.0, 5.0)  # for so many seconds a service saves up what nobody asks for
+_LIMITED = ("used", "refused", "given up")
 _SPREAD = 30.0  # seconds within which processes start that do not start together
 
 
@@ -43,6 +46,7 @@ class Size:
         seconds: Of an epoch, for that look.
         clients: That meet an outage.
         outage: Seconds before it, of it, and after it.
+        limited: Clients in step that meet the limit of a prefix, and the latency of an answer in seconds.
     """
 
     tables: tuple[int, int] = (1_000_000, 10_000_000)
@@ -51,7 +55,18 @@ class Size:
     rate: int = 250
     seconds: int = 20
     clients: int = CLIENTS
-    outage: tuple[int, int, int] = (60, 30, 90)
+    outage: tuple[int, int, int] = (60, 60, 60)
+    limited: tuple[tuple[int, float], ...] = (
+        (5, 0.005),
+        (16, 0.005),
+        (16, 0.03),
+        (64, 0.005),
+        (64, 0.03),
+        (64, 0.1),
+        (256, 0.005),
+        (256, 0.03),
+        (256, 0.1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +240,22 @@ def _print_outages(job: Job, size: Size) -> dict[bool, dict[str, Outage]]:
         title = f"{size.clients} clients, {how}, at a limit of {limit} GETs a second, then {lasts} s of 503"
         _table(title, _OUTAGE, [_outage_row(name, found) for name, found in outages[in_step].items()])
     rows = []
-    for latency, burst in ((0.03, 0.1), (0.03, 1.0), (0.03, 5.0), (0.1, 1.0)):
-        shares = [
+    for clients, latency in size.limited:
+        found = [
             at_the_limit(
-                BEHAVIOURS[name],
-                clients=size.clients,
+                Behaviour(),
+                clients=clients,
                 connections=job.connections,
+                rate=GETS_PER_SECOND,
                 latency=latency,
                 burst=burst,
             )
-            for name in ("s3torch", "without the retry budget")
+            for burst in _BURSTS
         ]
-        rows.append((f"{latency * 1000:.0f} ms", f"{burst:g} s", *(f"{share:.0%}" for share in shares)))
-    fields = ("latency", "burst that the service takes", "s3torch", "without the retry budget")
-    _table(f"Share of the limit that {size.clients} clients in step use", fields, rows)
+        cells = (text for each in found for text in (f"{each.used:.0%}", f"{each.wasted:.0%}", f"{each.failed:,}"))
+        rows.append((f"{clients}", f"{latency * 1000:.0f} ms", *cells))
+    fields = ("clients", "latency", *(f"{what}, {burst:g} s" for burst in _BURSTS for what in _LIMITED))
+    _table(f"Clients in step at a limit of {GETS_PER_SECOND:,} GETs a second, by what it saves up", fields, rows)
     return outages
 
 

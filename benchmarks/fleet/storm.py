@@ -7,6 +7,7 @@ from typing import NamedTuple
 from benchmarks.fleet.job import DNS_PER_SECOND, GETS_PER_SECOND, KEYS_OF_A_PAGE, STS_PER_SECOND, Job
 from benchmarks.fleet.service import Behaviour, Course, Limit, simulate
 from s3torch._transfer.retry import RetryPolicy
+from s3torch.errors import TransientError
 
 __all__ = ["Storm", "credentials", "first_pages", "listing_seconds", "names"]
 
@@ -72,7 +73,8 @@ def names(job: Job, tries: int, *, spread: float = 0.0) -> Storm:
         spread: Processes start within so many seconds.
     """
     limit = Limit([(0.0, DNS_PER_SECOND)])
-    behaviour = Behaviour(policy=_RESOLVER, has_jitter=False, has_window=False, has_budget=False)
+    # Nobody says that it is too much: a query is not answered.
+    behaviour = Behaviour(policy=_RESOLVER, error=TransientError, has_jitter=False, has_window=False, has_rests=False)
     processes = job.local_ranks * (job.workers + 1)
     course = simulate(
         limit,

@@ -11,22 +11,22 @@ from benchmarks.fleet.job import GETS_PER_SECOND
 from benchmarks.fleet.service import Behaviour, Course, Limit, simulate
 from s3torch._transfer.retry import RetryPolicy
 
-__all__ = ["BEHAVIOURS", "CLIENTS", "Outage", "at_the_limit", "outage", "share_of_the_limit"]
+__all__ = ["BEHAVIOURS", "CLIENTS", "AtTheLimit", "Outage", "at_the_limit", "outage", "share_of_the_limit"]
 
 CLIENTS = 64
 # What is compared: the library, and it without one of its parts.
 BEHAVIOURS = {
     "s3torch": Behaviour(),
     "s3torch, max_attempts=20": Behaviour(policy=RetryPolicy(max_attempts=20)),
-    "without the retry budget": Behaviour(has_budget=False),
-    "without the window": Behaviour(has_window=False),
+    "without rests": Behaviour(has_rests=False),
+    "without window and rests": Behaviour(has_window=False, has_rests=False),
     "without jitter": Behaviour(has_jitter=False),
-    "without any of the three": Behaviour(has_window=False, has_budget=False, has_jitter=False),
+    "without any of the three": Behaviour(has_window=False, has_rests=False, has_jitter=False),
 }
 _BATCH = 64
 _STEADY = 0.9  # of the answers before
 _IN_A_ROW = 10  # seconds
-_SETTLED = range(40, 120)  # seconds that count where nothing changes
+_SETTLED = range(20, 60)  # seconds that count where nothing changes
 
 
 class Outage(NamedTuple):
@@ -101,17 +101,33 @@ def outage(
     )
 
 
-def at_the_limit(behaviour: Behaviour, *, clients: int, connections: int, latency: float, burst: float) -> float:
-    """Return the share of a limit that clients in step use, where it is all that is in their way.
+class AtTheLimit(NamedTuple):
+    """What clients make of a limit that is all that is in their way.
+
+    Attributes:
+        used: Share of it.
+        wasted: Share of the requests that were refused.
+        failed: Requests that were given up.
+    """
+
+    used: float
+    wasted: float
+    failed: int
+
+
+def at_the_limit(
+    behaviour: Behaviour, *, clients: int, connections: int, rate: float, latency: float, burst: float
+) -> AtTheLimit:
+    """Let clients that are in step ask for more than a service takes.
 
     Args:
         behaviour: Of the clients.
-        clients: How many; the limit is theirs of that of a prefix.
+        clients: How many.
         connections: Of each.
+        rate: Requests a second that the service takes.
         latency: Of an answer in seconds, at the median.
         burst: For how many seconds the service saves up what nobody asks for.
     """
-    rate = clients * share_of_the_limit()
     course = simulate(
         Limit([(0.0, rate)], burst),
         clients=clients,
@@ -121,7 +137,8 @@ def at_the_limit(behaviour: Behaviour, *, clients: int, connections: int, latenc
         latency=latency,
         until=float(_SETTLED.stop),
     )
-    return sum(course.served[second] for second in _SETTLED) / len(_SETTLED) / rate
+    served, refused = (sum(counts[second] for second in _SETTLED) for counts in (course.served, course.refused))
+    return AtTheLimit(served / len(_SETTLED) / rate, refused / (served + refused), course.failed)
 
 
 def share_of_the_limit(clients: int = CLIENTS) -> float:

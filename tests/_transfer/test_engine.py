@@ -12,6 +12,7 @@ import pytest
 from s3torch._transfer.connection import Origin
 from s3torch._transfer.engine import Engine
 from s3torch._transfer.exchange import Exchange
+from s3torch._transfer.facts import Facts
 from s3torch._transfer.flight import Limits
 from s3torch._transfer.http1 import Destination, Inbox, read_body, read_head, read_small_body
 from s3torch._transfer.retry import RetryPolicy
@@ -508,15 +509,101 @@ def test_jitter():
 
 def test_an_outage_is_not_amplified():
     """Once a hundred retries were in vain the others wait for the longest pause instead of a short one."""
-    network = FakeNetwork(then=serve(*[answer(503)] * 1000))
-    engine = make(network, RetryPolicy(max_attempts=2, base=0.5, cap=8.0), Limits(connections=1))
+    network = FakeNetwork(then=serve(*[answer(500)] * 1000))
+    engine = make(network, RetryPolicy(max_attempts=2, base=2.5, cap=8.0), Limits(connections=1))
     for number in range(100):
-        with pytest.raises(ThrottledError):
+        with pytest.raises(ServerError):
             engine.run([Ask()])
         assert network.now == 1000.0 + 0.5 * (number + 1)
-    with pytest.raises(ThrottledError):
+    with pytest.raises(ServerError):
         engine.run([Ask()])
     assert network.now == 1000.0 + 50.0 + 8.0
+
+
+def limited(clock: Callable[[], float], admits: Callable[[float], bool], seen: list[float]) -> Script:
+    """Return the script of a server that answers after 30 ms what is admitted, and refuses the rest after 10 ms."""
+
+    def script(peer: Peer) -> Act[None]:
+        peer.accept()
+        while True:
+            target = (yield from peer.request()).split()[1]
+            seen.append(clock())
+            is_admitted = admits(clock())
+            yield 0.03 if is_admitted else 0.01
+            peer.send(answer(body=target) if is_admitted else answer(503))
+
+    return script
+
+
+def test_a_limit_is_used():
+    """Batches one after the other, at a service that takes fewer requests than there could be, come nearly as fast."""
+    per_second, tokens, filled_at = 50.0, 5.0, 1000.0
+
+    def admits(now: float) -> bool:
+        nonlocal tokens, filled_at
+        tokens, filled_at = min(5.0, tokens + (now - filled_at) * per_second), now
+        tokens -= (is_admitted := tokens >= 1.0)
+        return is_admitted
+
+    seen, facts = list[float](), Facts()
+    network = FakeNetwork(then=limited(lambda: network.now, admits, seen))
+    engine = Engine(network, RetryPolicy(), LIMITS, facts=facts, jitter=random.Random(1).random)
+    for batch in range(100):
+        asks = [Ask(f"{batch}.{number}") for number in range(16)]
+        engine.run(asks)
+        assert [ask.body for ask in asks] == [f"/{ask.name}".encode() for ask in asks]
+    assert network.now - 1000.0 < 1600 / per_second / 0.8
+    assert len(seen) < 1600 * 1.3
+    assert facts.of(ORIGIN).retry_budget.has_tokens
+
+
+def test_a_service_that_refuses_all_is_left_alone():
+    """While all is refused a request goes out in two seconds or so; then all are answered, and none is given up."""
+    up_at, seen = 1060.0, list[float]()
+    network = FakeNetwork(then=limited(lambda: network.now, lambda now: now == 1000.0 or now >= up_at, seen))
+    engine = Engine(network, RetryPolicy(), LIMITS, jitter=random.Random(1).random)
+    engine.run([Ask()])
+    engine.run([Ask(str(number)) for number in range(64)])
+    assert sum(1020.0 <= moment < up_at for moment in seen) < 40
+    assert network.now < up_at + 8.0
+    assert max(sum(second <= moment < second + 1.0 for moment in seen) for second in range(1060, 1070)) <= 8 / 0.03
+
+
+def test_a_server_that_is_left_alone_holds_up_no_other():
+    """While nothing is sent to one server, what goes to another is sent at once, though it was submitted later."""
+    other = Origin("http", "other.test", 80)
+    network = FakeNetwork(then=echo)
+    facts = Facts()
+    engine = Engine(network, RetryPolicy(), LIMITS, facts=facts, jitter=lambda: 0.5)
+    window = facts.of(ORIGIN).window(LIMITS.connections)
+    for began in range(20):
+        window.note_throttled(began, began + 0.5)
+    first, *waiting = [Ask(str(number)) for number in range(6)]
+    engine.run([first, Ask(origin=other)])
+    began = network.now
+    for ask in waiting:
+        engine.submit(ask)
+    engine.run([Ask(str(number), origin=other) for number in range(20)])
+    assert network.now == began
+    engine.wait(waiting)
+    assert network.now > began
+    assert [ask.body for ask in waiting] == [f"/{number}".encode() for number in range(1, 6)]
+
+
+def test_what_was_refused_goes_first():
+    """What was sent before goes before what was not, and first what was sent most often: others wait for it."""
+    network = FakeNetwork(then=echo)
+    engine = make(network, limits=Limits(connections=1))
+    asks = {name: Ask(name) for name in "abcde"}
+    for ask in asks.values():
+        engine.submit(ask)
+    for name, attempts in (("b", 2), ("c", 1), ("e", 2)):
+        asks[name].attempts = attempts
+        engine._loop._queue.remove(asks[name])
+    engine._loop._queue_again([asks["c"], asks["b"]])
+    engine._loop._queue_again([asks["e"]])
+    engine.wait(list(asks.values()))
+    assert targets(network) == [[b"/b", b"/e", b"/c", b"/a", b"/d"]]
 
 
 def test_called_back_after_an_outage():
@@ -544,7 +631,7 @@ def test_called_back_after_an_outage():
 
 def test_who_is_not_called_back():
     """That a connection could be made again says nothing of a server that was too busy."""
-    refusals = {b"busy": [answer(503)], b"cut": [b""]}
+    refusals = {b"busy": [answer(500)], b"cut": [b""]}
 
     def script(peer: Peer) -> Act[None]:
         peer.accept()
@@ -559,7 +646,7 @@ def test_who_is_not_called_back():
                 return
 
     network = FakeNetwork(then=script)
-    engine = Engine(network, RetryPolicy(base=8.0, cap=20.0), Limits(connections=3), jitter=lambda: 0.5)
+    engine = Engine(network, RetryPolicy(base=40.0, cap=40.0), Limits(connections=3), jitter=lambda: 0.5)
     engine.run([Ask("first")])
     engine.run([Ask("busy"), Ask("cut"), Ask("other")])
     assert network.now >= 1004.0
@@ -1372,7 +1459,7 @@ def test_absence_in_a_pause():
         engine.turn()
     network.pass_time(100.0)
     engine.wait([ask])
-    assert network.now == 1108.0
+    assert network.now == 1101.0
 
 
 class LaboriousAsk(Ask):
@@ -1396,7 +1483,7 @@ def test_work_in_the_loop_counts():
     engine.submit(paused)
     while stuck.attempts < 2:
         engine.run([LaboriousAsk(network)])
-        assert paused.is_done == (network.now >= 1006.0)
+        assert paused.is_done == (network.now >= 1003.0)
     assert 1034.0 <= network.now <= 1035.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -45,14 +46,61 @@ def test_a_window_is_halved_once_for_requests_that_flew_together():
 
 
 def test_a_window_has_bounds():
-    """A window is never below one request, and never above its most."""
+    """A window is never below a hundredth of a request or so, and never above its most."""
     window = ConcurrencyWindow(8)
     for number in range(50):
         window.note_throttled(began=number, now=number + 0.5)
-    assert window.size == 1.0
+    assert window.size == 1 / 128
     for _ in range(1000):
         window.note_success()
     assert window.size == 8.0
+
+
+def test_rests():
+    """From one request on there is no rest; below, it is the longer the smaller the window is, by chance."""
+    window = ConcurrencyWindow(2)
+    rests = []
+    for number in range(30):
+        rests.append([window.rest(jitter) for jitter in (0.0, 0.5, 1.0)])
+        window.note_throttled(number, number + 0.5)
+    assert rests[0] == rests[1] == [0.0, 0.0, 0.0]
+    assert all(0.0 < least < mean < most for least, mean, most in rests[2:])
+    means = [mean for _, mean, _ in rests]
+    assert means == sorted(means)
+    assert means[-1] == 2.54
+
+
+def test_a_service_that_refuses_all():
+    """A window is shut by six cuts in a row; a success opens it, and soon makes it what it was."""
+    window = ConcurrencyWindow(64)
+    for number in range(5):
+        window.note_throttled(number, number + 0.5)
+        window.note_throttled(number, number + 0.5)
+        assert not window.is_shut
+    for number in range(5, 100):
+        window.note_throttled(number, number + 0.5)
+        assert window.is_shut
+    window.note_success()
+    assert not window.is_shut
+    sizes = [window.size]
+    while window.size < 64.0:
+        window.note_success()
+        sizes.append(window.size)
+    assert len([size for size in sizes if size < 1.0]) < 10
+    assert all(after <= 2 * before for before, after in itertools.pairwise(sizes))
+
+
+def test_a_share_that_is_always_refused():
+    """Where a quarter is refused however little is sent, a client goes on: its window stays near a quarter or above."""
+    window, chance, sizes = ConcurrencyWindow(16), random.Random(1), []
+    for number in range(20_000):
+        if chance.random() < 0.25:
+            window.note_throttled(number, number + 0.5)
+        else:
+            window.note_success()
+        sizes.append(window.size)
+    assert sum(sizes) / len(sizes) > 0.2
+    assert sum(size < 0.1 for size in sizes) / len(sizes) < 0.05
 
 
 def _succeed(window: ConcurrencyWindow) -> None:
@@ -80,19 +128,27 @@ def test_a_window_feels_its_way_beyond_its_limit():
     window = ConcurrencyWindow(1024)
     for began in (0.0, 2.0, 4.0):
         window.note_throttled(began, began + 1.0)
+        window.note_success()
+    limit = window._too_many
     steps = []
     while window.size < 1024.0:
         before = window.size
         _succeed(window)
         steps.append((before, window.size - before))
-    assert all(step <= 1.0 for before, step in steps if 254.0 < before < 270.0)
+    near = [step for before, step in steps if limit - 2.0 < before < limit + 14.0]
+    assert len(near) > 5
+    assert all(step <= 1.0 for step in near)
     assert max(step for _, step in steps) > 20.0
     assert len(steps) < 100
 
 
 def _round(windows: list[ConcurrencyWindow], capacity: int, now: float, chance: random.Random) -> tuple[int, int]:
     """Let each client send its window; the server takes so many, whosever they are. Returns sent and taken."""
-    sent = [number for number, window in enumerate(windows) for _ in range(int(window.size))]
+    sent = [
+        number
+        for number, window in enumerate(windows)
+        for _ in range(int(window.size) or chance.random() < window.size)  # below one: so much of the time
+    ]
     chance.shuffle(sent)
     for number in sent[:capacity]:
         windows[number].note_success()

@@ -87,7 +87,7 @@ def test_a_mistyped_endpoint_is_reported_within_about_a_second():
 def test_pauses():
     """The longest pause doubles with each attempt until the cap; the jitter takes its share of it."""
     policy = RetryPolicy(max_attempts=20, base=0.1, cap=20.0)
-    error = ThrottledError("It broke.")
+    error = TransientError("It broke.")
     whole = [policy.pause(error, attempts, was_reached=True, jitter=1.0) for attempts in range(1, 13)]
     assert whole == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 20.0, 20.0, 20.0, 20.0])
     half = [policy.pause(error, attempts, was_reached=True, jitter=0.5) for attempts in range(1, 13)]
@@ -102,7 +102,8 @@ def test_a_broken_connection_is_retried_at_once(kind: type[S3Error]):
     assert (policy.pause(error, 1, was_reached=True, jitter=0.5) == 0.0) is is_connection
     assert policy.pause(error, 2, was_reached=True, jitter=0.5) == 0.1
     assert policy.pause(error, 1, was_reached=False, jitter=0.5) == 0.05
-    assert policy.pause(error, 1, was_reached=True, is_in_budget=False, jitter=0.5) == 10.0
+    longest = 15.0 if kind is ThrottledError else 10.0
+    assert policy.pause(error, 1, was_reached=True, is_in_budget=False, jitter=0.5) == longest
     assert RetryPolicy(max_attempts=1).pause(error, 1, was_reached=True, jitter=0.5) is None
 
 
@@ -144,10 +145,19 @@ def test_a_policy_is_a_value():
 
 def test_out_of_budget():
     """When retries are many beside successes each waits for its share of the longest pause."""
-    error = ThrottledError("It broke.")
+    error = TransientError("It broke.")
     assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5) == 0.05
     assert RetryPolicy().pause(error, 1, was_reached=True, jitter=0.5, is_in_budget=False) == 10.0
     assert RetryPolicy().pause(error, 10, was_reached=True, jitter=0.5, is_in_budget=False) is None
+
+
+def test_refused():
+    """What is refused waits for a second at most while others are answered; else for half of the longest or more."""
+    policy, error = RetryPolicy(max_attempts=20), ThrottledError("Slow down.")
+    whole = [policy.pause(error, attempts, was_reached=True, jitter=1.0) for attempts in range(1, 8)]
+    assert whole == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
+    for jitter, pause in ((0.0, 10.0), (0.5, 15.0), (1.0, 20.0)):
+        assert policy.pause(error, 1, was_reached=True, jitter=jitter, is_in_budget=False) == pause
 
 
 def test_retry_after():

@@ -90,7 +90,7 @@ def test_a_limit():
     assert [limit.admits(now) for now in (10.0, 15.0, 20.0, 20.9, 21.0)] == [False, False, False, False, True]
 
 
-@pytest.mark.parametrize("behaviour", [Behaviour(), Behaviour(has_jitter=False, has_window=False, has_budget=False)])
+@pytest.mark.parametrize("behaviour", [Behaviour(), Behaviour(has_jitter=False, has_window=False, has_rests=False)])
 def test_each_request_is_answered_or_given_up(behaviour):
     """Whatever clients do: what they wanted was answered, or was given up after so many attempts."""
     course = simulate(Limit([(0.0, 50.0)]), clients=20, behaviour=behaviour, wanted=30)
@@ -109,7 +109,7 @@ def test_what_a_policy_gives_up():
 def test_a_sample_holds_up_those_behind_it():
     """No more samples are under way than those that follow the oldest one that is not there yet."""
     behaviour = Behaviour(policy=RetryPolicy(base=20.0), has_jitter=False)
-    course = simulate(Limit([(0.0, 0.0), (1.0, 1e6)]), clients=1, behaviour=behaviour, ahead=4, until=19.0)
+    course = simulate(Limit([(0.0, 0.0), (0.05, 1e6)]), clients=1, behaviour=behaviour, ahead=4, until=0.9)
     assert (course.refused.total(), course.served.total()) == (4, 0)
 
 
@@ -124,7 +124,7 @@ def test_starts():
 def test_an_outage_ends():
     """Clients come back after an outage; in it they send less than they would without a budget."""
     size = {"clients": 4, "connections": 16, "in_step": False, "per_client": 80.0, "before": 9, "lasts": 5, "after": 60}
-    found, hasty = outage(Behaviour(), **size), outage(Behaviour(has_budget=False), **size)
+    found, hasty = outage(Behaviour(), **size), outage(Behaviour(has_rests=False), **size)
     assert found.limited == pytest.approx(320, rel=0.1)
     assert found.recovered is not None
     assert found.in_outage < hasty.in_outage
@@ -133,14 +133,24 @@ def test_an_outage_ends():
 def test_clients_in_step():
     """No client is more than two batches ahead of what all clients have."""
     behaviour = Behaviour(policy=RetryPolicy(base=20.0), has_jitter=False, has_window=False)
-    course = simulate(Limit([(0.0, 10.0), (1.0, 1e6)]), clients=3, behaviour=behaviour, in_step=4, until=19.0)
+    course = simulate(Limit([(0.0, 10.0), (0.05, 1e6)]), clients=3, behaviour=behaviour, in_step=4, until=0.9)
     assert (course.served.total(), course.refused.total()) == (10, 14)
 
 
 def test_the_share_of_a_limit():
     """Clients that ask for less at a time than the service can take use what they can, and are not refused."""
-    share = at_the_limit(Behaviour(), clients=4, connections=1, latency=0.03, burst=1.0)
-    assert 0.2 < share < 0.4  # 1 / 0.03 s of 86 a second
+    found = at_the_limit(Behaviour(), clients=4, connections=1, rate=344.0, latency=0.03, burst=1.0)
+    assert 0.2 < found.used < 0.4  # 1 / 0.03 s of 86 a second
+    assert found[1:] == (0.0, 0)
+
+
+@pytest.mark.parametrize(("latency", "burst"), [(0.005, 0.1), (0.03, 0.1), (0.03, 1.0), (0.1, 5.0)])
+def test_clients_in_step_use_a_limit(latency, burst):
+    """Clients that wait for each other use nearly all of a limit, and what they waste is a moderate share."""
+    found = at_the_limit(Behaviour(), clients=8, connections=16, rate=320.0, latency=latency, burst=burst)
+    assert found.used > 0.8
+    assert found.wasted < 0.25
+    assert found.failed == 0
 
 
 def test_dollars():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from s3torch._access import access as access_module
+from s3torch._transfer import pacing
 from s3torch._transfer.retry import RetryPolicy
 
 __all__ = ["forget_pauses", "know_only"]
@@ -32,4 +33,5 @@ def know_only(monkeypatch: pytest.MonkeyPatch, home: Path, **variables: str) -> 
 
 def forget_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send requests again at once."""
-    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0))
+    monkeypatch.setattr(access_module, "RetryPolicy", functools.partial(RetryPolicy, base=0.0, cap=0.0))
+    monkeypatch.setattr(pacing, "_REST", 0.0)

@@ -40,15 +40,17 @@ class Lane:
         facts: Of the origin, for all engines of the process.
         window: How many requests may be in flight there.
         load: How many are.
+        rests_until: Nothing is sent there before, in seconds of the process's clock.
     """
 
-    __slots__ = ("facts", "load", "origin", "window")
+    __slots__ = ("facts", "load", "origin", "rests_until", "window")
 
     def __init__(self, origin: Origin, facts: OriginFacts, most: int) -> None:
         self.origin = origin
         self.facts = facts
         self.window = facts.window(most)
         self.load = 0
+        self.rests_until = float("-inf")
 
 
 class Flight:

@@ -161,9 +161,7 @@ class Loop:
         """
         self._come_back()
         if self._pauses.next_due <= self.now:
-            for exchange in self._pauses.take_due(self.now):
-                exchange.aim()
-                self._queue.appendleft(exchange)
+            self._queue_again(list(self._pauses.take_due(self.now)))
         patience = self._patience() if block and not (self._queue and self._can_start()) else 0.0
         events = self._network.select(patience)
         self._look_at_clock(patience)
@@ -213,22 +211,45 @@ class Loop:
         moment = min(self._next_sweep, self._pauses.next_due)
         if self._limits.hedging:
             moment = min(moment, self._hedging.due)
+        if self._queue:
+            for lane in self._lanes.values():
+                if lane.rests_until - self._time_away > self.now:
+                    moment = min(moment, lane.rests_until - self._time_away)
         return max(0.0, moment - self.now)
+
+    def _queue_again(self, exchanges: list[Exchange]) -> None:
+        """Queue what has paused before what was never sent, and first what was sent most often: others wait for it."""
+        queue = self._queue
+        for exchange in exchanges:
+            exchange.aim()
+        before = []
+        while queue and queue[0].attempts:
+            before.append(queue.popleft())
+        queue.extendleft(sorted(before + exchanges, key=lambda exchange: -exchange.attempts)[::-1])
 
     def _can_start(self) -> bool:
         """Whether the first exchange of the queue may be sent; drops those from its front that are not to be."""
-        queue = self._queue
-        while queue and (queue[0].is_done or queue[0].flight is not None):
-            queue.popleft()
-        if not queue:
+        self._drop_from_front()
+        if not self._queue or len(self.flights) >= self._limits.connections:
             return False
-        exchange, most = queue[0], self._limits.connections
-        if len(self.flights) >= most:
-            return False
+        exchange = self._queue[0]
         lane = self._lane_to(exchange.origin)
-        if lane.load + 1 > lane.window.size:
+        if lane.rests_until - self._time_away > self.now or lane.load + 1 > max(1.0, lane.window.size):
             return False
         return not self.flights or self._memory_in_flight + exchange.memory <= self._limits.bytes_in_flight
+
+    def _drop_from_front(self) -> None:
+        """Drop what is not to be sent from the front of the queue, and let what goes to a server that rests pause."""
+        queue = self._queue
+        while queue:
+            exchange = queue[0]
+            if exchange.is_done or exchange.flight is not None:
+                queue.popleft()
+                continue
+            rests_until = self._lane_to(exchange.origin).rests_until - self._time_away
+            if rests_until <= self.now or len(self._lanes) == 1:  # else those that go elsewhere would wait for it
+                return
+            self._pauses.add(queue.popleft(), rests_until, is_cut_off=False)
 
     def _lane_to(self, origin: Origin) -> Lane:
         """Return what is known of an origin, and in flight there; mostly it is the one that was asked for last."""
@@ -440,13 +461,20 @@ class Loop:
             lane.window.note_success()
             lane.facts.retry_budget.note_success()
             self._pauses.call_back(exchange.origin, self.now)
+            self._rest(lane)
             self._finish(exchange, None)
             return
         if isinstance(error, ThrottledError):
             lane.window.note_throttled(flight.began, self.now + self._time_away)
+            self._rest(lane)
             if lane.facts.is_to_tell_of_throttling(self.now + self._time_away):
                 LOG.info("%s asks for fewer requests: %d at a time now.", lane.origin, max(1, int(lane.window.size)))
         self._retry_or_fail(exchange, error)
+
+    def _rest(self, lane: Lane) -> None:
+        """Leave a server alone for a while, if one request at a time is too much for it."""
+        if lane.window.size < 1.0:
+            lane.rests_until = self.now + self._time_away + lane.window.rest(self._jitter())
 
     def _break(self, flight: Flight, error: S3Error) -> None:
         exchange = flight.exchange
@@ -515,22 +543,24 @@ class Loop:
             self._finish(exchange, exchange.explain(failure))
             return
         facts = self._facts.of(exchange.origin)
+        is_throttled = isinstance(error, ThrottledError)  # then the window sees to it that less is sent
+        is_shut = is_throttled and self._lane_to(exchange.origin).window.is_shut
         pause = self._policy.pause(
             error,
             exchange.attempts,
             was_reached=facts.is_reached,
-            is_in_budget=facts.retry_budget.has_tokens,
+            is_in_budget=not is_shut if is_throttled else facts.retry_budget.has_tokens,
             jitter=self._jitter(),
         )
         if pause is None:
             self._finish(exchange, exchange.explain(error))
         else:
             self._stats.retries += 1
-            if (
-                pause > 0.0
-            ):  # the first retry of a broken connection says nothing of load, and all threads share the budget
+            # The first retry of a broken connection says nothing of load, and all threads share the budget.
+            if pause > 0.0 and not is_throttled:
                 facts.retry_budget.note_retry()
-            self._pauses.add(exchange, self.now + pause, is_cut_off=isinstance(error, ConnectionFailedError))
+            is_down = isinstance(error, ConnectionFailedError) or (is_shut and error.retry_after is None)
+            self._pauses.add(exchange, self.now + pause, is_cut_off=is_down)
 
     def _finish(self, exchange: Exchange, error: Exception | None) -> None:
         if error is not None:

@@ -14,6 +14,23 @@ _TOKENS_OF_A_SUCCESS = 0.1
 # soonest (15 windows from a half instead of 64) while they use as much of the server, to 0.3 %, as steps of one do.
 _WINDOWS_UP = 4.0
 _WINDOWS_BEYOND = 16.0
+# A small window grows by such a part of itself, so that one of two or three requests is not refused every other time:
+# above one request for each window of successes, and below one for each success.
+_PART_ABOVE_ONE = 8.0
+_PART_BELOW_ONE = 16.0
+# Below one request at a time it shrinks by less than half: where each client may send little, halves would soon leave
+# some far behind the others, and those that are in step wait for them. As in CUBIC (RFC 9438).
+_SHRINKS_BELOW_ONE = 0.7
+# A window below this only shrinks by refusals in a row. Some services refuse a share of what comes, however little this
+# client sends: another one's load. Then it must not come to a stand: up to a third may be refused.
+_SMALL = 0.25
+# A window below one is a rest after each answer. Half a request at a time is a rest of so many seconds.
+_REST = 0.02
+# The least window: a rest of 2.5 s in the mean. AWS's adaptive retry mode goes down to a request in 2 s.
+_LEAST = 1 / 128
+# A window that was made smaller so often in a row, without a success, is that of a service that refuses all. Where one
+# request in five is refused at random, that is so once in 15,000 times; then its next success ends it.
+_SHUT_AFTER = 6
 
 # Late is what takes this many times as long as 95 % of the first bytes did, and at least so many seconds. A second
 # request is worth it where lateness has another cause than load: one host, one lost packet. Not tuned.
@@ -28,7 +45,12 @@ _HEDGES_IN_A_ROW = 8.0
 
 
 class RetryBudget:
-    """Keeps retries from making an outage worse: without tokens a retry has to wait for its longest pause."""
+    """Keeps retries from making an outage worse: without tokens a retry has to wait for its longest pause.
+
+    It pays for what follows failures. A service that asks for fewer requests gets fewer (``ConcurrencyWindow``), first
+    ones and retries alike: were it retries alone, those that wait for each other would starve, since their successes
+    end where the retries do.
+    """
 
     def __init__(self) -> None:
         self._tokens = _RETRY_TOKENS
@@ -55,11 +77,15 @@ class ConcurrencyWindow:
     What was too many last time is looked for as CUBIC does (RFC 9438): fast up to its neighbourhood, one by one there,
     and faster and faster beyond it, as the limit must have gone away.
 
+    Where a thousand clients share a limit, one request at a time is too many for each. So the window goes below one:
+    then one request is in flight at most, and the client rests after its answer. When all is refused, that is one
+    request in 2.5 s soon. Once something is answered the window doubles, up to near where it was before.
+
     Args:
         most: Never more than this.
 
     Attributes:
-        size: How many now.
+        size: How many now; below one, how much of the time.
     """
 
     def __init__(self, most: int) -> None:
@@ -67,25 +93,50 @@ class ConcurrencyWindow:
         self._most = float(most)
         self._too_many = float(most)
         self._cut_at = float("-inf")
+        self._cuts = 0  # since the last success
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether all was refused lately: what is refused now may wait for long, until something is answered."""
+        return self._cuts >= _SHUT_AFTER
+
+    def rest(self, jitter: float) -> float:
+        """Return for how many seconds nothing is to be sent after an answer.
+
+        Args:
+            jitter: A random number in [0, 1): clients that were refused together are not to come back together.
+        """
+        return (0.5 + jitter) * _REST * (1.0 / self.size - 1.0) if self.size < 1.0 else 0.0
 
     def note_throttled(self, began: float, now: float) -> None:
-        """Halve the window, once for all requests that were in flight together.
+        """Make the window smaller, from one on by half, once for all requests that were in flight together.
 
         Args:
             began: When the request was sent, in seconds.
             now: In seconds.
         """
         if began >= self._cut_at:
-            self._too_many = self.size
-            self.size = max(1.0, self.size / 2)
+            is_first = not self._cuts
+            if is_first:  # else it is not this size that was too many: all is refused
+                # One that was cut too often is to come back fast: what is known of the limit is forgotten slowly.
+                self._too_many = max(self.size, (self._too_many + self.size) / 2)
+            if self.size >= 1.0:
+                self.size /= 2
+            elif self.size >= _SMALL or not is_first:
+                self.size = max(_LEAST, self.size * _SHRINKS_BELOW_ONE)
             self._cut_at = now
+            self._cuts += 1
 
     def note_success(self) -> None:
         """Widen the window a little."""
-        if self.size < self._most:
-            lacking = self._too_many - self.size
+        self._cuts = 0
+        size = self.size
+        if size < self._most:
+            lacking = self._too_many - size
             step = lacking / _WINDOWS_UP if lacking > 0.0 else -lacking / _WINDOWS_BEYOND
-            self.size = min(self._most, self.size + max(1.0, step) / self.size)
+            least = min(1.0, size / (_PART_ABOVE_ONE if size >= 1.0 else _PART_BELOW_ONE))
+            step = min(size, max(least, step))  # twice as many at most: after an outage, all begin to send
+            self.size = min(self._most, size + step / max(1.0, size))
 
 
 class FirstBytes:

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from s3torch._transfer.connection import Origin
     from s3torch._transfer.exchange import Exchange
 
-__all__ = ["Pauses"]
+__all__ = ["CALLED_BACK_WITHIN", "Pauses"]
 
-# What waits for a server that could not be reached is sent again within this, in seconds, when it answers something.
-_CALLED_BACK_WITHIN = 1.0
+# What waits for a server that was down is sent again within this, in seconds, when it answers something.
+CALLED_BACK_WITHIN = 1.0
 _NEVER = float("inf")
 
 
@@ -53,7 +53,7 @@ class Pauses:
         Args:
             exchange: To be sent again.
             due: When.
-            is_cut_off: Whether it could not reach its server.
+            is_cut_off: Whether it could not reach its server, or that refuses all.
         """
         if is_cut_off:
             self._is_down.add(exchange.origin)
@@ -67,12 +67,12 @@ class Pauses:
         self._note_next()
 
     def call_back(self, origin: Origin, now: float) -> None:
-        """Shorten the pauses of what could not reach an origin: it answers again."""
+        """Shorten the pauses of what an origin could not be reached for, or refused with all else: it answers again."""
         if origin in self._is_down:
             self._is_down.discard(origin)
             for index, pause in enumerate(self._pauses):
                 if pause.is_cut_off and pause.exchange.origin == origin:
-                    soon = now + self._jitter() * _CALLED_BACK_WITHIN
+                    soon = now + self._jitter() * CALLED_BACK_WITHIN
                     self._pauses[index] = pause._replace(due=min(pause.due, soon))
             heapq.heapify(self._pauses)
             self._note_next()

@@ -11,6 +11,7 @@ from s3torch.errors import (
     ProtocolError,
     S3Error,
     ServerError,
+    ThrottledError,
     TransientError,
     TruncatedBodyError,
 )
@@ -26,6 +27,9 @@ _ATTEMPTS_ON_PROTOCOL_ERROR = 3
 _RETRIED_AT_ONCE = (ConnectionFailedError, TruncatedBodyError, ProtocolError)
 # Nor says one failure of the service much of load: the first pause is this share of the usual one.
 _FIRST_SHARE_OF_SERVER_ERROR = 0.2
+# Where a service refuses some requests and answers others, the window sees to it that it gets fewer (see ``pacing``). A
+# long pause of one of them would add nothing, but all ranks of a job may wait for that sample. In seconds.
+_LONGEST_WHILE_OTHERS_ARE_ANSWERED = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,8 @@ class RetryPolicy:
     """Exponential backoff with full jitter; no sooner than the service asks for (Retry-After, up to ``cap``).
 
     After a broken connection to an endpoint that has answered before, the first retry is sent at once, and soon after a
-    failure of the service.
+    failure of the service. What is refused (503 SlowDown, 429) waits for a second at most, while the service answers
+    other requests; when it answers none, for between half of ``cap`` and all of it, so that the attempts last.
 
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
@@ -57,11 +62,17 @@ class RetryPolicy:
             attempts: How often the request was sent so far.
             was_reached: Whether the endpoint ever answered this process.
             jitter: A random number in [0, 1).
-            is_in_budget: Whether retries are few beside successes. Else the pause is the longest.
+            is_in_budget: Whether retries are few beside successes; of what is refused, whether other requests are
+                answered. Else the pause is the longest.
         """
         if not isinstance(error, TransientError) or attempts >= self._limit(error, was_reached=was_reached):
             return None
         longest = min(self.cap, self.base * 2.0 ** min(attempts - 1, 30)) if is_in_budget else self.cap
+        if isinstance(error, ThrottledError):
+            if is_in_budget:
+                longest = min(longest, _LONGEST_WHILE_OTHERS_ARE_ANSWERED)
+            else:
+                jitter = (1.0 + jitter) / 2.0
         if attempts == 1 and was_reached and is_in_budget:
             if isinstance(error, _RETRIED_AT_ONCE):
                 return 0.0
