@@ -219,10 +219,10 @@ class Samples(Iterator[T], Generic[T]):
             if self._is_torn:
                 window.cancel()
                 items.rewind()
-            self._is_torn = (
-                True  # until it has gone well: an interrupt may come anywhere, also in what follows an error
-            )
             try:
+                # Until it has gone well: an interrupt may come anywhere, also in what follows an error. It stands here
+                # as no loop may begin a try: for an interrupt of its jump back that would be outside of all handlers.
+                self._is_torn = True
                 while True:
                     begun = None
                     try:
