@@ -119,7 +119,7 @@ def test_own_data(s3, put, prefix, bucket, tmp_path):
         *("--clients", "s3torch", "--max-bytes", "1M", "--out", tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    assert "3 objects; 4 measurements of up to about 2,097,152 bytes, 0.0 GB in all" in done.stderr
+    assert "3 objects; 5 measurements of up to about 2,097,152 bytes, 0.0 GB in all" in done.stderr
     assert "### own-loader: " in done.stdout
     written = (tmp_path / "results.json").read_text() + (tmp_path / "results.md").read_text() + done.stdout
     assert s3.access_key not in written

@@ -29,6 +29,7 @@ def name(reader: S3Reader) -> str:
 def main(endpoint: str, folder: str) -> None:
     """Read in all ways."""
     rank = int(os.environ["RANK"])
+    multiprocessing.set_forkserver_preload(["s3torch.datasets"])  # once for all workers of a rank
     options = {
         "region": "us-east-1",
         "endpoint": endpoint,

@@ -34,6 +34,7 @@ from s3torch.errors import (
 )
 from s3torch.testing import FaultyServer
 from tests.support.collecting import collect_what_others_left
+from tests.support.environment import forget_pauses
 from tests.support.iterating import taken
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of torch, about few cores
@@ -133,8 +134,10 @@ def test_the_index_counts_from_the_front(stored):
 def test_an_error_names_the_worker(stored, kind):
     """What arrives of it from a DataLoader worker has all of that, too."""
     dataset = stored.dataset(kind, transform=number)
+    batches = iter(DataLoader(dataset, 4, num_workers=1, multiprocessing_context="fork"))
     with pytest.raises(BrokenError, match="Sample 3, s3://bucket/003, in DataLoader worker 0") as caught:
-        list(DataLoader(dataset, 4, num_workers=1, multiprocessing_context="fork"))
+        list(batches)
+    batches._shutdown_workers()  # the collector, to which the error would leave them, waits for each for 5 s
     assert "raise BrokenError(content.decode())" in str(caught.value)
 
 
@@ -597,8 +600,9 @@ def _beside(error: Exception) -> Exception:
         return outer
 
 
-def test_a_server_that_is_down(stored):
+def test_a_server_that_is_down(stored, monkeypatch):
     """A server that is away skips nothing."""
+    forget_pauses(monkeypatch)
     dataset = stored.dataset(on_error="skip")
     dataset.__getitems__([1])
     stored.server.__exit__(None, None, None)

@@ -1,6 +1,7 @@
 """Reads a folder by DataLoaders whose workers are started in each way, and prints what they have yielded."""
 
 import json
+import multiprocessing
 import sys
 import warnings
 
@@ -42,4 +43,5 @@ def load(uri, method):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    multiprocessing.set_forkserver_preload(["s3torchconnector", "torch.utils.data"])  # once for all workers
     json.dump({method: load(sys.argv[1], method) for method in ("fork", "spawn", "forkserver")}, sys.stdout)
