@@ -225,8 +225,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
         """Return where the newest iteration over this dataset is, as plain values that JSON can hold.
 
         It is of this process. Once all ranks have received as many samples it is the same on all of them, and any
-        number of them goes on; but not where ``on_error`` has skipped some and nothing fills in. For a DataLoader with workers use S3DataLoader, or torchdata's StatefulDataLoader, which
-        asks each worker.
+        number of them goes on; but not where ``on_error`` has skipped some and nothing fills in. For a DataLoader with
+        workers use S3DataLoader, or torchdata's StatefulDataLoader, which asks each worker.
 
         Raises:
             ArgumentError: The iteration reads a listing page by page: ask once before it, or use ``shuffle=True``.
