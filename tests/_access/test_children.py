@@ -77,7 +77,11 @@ def dataset_of(kind: Any, server: ScriptedServer, **options: Any) -> Any:
 
 def an_epoch(dataset: Any) -> int:
     """Read all objects by new workers; returns how many there are."""
-    return sum(len(batch) for batch in DataLoader(dataset, 2, num_workers=2, multiprocessing_context="fork"))
+    batches = iter(DataLoader(dataset, 2, num_workers=2, multiprocessing_context="fork"))
+    try:
+        return sum(len(batch) for batch in batches)
+    finally:
+        batches._shutdown_workers()  # the collector, to which an error would leave them, waits for each for 5 s
 
 
 def in_child(act: Any) -> Any:
