@@ -22,7 +22,17 @@ from s3torch import (
     TransferStats,
 )
 from s3torch.checkpoint import UploadEstimate, UploadStats
-from s3torch.datasets import Manifest, ObjectTable, SampleReaders, by_column, by_folder, by_stem
+from s3torch.datasets import (
+    Manifest,
+    Objects,
+    ObjectTable,
+    Prefix,
+    SampleReaders,
+    Table,
+    by_column,
+    by_folder,
+    by_stem,
+)
 from s3torch.dcp import S3HuggingFaceStorageWriter, S3StorageWriter
 from s3torch.errors import ObjectNotFoundError, S3Error
 from s3torch.lightning import S3LightningCheckpoint
@@ -68,6 +78,8 @@ def datasets() -> None:
     labelled = S3IterableDataset.from_prefix("s3://bucket/prefix", labels=by_folder(classes=["a"]), transform=decode)
     S3MapDataset.from_manifest("train.csv", labels=by_column("label", classes=range(10), allow_empty=True))
     by_row = S3MapDataset.from_source(Manifest("train.csv", "csv"), labels=by_column("label"), transform=decode)
+    for source in (Prefix("s3://bucket/prefix"), Objects(["s3://bucket/a"]), Table("table"), Manifest("train.csv")):
+        assert_type(S3IterableDataset.from_source(source, transform=decode), S3IterableDataset[Tensor])
     column: str | None = by_row.objects.label_column
     print(column)
     assert_type(labelled.classes, list[str])
