@@ -550,6 +550,21 @@ def test_no_sample_is_good(stored):
         stored.dataset(on_error=Skip(share=1.0)).__getitems__([1])
 
 
+@pytest.mark.parametrize("kind", [S3MapDataset, S3IterableDataset])
+@pytest.mark.parametrize("fill", [False, True])
+def test_the_same_sample_in_each_epoch(stored, kind, fill):
+    """A bad sample comes again in each epoch, and counts once for the limit: a long training ends as a short one."""
+    dataset = stored.dataset(kind, on_error=Skip(at_most=len(BAD), fill=fill))
+    for epoch in range(1, 5):
+        found = [sample for batch in DataLoader(dataset, 8) for sample in batch.tolist()]
+        assert len(found) == (_COUNT if fill else len(GOOD))
+        assert set(found) == set(GOOD)
+        assert dataset.skipped >= epoch * len(BAD)
+    stored.break_(GOOD[0])
+    with pytest.raises(BadSamplesError, match=f"^{len(BAD) + 1} of [0-9]+ samples"):
+        list(DataLoader(dataset, 8))
+
+
 def test_counts_are_of_the_process(stored):
     """A dataset that is pickled counts anew; its own counts stay."""
     dataset = stored.dataset(on_error=Skip(at_most=2))

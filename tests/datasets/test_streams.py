@@ -264,6 +264,33 @@ def test_ranks_of_a_loader_of_a_stream(stream):
     assert sorted(int(sample) for loader in loaders for batch in loader for sample in batch) == list(range(_COUNT))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_where_its_stream_would(stream, num_workers: int):
+    """A state that the stream has loaded before, or an epoch that it was set to, is where the loader begins."""
+    before = stream(shuffle=True, seed=4)
+    assert some(iter(before), 13) == in_order(0, 4)[:13]
+    resumed = stream(shuffle=True, seed=4)
+    resumed.load_state_dict(before.state_dict())
+    loader = S3DataLoader(resumed, batch_size=7, num_workers=num_workers)
+    assert loader.state_dict() == before.state_dict()
+    assert [int(sample) for batch in loader for sample in batch] == in_order(0, 4)[13:]
+    assert [int(sample) for batch in loader for sample in batch] == in_order(1, 4)
+    later = stream(shuffle=True, seed=4)
+    later.set_epoch(3)
+    assert [int(sample) for batch in S3DataLoader(later, 7) for sample in batch] == in_order(3, 4)
+    assert list(before) == in_order(1, 4)
+    assert [int(sample) for batch in S3DataLoader(before, 7) for sample in batch] == in_order(0, 4)
+
+
+def test_a_loader_of_another_order_than_its_stream(stream):
+    """A state of samples in order is none of shuffled ones."""
+    resumed = stream()
+    state = {**resumed.state_dict(), "consumed": 13}
+    resumed.load_state_dict(state)
+    with pytest.raises(LoaderStateError, match="shuffle"):
+        S3DataLoader(resumed, shuffle=True)
+
+
 def test_a_loader_and_its_stream_have_one_seed(stream):
     """Two seeds contradict each other."""
     with pytest.raises(ArgumentError, match=r"seed=5\) contradicts its dataset, which shuffles by seed 4"):

@@ -67,7 +67,8 @@ _OF_OBJECT = (
 class Skip:
     """Samples that cannot be made are left out, until there are too many of them.
 
-    Each process counts for itself: DataLoader workers, too. A forked one goes on from the count of its parent.
+    A sample that is skipped in each epoch counts once. Each process counts for itself: DataLoader workers, too. A
+    forked one goes on from the count of its parent.
 
     Args:
         at_most: How many samples may be skipped; None: the share decides.
@@ -144,7 +145,7 @@ class BadSamples:
     Attributes:
         fills: Whether another sample takes the place of one that is skipped.
         read: How many samples were begun to be made.
-        skipped: How many were skipped.
+        skipped: How often one was skipped.
     """
 
     def __init__(self, on_error: OnError) -> None:
@@ -153,9 +154,10 @@ class BadSamples:
         self.fills = self._skip is not None and self._skip.fill
         self.read = 0
         self.skipped = 0
+        self._bad: set[int] = set()  # which, as the same ones come again in each epoch
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "read": 0, "skipped": 0}  # of this process
+        return {**self.__dict__, "read": 0, "skipped": 0, "_bad": set()}  # of this process
 
     def answer(
         self, error: Exception, item: Item | None, index: int, *, is_alone: bool = False, fills: bool = True
@@ -178,7 +180,7 @@ class BadSamples:
         note = _noted(error, item, index)
         found = self._decided(error, item, index)
         if found is SKIP and not (is_alone and not (self.fills and fills)):
-            self._count(error, note)
+            self._count(error, note, index)
         elif is_alone and isinstance(found, _Answer):
             note.answer, found = found, RAISE
         if found is RAISE and note.answer is not SKIP and not note.is_shown:
@@ -191,7 +193,7 @@ class BadSamples:
         if note is None or note.answer is None:
             return self.answer(error, item, index)
         if note.answer is SKIP:
-            self._count(error, note)
+            self._count(error, note, index)
         return note.answer
 
     def _decided(self, error: Exception, item: Item | None, index: int) -> object:
@@ -209,13 +211,14 @@ class BadSamples:
             _noted(raised, item, index).answer = RAISE
             raise
 
-    def _count(self, error: Exception, note: str) -> None:
+    def _count(self, error: Exception, note: str, index: int) -> None:
         with NO_FORK:  # a lock of all threads as well: they may share a dataset
             self.skipped += 1
-            skipped, read = self.skipped, max(self.read, self.skipped)
-        if self._skip is not None and skipped > (most := self._skip.most(read)):
+            self._bad.add(index)
+            skipped, bad, read = self.skipped, len(self._bad), max(self.read, self.skipped)
+        if self._skip is not None and bad > (most := self._skip.most(read)):
             raise BadSamplesError(
-                f"{skipped} of {read} samples that this process has read cannot be made, and {most} may be skipped. "
+                f"{bad} of {read} samples that this process has read cannot be made, and {most} may be skipped. "
                 f"The last one: {note}: {said(error)}. Mend the data or the transform, or permit more: on_error=Skip()."
             ) from error
         LOG.warning("%s was skipped (%d of %d that this process has read): %s", note, skipped, read, said(error))

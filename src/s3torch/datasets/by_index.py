@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from s3torch.datasets.base import S3Dataset
+from s3torch.datasets.batch_sampler import S3BatchSampler
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.map import S3MapDataset
 from s3torch.errors import ArgumentError, ArgumentTypeError
 
-__all__ = ["by_index", "order_of_stream"]
+__all__ = ["by_index", "go_on", "order_of_stream"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -50,3 +51,16 @@ def by_index(stream: S3IterableDataset[T_co]) -> S3MapDataset[T_co]:
     dataset._bad_samples = stream._bad_samples  # and one count of those
     dataset._first_classes = stream._first_classes  # an index of a class means the same in both
     return dataset
+
+
+def go_on(sampler: S3BatchSampler, stream: S3IterableDataset[Any]) -> None:
+    """Begin with the state that a stream has loaded, or with the epoch that it was set to, as its next iteration would.
+
+    Raises:
+        LoaderStateError: The loader has another order than the stream that has loaded the state.
+    """
+    cursor = stream._cursor
+    if cursor.has_loaded:
+        sampler.load_state_dict(stream.state_dict())
+    elif not cursor.has_begun:
+        sampler.set_epoch(cursor.due.epoch)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from s3torch.datasets.batch_sampler import Running, S3BatchSampler, no_sampler
-from s3torch.datasets.by_index import by_index, order_of_stream
+from s3torch.datasets.by_index import by_index, go_on, order_of_stream
 from s3torch.datasets.cursor import Even
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.errors import ArgumentError, LoaderStateError
@@ -154,9 +154,10 @@ class S3DataLoader(DataLoader[T_co]):
                 "of its state, and a resumed job would lose some and repeat others. Leave it out, or use "
                 "torch.utils.data.DataLoader."
             )
-        if isinstance(dataset, S3IterableDataset):
-            shuffle, seed = order_of_stream(dataset, shuffle=shuffle, seed=seed)
-            dataset = by_index(dataset)
+        stream = dataset if isinstance(dataset, S3IterableDataset) else None
+        if stream is not None:
+            shuffle, seed = order_of_stream(stream, shuffle=shuffle, seed=seed)
+            dataset = by_index(stream)
         sampler = S3BatchSampler(
             dataset,  # type: ignore[arg-type]  # whether it has a length is checked
             batch_size,
@@ -169,6 +170,8 @@ class S3DataLoader(DataLoader[T_co]):
             rank=rank,
             world_size=world_size,
         )
+        if stream is not None:
+            go_on(sampler, stream)
         super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, **options)
         # torch leaves these to those who have no batch sampler. Programs look at them.
         self.__dict__.update(batch_size=sampler.batch_size, drop_last=drop_last)

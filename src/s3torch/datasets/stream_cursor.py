@@ -77,6 +77,16 @@ class StreamCursor:
         """Whether an iteration has to know all objects when it begins."""
         return self.shuffle or self._is_asked
 
+    @property
+    def has_loaded(self) -> bool:
+        """Whether the next iteration begins where a state says."""
+        return self._newest is None and self._resumed is not None and self.due != Cursor()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an iteration has begun since a state was loaded or an epoch was set."""
+        return self._newest is not None
+
     def begin(self, listing: Callable[[], Iterable[S3BucketKeyData] | SampleTable], progress: Progress) -> Plan:
         """Begin the iteration that is due; the next one is of the next epoch.
 
