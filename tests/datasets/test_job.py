@@ -14,6 +14,7 @@ import pytest
 import torch.distributed
 
 from s3torch import S3ClientConfig, S3MapDataset
+from s3torch._aws.listing import ObjectInfo
 from s3torch.datasets import job
 from s3torch.datasets.job import Address, JobListing, _Meeting
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
@@ -114,6 +115,25 @@ def test_the_first_lists_for_all(ranks, monkeypatch):
     assert list(second.agree("a", _never)) == list(TABLE)
     assert second.agree("b", ObjectTable) is not None
     assert len(first.agree("b", _never)) == 0
+
+
+def test_etags_of_the_table_reach_all_ranks(ranks):
+    """A table that pins its objects pins them on each rank."""
+    first, second = ranks
+    pinned = ObjectTable([S3BucketKeyData("b", "k", ObjectInfo("k", '"e"', 1, 0))], etags=True)
+    first.agree("a", lambda: pinned)
+    assert list(second.agree("a", _never)) == list(pinned)
+    assert second.agree("a", _never).has_etags
+
+
+def test_datasets_that_pin_have_a_listing_of_their_own(monkeypatch):
+    """One that does not pin, and was made in another order on another rank, does not give it a table without ETags."""
+    monkeypatch.setattr(job, "_made", job.Counter())
+    made = [S3MapDataset.from_prefix("s3://b/k/", pin_etags=pins) for pins in (True, False)]
+    monkeypatch.setattr(job, "_made", job.Counter())
+    other = [S3MapDataset.from_prefix("s3://b/k/", pin_etags=pins) for pins in (False, True)]
+    names = [dataset._job_listing._name for dataset in (*made, *reversed(other))]
+    assert names[0] == names[2] != names[1] == names[3]
 
 
 def test_an_error_is_everybodys(ranks):

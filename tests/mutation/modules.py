@@ -47,7 +47,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
     "readers/base.py": ("readers/test_readers.py", "readers/test_ranged.py", "readers/test_sequential.py"),
     "readers/__init__.py": ("readers/test_readers.py",),
     "readers/sequential.py": ("readers/test_sequential.py", "test_integrity.py"),
-    "datasets/selecting.py": ("datasets/test_sources.py",),
+    "datasets/selecting.py": ("datasets/test_sources.py", "datasets/test_pin_etags.py"),
     "datasets/filters.py": ("datasets/test_sources.py",),
     "datasets/options.py": ("datasets/test_sources.py",),
     "datasets/by_index.py": ("datasets/test_streams.py",),

@@ -112,7 +112,8 @@ class S3Dataset(Generic[T_co]):
         self._known: ObjectTable | None = None
         self._job_listing: JobListing | None = None
         if isinstance(source, Source) and source.is_listed:
-            self._job_listing = JobListing(f"{source!r} {endpoint} {described(self._selection.filter)}")
+            chosen = self._selection
+            self._job_listing = JobListing(f"{source!r} {endpoint} {described(chosen.filter)} {chosen.pin_etags}")
         self._known_samples: SampleTable | None = None
         self._first_classes: FirstClasses | None = None
         self._client._access.expect_children(buckets_of(self._get_dataset_objects))
@@ -160,9 +161,9 @@ class S3Dataset(Generic[T_co]):
         return table
 
     def _list_alone(self) -> ObjectTable:
-        source = self._get_dataset_objects
-        objects = source.table(self.client) if isinstance(source, Source) else self._ask_for_objects()
-        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
+        source, etags = self._get_dataset_objects, self._selection.pin_etags
+        objects = source.table(self.client, etags=etags) if isinstance(source, Source) else self._ask_for_objects()
+        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects, etags=etags)
         return select_from_table(table, self._selection, source, self.client)
 
     def _given_objects(self) -> Iterable[S3BucketKeyData]:
@@ -192,8 +193,8 @@ class S3Dataset(Generic[T_co]):
         """
         if self._known_samples is not None and self._known_samples.objects is objects:
             return self._known_samples
-        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects)
         selection = self._selection
+        table = objects if isinstance(objects, ObjectTable) else ObjectTable(objects, etags=selection.pin_etags)
         labelling = selection.labels and within(selection.labels, self._get_dataset_objects)
         found = SampleTable(table, selection.samples, labelling)
         if table and not found and not selection.allow_empty:

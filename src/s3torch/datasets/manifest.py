@@ -71,13 +71,20 @@ class Manifest:
         """Return the objects; raises what ``table`` does."""
         return self.table(client)
 
-    def table(self, client: S3Client, label_column: str | None = None) -> ObjectTable:
+    def table(
+        self,
+        client: S3Client,
+        label_column: str | None = None,
+        *,
+        etags: bool = False,  # noqa: ARG002  # it has them or not
+    ) -> ObjectTable:
         """Return the objects.
 
         Args:
             client: Reads them, if they are in S3.
             label_column: Whose values are kept, for ``by_column``; a saved table has what was kept when it was made.
                 None: none is read.
+            etags: Not used: what is there has them or not.
 
         Raises:
             ManifestError: A line is none of an object or has no label, there is no such column, the file is damaged, or

@@ -50,6 +50,10 @@ class DatasetOptions(TypedDict, total=False):
             out, a warning is logged, and ``skipped`` counts it; too many are a BadSamplesError. Or a callable, which
             takes error, S3BucketKeyData (the first one of a sample of several objects) and index, and returns another
             sample, with its label if there are labels, or SKIP, or raises.
+        pin_etags: Whether the table of objects must keep their ETags, some 42 bytes for each: an object that was
+            replaced since it was listed is an ObjectChangedError then, also by one of its size, also of a saved table
+            weeks later. A source that tells no ETag of an object is an ArgumentError. False (default): the table of a
+            prefix pins the sizes alone, a table that has ETags pins them all the same.
     """
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None
@@ -57,6 +61,7 @@ class DatasetOptions(TypedDict, total=False):
     samples: Grouping | None
     labels: Labelling | None
     on_error: OnError
+    pin_etags: bool
 
 
 class MapOptions(DatasetOptions, Generic[T], total=False):
@@ -107,14 +112,16 @@ class Selection:
     samples: Grouping | None = None
     labels: Labelling | None = None
     on_error: OnError = "raise"
+    pin_etags: bool = False
 
     def __post_init__(self) -> None:
         check_filter(self.filter)
         check_grouping(self.samples)
         check_labelling(self.labels)
         check_on_error(self.on_error)
-        if not isinstance(self.allow_empty, bool):
-            raise ArgumentTypeError(f"allow_empty must be a bool, got {self.allow_empty!r}.")
+        for name in ("allow_empty", "pin_etags"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} must be a bool, got {getattr(self, name)!r}.")
 
     @property
     def makes_samples(self) -> bool:

@@ -9,7 +9,7 @@ from s3torch.client import S3Client
 from s3torch.datasets.objects import ObjectTable, S3BucketKeyData
 from s3torch.datasets.options import Selection
 from s3torch.datasets.sources import Known, Prefix
-from s3torch.errors import EmptyDatasetError, S3Error
+from s3torch.errors import ArgumentError, EmptyDatasetError, S3Error
 from s3torch.uri import parse_s3_uri
 
 __all__ = ["select", "select_from_table"]
@@ -28,12 +28,15 @@ def select_from_table(objects: ObjectTable, selection: Selection, source: object
 
     Raises:
         EmptyDatasetError: There are none, and that was not allowed.
+        ArgumentError: They are to have ETags, and one has none.
     """
     chosen = objects
     if selection.filter is not None:
         chosen = objects._chosen(selection.filter)
     if not chosen and not selection.allow_empty:
         raise _empty(len(objects), selection, source, client)
+    if selection.pin_etags and (unpinned := chosen._first_unpinned()) is not None:
+        raise _unpinned(chosen[unpinned], source)
     return chosen
 
 
@@ -46,9 +49,10 @@ def select(
     """
     if isinstance(objects, ObjectTable):
         return select_from_table(objects, selection, source, client)
-    if selection.filter is None and selection.allow_empty:
+    if selection.filter is None and selection.allow_empty and not selection.pin_etags:
         return objects
-    return _Selected(objects, selection, lambda seen: _empty(seen, selection, source, client))
+    unpinned = (lambda item: _unpinned(item, source)) if selection.pin_etags else None
+    return _Selected(objects, selection, lambda seen: _empty(seen, selection, source, client), unpinned)
 
 
 class _Selected(Iterator[S3BucketKeyData]):
@@ -59,10 +63,12 @@ class _Selected(Iterator[S3BucketKeyData]):
         objects: Iterable[S3BucketKeyData],
         selection: Selection,
         empty: Callable[[int], EmptyDatasetError],
+        unpinned: Callable[[S3BucketKeyData], ArgumentError] | None,
     ) -> None:
         self._objects = iter(objects)
         self._belongs = selection.filter
         self._empty = None if selection.allow_empty else empty
+        self._unpinned = unpinned
         self._seen = 0
 
     def __next__(self) -> S3BucketKeyData:
@@ -75,16 +81,30 @@ class _Selected(Iterator[S3BucketKeyData]):
             else:
                 self._seen += 1
                 if self._belongs is None or self._belongs(item):
+                    if self._unpinned is not None and not (item.object_info and item.object_info.etag):
+                        raise self._unpinned(item)
                     self._empty = None
                     return item
                 continue
             raise self._empty(self._seen)
 
 
-def _empty(seen: int, selection: Selection, source: object, client: S3Client) -> EmptyDatasetError:
-    where = "the dataset's source"
+def _place_of(source: object) -> str:
     if isinstance(source, (Known, Prefix)):
-        where = source.origin if isinstance(source, Known) else source.s3_uri
+        return source.origin if isinstance(source, Known) else source.s3_uri
+    return "the dataset's source"
+
+
+def _unpinned(item: S3BucketKeyData, source: object) -> ArgumentError:
+    return ArgumentError(
+        f"pin_etags=True needs size and ETag of each object, and {_place_of(source)} does not tell both of "
+        f"s3://{item.bucket}/{item.key}. Use a prefix, a table that was made with pin_etags=True, or a manifest with "
+        "ETags; a get_dataset_objects has to pass on the object_info of a listing."
+    )
+
+
+def _empty(seen: int, selection: Selection, source: object, client: S3Client) -> EmptyDatasetError:
+    where = _place_of(source)
     allowed = "Pass allow_empty=True if that may be."
     if seen:
         return EmptyDatasetError(

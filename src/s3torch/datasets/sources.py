@@ -29,8 +29,13 @@ class Source(Protocol):
     def __call__(self, client: S3Client, /) -> Iterable[S3BucketKeyData]:
         """Return the objects as they become known."""
 
-    def table(self, client: S3Client, /) -> ObjectTable:
-        """Return all objects, which takes fewer round trips than to wait for one page after the other."""
+    def table(self, client: S3Client, /, *, etags: bool = False) -> ObjectTable:
+        """Return all objects, which takes fewer round trips than to wait for one page after the other.
+
+        Args:
+            client: Sends the requests.
+            etags: Whether the table is to have ETags, where the source tells them.
+        """
 
     def opened(self, client: S3Client, /) -> Source:
         """Return the source with what it is made of read, once: a dataset asks for this when it is made."""
@@ -60,9 +65,9 @@ class Prefix:
         """Yield the objects as their pages come."""
         return list_prefix(client, *parse_s3_uri(self.s3_uri))
 
-    def table(self, client: S3Client) -> ObjectTable:
+    def table(self, client: S3Client, *, etags: bool = False) -> ObjectTable:
         """Return all objects, listed many pages at a time."""
-        return list_table(client, *parse_s3_uri(self.s3_uri))
+        return list_table(client, *parse_s3_uri(self.s3_uri), etags=etags)
 
     def opened(self, _client: S3Client) -> Prefix:
         """Return this: it is listed when the objects are asked for."""
@@ -96,7 +101,7 @@ class Known:
         """Return the objects."""
         return self._objects
 
-    def table(self, _client: S3Client) -> ObjectTable:
+    def table(self, _client: S3Client, *, etags: bool = False) -> ObjectTable:  # noqa: ARG002  # it has them or not
         """Return the objects."""
         return self._objects
 
@@ -144,7 +149,7 @@ class Table:
         """Return the objects."""
         return self.table(client)
 
-    def table(self, client: S3Client) -> ObjectTable:
+    def table(self, client: S3Client, *, etags: bool = False) -> ObjectTable:  # noqa: ARG002  # it has them or not
         """Return the objects.
 
         Raises:
@@ -156,7 +161,8 @@ class Table:
 
     def opened(self, client: S3Client) -> Known:
         """Return the objects; raises what ``table`` does."""
-        return Known(self.table(client))
+        table = self.table(client)
+        return Known(table) if table is self.place else Known(table, str(self.place))
 
 
 def buckets_of(source: object) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -158,6 +159,16 @@ class ObjectTable:
         columns = ObjectTable(chosen(), etags=self.has_etags)._columns
         kept = LabelNames.of(labels.column, labels.names, numbers)
         return ObjectTable._of(columns._replace(label_numbers=numbers, labels=kept))
+
+    def _first_unpinned(self) -> int | None:
+        """Return the index of the first object whose size or ETag is not known; None if all are."""
+        columns = self._columns
+        if columns.etag_ends is None:
+            return 0 if len(self) else None
+        has_etag = map(operator.lt, chain((0,), columns.etag_ends), columns.etag_ends)
+        has_size = map(UNKNOWN_SIZE.__lt__, columns.sizes)
+        found = bytes(map(operator.and_, has_etag, has_size)).find(0)
+        return None if found < 0 else found
 
     @classmethod
     def of_columns(cls, bucket: str, columns: Iterable[KeyColumns]) -> ObjectTable:
