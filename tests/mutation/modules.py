@@ -70,6 +70,7 @@ _TESTS: dict[str, tuple[str, ...]] = {
         "datasets/test_label_columns.py",
     ),
     "datasets/one_object.py": ("datasets/test_table.py", "datasets/test_objects.py"),
+    "datasets/stored_table.py": ("datasets/test_stored_table.py",),
     "datasets/columns.py": ("datasets/test_table_file.py", "datasets/test_table.py"),
     "datasets/inventory.py": ("datasets/test_manifests.py",),
     **{

@@ -1,6 +1,7 @@
 """The public names as users write them; read by the type checker, never run."""
 
 import io
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -65,6 +66,8 @@ def datasets() -> None:
     )
     table: ObjectTable = tensors.objects
     table.save("table")
+    S3MapDataset.from_prefix("s3://bucket/prefix/", pin_etags=True, table_at=True)
+    S3IterableDataset.from_prefix("s3://bucket/prefix", table_at=Path("run.table"), shuffle=True)
     again: S3MapDataset[Tensor] = S3MapDataset.from_table(ObjectTable.load("table"), transform=decode)
     assert_type(S3MapDataset.from_manifest("train.csv", transform=decode), S3MapDataset[Tensor])
     assert_type(S3IterableDataset.from_manifest("s3://bucket/train.jsonl", transform=decode), S3IterableDataset[Tensor])

@@ -20,6 +20,7 @@ from s3torch.datasets.one_listing import OneListing
 from s3torch.datasets.options import Selection, Transform
 from s3torch.datasets.selecting import select, select_from_table
 from s3torch.datasets.sources import Source, buckets_of
+from s3torch.datasets.stored_table import StoredTable
 from s3torch.errors import ArgumentTypeError, EmptyDatasetError
 from s3torch.readers import S3Reader, check_reader_config
 
@@ -111,7 +112,10 @@ class S3Dataset(Generic[T_co]):
         self._get_dataset_objects = _opened(source, self._client, self._selection)
         self._known: ObjectTable | None = None
         self._job_listing: JobListing | None = None
-        if isinstance(source, Source) and source.is_listed:
+        self._stored: StoredTable | None = None
+        if self._selection.table_at not in (None, False):
+            self._stored = StoredTable(source, self._selection, endpoint)
+        elif isinstance(source, Source) and source.is_listed:
             chosen = self._selection
             self._job_listing = JobListing(f"{source!r} {endpoint} {described(chosen.filter)} {chosen.pin_etags}")
         self._known_samples: SampleTable | None = None
@@ -143,7 +147,7 @@ class S3Dataset(Generic[T_co]):
     def _is_listed(self) -> bool:
         """Whether the objects may be others the next time that they are asked for."""
         source = self._get_dataset_objects
-        return source.is_listed if isinstance(source, Source) else True
+        return self._stored is None and (source.is_listed if isinstance(source, Source) else True)
 
     def _list_objects(self, name: str = "objects") -> ObjectTable:
         """Return all objects that belong to the dataset, listing a prefix in parallel, and once for all ranks.
@@ -155,10 +159,14 @@ class S3Dataset(Generic[T_co]):
             return self._known
         if self._job_listing is not None:
             return self._job_listing.agree(name, self._list_alone)
-        table = self._list_alone()
+        table = self._list_alone() if self._stored is None else self._ask_for_stored(self._stored)
         if not self._is_listed:
             self._known = table
         return table
+
+    def _ask_for_stored(self, stored: StoredTable) -> ObjectTable:
+        """Return the table that is stored; of the workers of a dataset one asks for it, for all."""
+        return self._one_listing.agree("stored", lambda: stored.agree(self.client, self._list_alone))
 
     def _list_alone(self) -> ObjectTable:
         source, etags = self._get_dataset_objects, self._selection.pin_etags

@@ -43,16 +43,16 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     object, and a warning says so. With it each object comes exactly once over all of them; ranks may differ by one
     sample.
 
-    Each iteration lists anew. If the objects of a prefix are divided among DataLoader workers, one of them lists for
-    all, by a directory for temporary files, and reading begins when all is listed (not on Windows, where each lists by
-    itself). For that make the dataset before the workers start. DataLoaders that are seeded alike, and were not read by
-    all of their workers, may share a listing.
+    Each iteration lists anew, unless ``table_at`` says where the table is kept. If the objects of a prefix are divided
+    among DataLoader workers, one of them lists for all, by a directory for temporary files, and reading begins when all
+    is listed (not on Windows, where each lists by itself). For that make the dataset before the workers start.
+    DataLoaders that are seeded alike, and were not read by all of their workers, may share a listing.
 
     **Ranks** that read without workers share each listing, if they meet in the TCP store of a process group or of
     torchrun. With workers each rank lists by itself, and so do workers whose objects come from a
     ``get_dataset_objects`` of yours: they must all find the same objects. If the prefix may change meanwhile, use
-    S3DataLoader, which lists once for all; or save a table, ``dataset.objects.save(...)``, and use ``from_table`` on
-    all ranks.
+    S3DataLoader, which lists once for all; or say where the table is kept for all of them, and all epochs:
+    ``table_at``.
 
     A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.
@@ -190,7 +190,8 @@ class S3IterableDataset(S3Dataset[T_co], IterableDataset[T_co]):
     def objects(self) -> ObjectTable:
         """All objects, of all ranks and workers. It can be saved for the next job.
 
-        Each time they are listed anew; but not in a job of several ranks, where all have what the first one found.
+        Each time they are listed anew; but not in a job of several ranks, where all have what the first one found, nor
+        with ``table_at``.
         """
         return self._list_objects()
 

@@ -17,7 +17,8 @@ group. Whoever comes first lists, and leaves the table there; the others wait fo
 - The table goes through the store compressed, in pieces that the store takes. For a table of more than some millions of
   objects and many nodes a saved table (``from_table``) is the better way: nothing goes through one process then.
 
-Where there is no such store (a group over a file, ranks that were started by other means) each rank lists by itself.
+Where there is no such store (a group over a file, ranks that were started by other means) each rank lists by itself,
+unless the table is kept at a place (``stored_table``).
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class JobListing:
     def __getstate__(self) -> dict[str, object]:
         # A process that is not forked has no process group: it is told where it meets.
         return {**self.__dict__, "_known": _address() or self._known}
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the ranks have a store in which they meet; else each lists by itself."""
+        return (_address() or self._known) is not None
 
     def agree(self, name: str, list_objects: Callable[[], ObjectTable]) -> ObjectTable:
         """Return the table on which all ranks agree that ask for this name.

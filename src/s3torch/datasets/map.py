@@ -43,7 +43,7 @@ class S3MapDataset(S3Dataset[T_co], Dataset[T_co]):
 
     The ranks of a job list once, too: they meet in the TCP store of their process group, or of torchrun; see
     docs/loader.md. Ranks that have no such store list by themselves. If the prefix may change while such a job starts,
-    list once: ``dataset.objects.save(...)``, and ``from_table`` on all ranks.
+    say where the table is kept for all of them: ``table_at``.
 
     A subclass is made by ``from_prefix`` and its siblings, too, if its constructor takes the
     arguments of this one.

@@ -7,6 +7,7 @@ line in DatasetOptions, for those who write programs, and one in Selection, with
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -54,6 +55,12 @@ class DatasetOptions(TypedDict, total=False):
             replaced since it was listed is an ObjectChangedError then, also by one of its size, also of a saved table
             weeks later. A source that tells no ETag of an object is an ArgumentError. False (default): the table of a
             prefix pins the sizes alone, a table that has ETags pins them all the same.
+        table_at: Where the table of a prefix is kept for all ranks and later jobs: ``s3://bucket/key``, a path that all
+            of them see, or True for a place beside the prefix (``s3://bucket/train.s3torch-table`` for
+            ``s3://bucket/train/``). Whoever finds none there lists and stores it, unless another one was faster; all
+            use what is stored, and nothing is listed from then on. A table of another prefix, filter or ``pin_etags``,
+            or anything else at that place, is an ObjectTableError and is never replaced. None (default): the table is
+            not kept.
     """
 
     filter: Filter | Callable[[S3BucketKeyData], bool] | None
@@ -62,6 +69,7 @@ class DatasetOptions(TypedDict, total=False):
     labels: Labelling | None
     on_error: OnError
     pin_etags: bool
+    table_at: str | os.PathLike[str] | bool | None
 
 
 class MapOptions(DatasetOptions, Generic[T], total=False):
@@ -113,6 +121,7 @@ class Selection:
     labels: Labelling | None = None
     on_error: OnError = "raise"
     pin_etags: bool = False
+    table_at: str | os.PathLike[str] | bool | None = None
 
     def __post_init__(self) -> None:
         check_filter(self.filter)
@@ -122,6 +131,8 @@ class Selection:
         for name in ("allow_empty", "pin_etags"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentTypeError(f"{name} must be a bool, got {getattr(self, name)!r}.")
+        if self.table_at is not None and not isinstance(self.table_at, (str, os.PathLike, bool)):
+            raise ArgumentTypeError(f"table_at must be an S3 URI, a path or True, got {self.table_at!r}.")
 
     @property
     def makes_samples(self) -> bool:

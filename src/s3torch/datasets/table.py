@@ -6,7 +6,7 @@ import hashlib
 import operator
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, overload
@@ -295,9 +295,9 @@ class ObjectTable:
             for part in parts:
                 writer.write(part)
 
-    def _to_bytes(self) -> list[memoryview | bytes]:
+    def _to_bytes(self, note: Mapping[str, object] | None = None) -> list[memoryview | bytes]:
         """Return what a file of the table holds, piece by piece."""
-        return version_2(self._columns, self.digest)
+        return version_2(self._columns, self.digest, note)
 
     def verify(self) -> None:
         """Verify the whole table: every block of a mapped file, that every index leads somewhere, and the digest.

@@ -8,7 +8,8 @@ Version 2 is made to be mapped. It is a head and a body; integers are little-end
     directory    u64, its length in bytes
     head         u64, the length of the head, a multiple of 4,096
     directory    JSON: the number of objects, the digest, the buckets, the length of the body, and its columns,
-                 each with name, dtype, offset in the body, length in bytes, and whether a reader must know it
+                 each with name, dtype, offset in the body, length in bytes, and whether a reader must know it;
+                 and perhaps a note of whoever wrote the file
     checksums    u32 each: the CRC-32 of each 64 KiB of the body
     zeros        up to the end of the head
     body         the columns, each at a multiple of 4,096
@@ -28,6 +29,8 @@ changes what they see: what was verified is not verified again.
 
 Version 1 is a head and the same columns without ETags, checked by one CRC-32. It is read whole. A digest is still made
 of it, so that states of jobs stay valid.
+
+It is one file of over 450 lines: what is written and what is read of it are to be compared side by side.
 """
 
 from __future__ import annotations
@@ -40,11 +43,11 @@ import secrets
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from s3torch._aws.checksums import crc32
 from s3torch.datasets.columns import (
@@ -64,8 +67,12 @@ from s3torch.errors import ObjectTableError
 __all__ = [
     "UNKNOWN_SIZE",
     "is_consistent",
+    "is_table",
+    "note_in",
     "of_mapping",
     "read_content",
+    "read_file",
+    "read_open_file",
     "version_1",
     "version_2",
     "write_file",
@@ -129,8 +136,8 @@ def version_1(columns: Columns) -> list[memoryview | bytes]:
     return [_HEAD_1.pack(_MAGIC, 1, checksum, len(columns.ends), len(columns.keys), len(names)), *body]
 
 
-def version_2(columns: Columns, digest: str) -> list[memoryview | bytes]:
-    """Return what a file of version 2 holds, piece by piece."""
+def version_2(columns: Columns, digest: str, note: Mapping[str, object] | None = None) -> list[memoryview | bytes]:
+    """Return what a file of version 2 holds, piece by piece; with a note, if there is one."""
     written: dict[str, IntegerColumn | ByteColumn] = {
         name: column for name, column in zip(_TYPES, columns[1:-1], strict=True) if column is not None
     }
@@ -143,7 +150,7 @@ def version_2(columns: Columns, digest: str) -> list[memoryview | bytes]:
         extents[name] = _Extent(end + padding, len(content))
         body += [memoryview(bytes(padding)), content]
         end += padding + len(content)
-    directory = {
+    directory: dict[str, object] = {
         "objects": len(columns.ends),
         "digest": digest,
         "buckets": columns.buckets,
@@ -161,6 +168,8 @@ def version_2(columns: Columns, digest: str) -> list[memoryview | bytes]:
     }
     if columns.labels is not None:
         directory["labels"] = columns.labels._asdict()
+    if note is not None:
+        directory["note"] = note
     return [_head_of(json.dumps(directory).encode(), block_checksums(body)), *body]
 
 
@@ -209,13 +218,18 @@ def read_file(path: Path) -> tuple[Columns, str | None, Blocks | None]:
         OSError: The file could not be opened.
     """
     with path.open("rb") as file:
-        try:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # it is empty, a pipe, or on a file system that maps nothing
-            mapped = None
-        else:
-            mapped = of_mapping(mapping, str(path))
-        return (*read_content(file.read(), str(path)), None) if mapped is None else mapped
+        return read_open_file(file, str(path))
+
+
+def read_open_file(file: BinaryIO, name: str) -> tuple[Columns, str | None, Blocks | None]:
+    """Map a file that is open, from its beginning on; see ``read_file``."""
+    try:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # it is empty, a pipe, or on a file system that maps nothing
+        mapped = None
+    else:
+        mapped = of_mapping(mapping, name)
+    return (*read_content(file.read(), name), None) if mapped is None else mapped
 
 
 def of_mapping(mapping: mmap.mmap, name: str) -> tuple[Columns, str, Blocks] | None:
@@ -248,6 +262,11 @@ def read_content(content: bytes, name: str) -> tuple[Columns, str | None]:
     if not is_consistent(columns):
         raise ObjectTableError(f"The table of objects in {name} contradicts itself: it was not written by s3torch.")
     return columns, digest
+
+
+def is_table(beginning: bytes) -> bool:
+    """Whether a file begins as a table of objects does."""
+    return beginning.startswith(_MAGIC)
 
 
 def _version_of(beginning: bytes, name: str) -> int:
@@ -320,14 +339,7 @@ def _head_in(file: memoryview, name: str) -> _Head:
     Raises:
         ObjectTableError: It is cut off or damaged, has a column that must be known and is not, or contradicts itself.
     """
-    if len(file) < _HEAD_2.size:
-        raise _cut_off(name, len(file))
-    _, _, checksum, directory_length, start = _HEAD_2.unpack_from(file)
-    if start > len(file):
-        raise _cut_off(name, len(file), start)
-    if crc32(file[_CHECKED_FROM:start]) != checksum or _HEAD_2.size + directory_length > start:
-        raise _damaged(name, "the checksum of its head is wrong")
-    directory = _json_in(bytes(file[_HEAD_2.size : _HEAD_2.size + directory_length]))
+    directory, directory_length, start = _directory_in(file, name)
     try:
         length, extents = _extents_in(directory, name)
         digest, buckets = directory["digest"], _names_in(directory["buckets"])
@@ -355,6 +367,36 @@ def _head_in(file: memoryview, name: str) -> _Head:
         start=start,
         length=length,
     )
+
+
+def _directory_in(file: memoryview, name: str) -> tuple[Any, int, int]:
+    """Return the directory, which has its checksum; its length, and that of the head."""
+    if len(file) < _HEAD_2.size:
+        raise _cut_off(name, len(file))
+    _, _, checksum, length, start = _HEAD_2.unpack_from(file)
+    if start > len(file):
+        raise _cut_off(name, len(file), start)
+    if crc32(file[_CHECKED_FROM:start]) != checksum or _HEAD_2.size + length > start:
+        raise _damaged(name, "the checksum of its head is wrong")
+    return _json_in(bytes(file[_HEAD_2.size : _HEAD_2.size + length])), length, start
+
+
+def note_in(file: BinaryIO, name: str) -> object:
+    """Return the note that a file was written with; None if there is none.
+
+    Args:
+        file: A table that was read before, from its beginning on.
+        name: Of the file, for errors.
+
+    Raises:
+        ObjectTableError: It is damaged in its head.
+    """
+    head = file.read(_HEAD_2.size)
+    if _version_of(head[: _BEGIN.size], name) == 1:
+        return None
+    start = _HEAD_2.unpack(head)[4]
+    directory, _, _ = _directory_in(memoryview(head + file.read(start - len(head))), name)
+    return directory.get("note") if isinstance(directory, dict) else None
 
 
 def _extents_in(directory: Any, name: str) -> tuple[int, dict[str, _Extent]]:  # noqa: ANN401  # whatever JSON holds
