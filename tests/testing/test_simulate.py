@@ -24,6 +24,7 @@ from s3torch.testing.simulate import (
     Batch,
     DatasetSpec,
     EndWriter,
+    Epoch,
     Finding,
     Fork,
     Interrupt,
@@ -360,3 +361,17 @@ def test_processes_share_the_seeds(capsys: pytest.CaptureFixture[str]):
     """Each seed is played once, and there is one report."""
     assert main(["--seeds", "5", "--jobs", "2", "--only", "plain", "--pairs"]) == 0
     assert "5 programs" in capsys.readouterr().out
+
+
+def test_an_interrupt_at_the_end_of_a_call_is_within_its_with():
+    """The interpreter looks for the handler of an interrupt at the call: a ``with`` that returns what it calls ends."""
+    program = Program(
+        seed=272,
+        objects=(1, 300, 200_000),
+        steps=(Epoch(0, ((2, 1),), 2),),
+        datasets=(DatasetSpec(kind="map", source="prefix", transform="oops", reader="sequential", special=1),),
+        coincidences=(Interrupt(step=0, at=14, of="selecting.py:select_from_table", call=1),),
+    )
+    result = run(program)
+    assert result.met
+    assert result.findings == []

@@ -171,6 +171,7 @@ _BESIDE = (str(Path(_ROOT, "testing")), str(Path(_ROOT, "bench")))
 _LOOKED_AFTER = {"RESUME", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 # Before these it does not, although it does nearly everywhere else (CPython 3.10).
 _NOT_BEFORE = {"SETUP_FINALLY", "SETUP_WITH", "YIELD_FROM"}
+_UNIT = 2  # bytes of an instruction
 # CPython 3.10 copies the locals of a frame into a dictionary at each event that is traced, and drops them from there at
 # the next one only. So a frame is traced to its end: else what an ``except`` has caught would stay in its frame behind
 # the block, as a cycle that holds all that the frames hold which it has passed.
@@ -197,6 +198,23 @@ def places_of(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
+def misplaced_in(code: CodeType) -> frozenset[int]:
+    """Return the offsets of places where an exception would meet another handler than an interrupt does.
+
+    The interpreter looks at its signals at the end of a call, and looks for the handler at the call. A trace function
+    raises at the instruction behind it, which may lie behind a ``with`` whose lock is still to be released.
+    """
+    parse = getattr(dis, "_parse_exception_table", None)  # what dis prints, in bytes; from CPython 3.11 on
+    if parse is None:
+        return frozenset()
+    table = parse(code)
+
+    def handler_at(offset: int) -> int | None:
+        return next((entry.target for entry in table if entry.start <= offset < entry.end), None)
+
+    return frozenset(place for place in places_of(code) if handler_at(place) != handler_at(place - _UNIT))
+
+
 class _Known(NamedTuple):
     """What is known of some code; it keeps the code, whose identity is the key.
 
@@ -206,13 +224,16 @@ class _Known(NamedTuple):
     code: CodeType
     name: str
     places: frozenset[int]
+    misplaced: frozenset[int]
 
 
 _known: dict[int, _Known] = {}
 
 
 def _know(code: CodeType) -> _Known:
-    known = _known[id(code)] = _Known(code, f"{Path(code.co_filename).name}:{code.co_name}", places_of(code))
+    known = _known[id(code)] = _Known(
+        code, f"{Path(code.co_filename).name}:{code.co_name}", places_of(code), misplaced_in(code)
+    )
     return known
 
 
@@ -366,7 +387,10 @@ class Tracer:
     def _pass_place(self, frame: FrameType, near: list[_Moment]) -> None:
         for moment in near:
             moment.left -= 1
+        is_misplaced = frame.f_lasti in _known[id(frame.f_code)].misplaced  # then it is for the next place
         for moment in [moment for moment in near if moment.left <= 0]:
+            if is_misplaced and moment.act != self._switch_now:
+                continue
             near.remove(moment)
             if moment.act != self._switch_now:
                 code = frame.f_code
