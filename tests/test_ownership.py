@@ -37,6 +37,7 @@ from s3torch.datasets.objects import S3BucketKeyData
 from s3torch.errors import ConcurrentUseError
 from s3torch.testing import FaultyServer, faults
 from s3torch.testing.simulate.coincidences import places_of
+from s3torch.testing.simulate.tracing import trace_bytecodes
 from tests.support.collecting import collect_what_others_left
 from tests.support.iterating import taken
 
@@ -435,7 +436,7 @@ def interrupt_at(frames: str, count: int, act: Callable[[], object], *, is_real:
     def trace(frame: FrameType, event: str, _argument: object):
         if frames not in frame.f_code.co_filename:
             return None
-        frame.f_trace_opcodes = True
+        trace_bytecodes(frame, trace)
         if event == "opcode" and (not is_real or frame.f_lasti in places_of(frame.f_code)):
             left[0] -= 1
             if left[0] <= 0 and not is_finaliser(frame):

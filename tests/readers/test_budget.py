@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from s3torch.readers.budget import BUDGET, MemoryBudget
+from s3torch.testing.simulate.tracing import trace_bytecodes
 
 
 def test_take_and_give_back():
@@ -70,7 +71,7 @@ def test_an_interrupt_in_the_middle_of_taking_memory():
             nonlocal left
             if not frame.f_code.co_filename.endswith("budget.py"):
                 return None
-            frame.f_trace_opcodes = True
+            trace_bytecodes(frame, trace)
             left -= event == "opcode"
             if not left:
                 sys.settrace(None)

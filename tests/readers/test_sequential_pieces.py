@@ -17,6 +17,7 @@ from s3torch._objects.version import ObjectVersion
 from s3torch.errors import ObjectChangedError
 from s3torch.readers import SequentialS3Reader, sequential
 from s3torch.testing.faulty import FaultyServer
+from s3torch.testing.simulate.tracing import trace_bytecodes
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -267,7 +268,7 @@ class _Interruption:
     def _trace(self, frame, _event, _argument):
         if frame.f_code.co_filename != sequential.__file__:
             return None
-        frame.f_trace_opcodes = True
+        trace_bytecodes(frame, self._count)
         return self._count
 
     def _count(self, _frame, event, _argument):

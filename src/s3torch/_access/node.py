@@ -148,6 +148,6 @@ def _limit_files() -> Iterator[Path]:
 
 def _number_in(file: Path) -> int | None:
     try:
-        return int(file.read_text(encoding="ascii"))
+        return int(file.read_bytes())  # as text it would import a codec, where a fork may come between
     except (OSError, ValueError):  # there is none, or it says "max"
         return None

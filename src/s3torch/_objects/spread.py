@@ -309,7 +309,7 @@ def _free_cores() -> int:
 def _quota() -> int | None:
     """Return how many cores a container has the time of, rounded up; None if there is no limit."""
     try:
-        time, period = map(int, Path(_QUOTA).read_text(encoding="ascii").split())
+        time, period = map(int, Path(_QUOTA).read_bytes().split())
         return -(-time // period)
     except (OSError, ValueError, ZeroDivisionError):  # no container, another system, or "max"
         return None

@@ -167,13 +167,16 @@ class ScriptedServer:
 
     def _serve(self, wire: Wire, connection: int) -> None:
         try:
-            wire.shake_hands()
-            while not wire.closed and (request := wire.read_request(connection)):
-                self.requests.append(request)
-                self._handler(request, wire)
+            self._answer(wire, connection)
         except OSError:
             pass  # the client left, did not trust us, or the server exits
         except BaseException as error:  # noqa: BLE001 - __exit__ raises it in the test's thread
             self._errors.append(error)
         finally:
             wire.close()
+
+    def _answer(self, wire: Wire, connection: int) -> None:
+        wire.shake_hands()
+        while not wire.closed and (request := wire.read_request(connection)):
+            self.requests.append(request)
+            self._handler(request, wire)

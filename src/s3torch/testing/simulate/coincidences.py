@@ -23,6 +23,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import s3torch
+from s3torch.testing.simulate.tracing import leave_bytecodes, trace_bytecodes
 
 if TYPE_CHECKING:
     from s3torch.testing.simulate.play import Play
@@ -341,7 +342,7 @@ class Tracer:
                 return None
             if not self._near.get(threading.get_ident()):
                 return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        trace_bytecodes(frame, self._local)
         return self._local
 
     def _await(self, thread: int, moments: list[_Moment], frame: FrameType) -> None:
@@ -350,8 +351,7 @@ class Tracer:
         caller = frame.f_back
         while caller is not None:
             if name_of(caller.f_code):
-                caller.f_trace_opcodes, caller.f_trace_lines = True, False
-                caller.f_trace = self._local
+                trace_bytecodes(caller, self._local)
             caller = caller.f_back
 
     def _count_call(self, name: str, frame: FrameType) -> None:
@@ -370,7 +370,7 @@ class Tracer:
         thread = threading.get_ident()
         near = self._near.get(thread)
         if not near and self.trail is None:
-            frame.f_trace_opcodes = False
+            leave_bytecodes(frame)
             if _COPIES_LOCALS:
                 return self._local
             frame.f_trace = None

@@ -25,6 +25,7 @@ from s3torch.testing.simulate.invariants import IN_CHILD
 from s3torch.testing.simulate.model import PROBE
 from s3torch.testing.simulate.play import Play
 from s3torch.testing.simulate.steps import BUCKET, Step
+from s3torch.testing.simulate.tracing import end_in_child
 
 __all__ = ["Fork"]
 
@@ -89,6 +90,10 @@ def _read_all(reading: int) -> bytes:
 def _live(play: Play, steps: tuple[Step, ...], writing: int) -> NoReturn:
     """Be the child: play its steps, tell what was found, and end at once."""
     try:
+        if play.tracer is not None:
+            play.tracer.end_turns()
+            play.tracer.stop()
+        end_in_child()
         play.begin_in_child()
         try:
             _play(play, steps)
