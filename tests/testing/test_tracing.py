@@ -24,6 +24,7 @@ def bytecodes_of(act, *, leave=False):
             if leave:
                 leave_bytecodes(frame)
                 frame.f_trace = None
+                return None
         return local
     def trace(frame, _event, _argument):
         if frame.f_code is not traced.__code__:
@@ -46,7 +47,7 @@ def act():
     traced()
     is_traced.set()
     is_done.wait()
-thread = threading.Thread(target=lambda: beside.append(bytecodes_of(act)))
+thread = threading.Thread(target=lambda: beside.append(bytecodes_of(act)), daemon=True)
 thread.start()
 is_traced.wait()
 assert len(bytecodes_of(traced, leave=True)) == 1
