@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from multiprocessing import get_context
@@ -19,7 +18,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from s3torch import S3Client, S3ClientConfig, S3IterableDataset, S3MapDataset, S3Reader
-from s3torch._access import access
 from s3torch._aws.configuration import Configuration
 from s3torch._aws.session import AwsSession
 from s3torch.errors import CredentialsError
@@ -36,7 +34,6 @@ each_kind = pytest.mark.parametrize("kind", [S3MapDataset, S3IterableDataset])
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing is configured; the folder of the files that may be."""
     know_only(monkeypatch, tmp_path)
-    monkeypatch.setattr(access, "_accesses", weakref.WeakSet())  # those that other tests have left prepare as well
     return tmp_path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def know_only(monkeypatch: pytest.MonkeyPatch, home: Path, **variables: str) -> 
     files = {"CONFIG_FILE": str(home / "config"), "SHARED_CREDENTIALS_FILE": str(home / "credentials")}
     for name, value in {"EC2_METADATA_DISABLED": "true", **files, **variables}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    # The clients that other tests have left would look for credentials here, too, before this test forks.
+    monkeypatch.setattr(access_module, "_accesses", weakref.WeakSet())
 
 
 def forget_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
