@@ -214,7 +214,8 @@ class BadSamples:
     def _count(self, error: Exception, note: str, index: int) -> None:
         with NO_FORK:  # a lock of all threads as well: they may share a dataset
             self.skipped += 1
-            self._bad.add(index)
+            if self._skip is not None:  # a callable has no limit but its own
+                self._bad.add(index)
             skipped, bad, read = self.skipped, len(self._bad), max(self.read, self.skipped)
         if self._skip is not None and bad > (most := self._skip.most(read)):
             raise BadSamplesError(
