@@ -276,7 +276,9 @@ class S3Writer(S3File):
         with self._abandoned_on_error():
             if self._size is not None and self._position + len(view) > self._size:
                 raise self._other_size(self._position + len(view))
-            while begin < len(view):
+            while True:
+                if begin == len(view):
+                    break
                 if not self._buffer.room:
                     self._next_part()
                 end = min(begin + self._buffer.room, len(view))

@@ -46,11 +46,11 @@ def send() -> None:
     taken: deque[Callable[[float], None]] = deque()
     try:
         _thread.is_sending = True
-        while LEFT:
+        while True:
             try:
                 # One step, within which Python runs no signal handler: an interrupt finds it in one place or the other.
                 taken.extend(islice(iter(LEFT.popleft, None), 1))
-            except IndexError:  # another thread has taken it
+            except IndexError:  # nothing is left
                 return
             try:
                 taken[0](max(0.0, ends_at - clock()))

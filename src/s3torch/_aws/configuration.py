@@ -70,7 +70,7 @@ def configuration_of(profile: str | None) -> Configuration:
         key = _key_of(profile)
         found = _configurations.pop(key, None) or Configuration(profile)
         _configurations[key] = found
-        while len(_configurations) > _MOST_CONFIGURATIONS:
+        if len(_configurations) > _MOST_CONFIGURATIONS:
             _configurations.popitem(last=False)
         return found
 

@@ -41,7 +41,7 @@ def tls_context(verify: bool | str, client_cert: ClientCert = None) -> ssl.SSLCo
         key = (os.getpid(), verify, client_cert, *map(_mark_of, _files(verify) + own))
         context = _contexts.pop(key, None) or _new_context(verify, client_cert)
         _contexts[key] = context
-        while len(_contexts) > _MOST_CONTEXTS:
+        if len(_contexts) > _MOST_CONTEXTS:
             _contexts.popitem(last=False)
         return context
 

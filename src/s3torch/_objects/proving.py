@@ -131,7 +131,9 @@ def _conclude(remote: RemoteObject, units: list[_Unit]) -> None:
         run(remote.access, gets)
         remote.conclude_vector(gets, gaps)
         gets.clear()
-        while units:
+        while True:
+            if not units:
+                break
             start, pieces, lacking = units.pop(0)
             pieces += [_Piece(*gap, views.pop(0)) for gap in lacking]
             pieces.sort(key=lambda piece: piece.start)

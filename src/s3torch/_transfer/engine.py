@@ -169,7 +169,9 @@ class Engine:
             if deadline is None and self._limits.call_timeout is not None:
                 deadline = self.deadline()
             for exchange in exchanges:
-                while not exchange.is_done and exchange.error is None:
+                while True:
+                    if exchange.is_done or exchange.error is not None:
+                        break
                     if exchange not in loop.exchanges and not exchange.is_done:
                         raise AssertionError("waiting for an exchange that was never submitted")
                     self.turn(deadline)

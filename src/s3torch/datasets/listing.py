@@ -103,8 +103,11 @@ class _Listing:
         progress = ListingProgress(self._where)
         try:
             self._begin(ranges.due(), pending)
-            while pending:
-                while not (done := [request for request in pending if request.is_done]):
+            while True:
+                if not pending:
+                    break
+                done = [request for request in pending if request.is_done]
+                if not done:
                     self._engine.turn(self._deadline)
                 for request in done:
                     key_range = pending[request]

@@ -298,14 +298,18 @@ class S3StorageReader(FileSystemReader):
         begun: deque[tuple[Span, _Buffer | InPlace, RangeFetch]] = deque()
         ahead = 0
         try:
-            while waiting or begun:
-                while waiting and (not begun or ahead + waiting[0].size <= _AHEAD):
+            while True:
+                while True:
+                    if not waiting or (begun and ahead + waiting[0].size > _AHEAD):
+                        break
                     span = waiting.popleft()
                     memory = _in_place(span, targets) or _Buffer(span.size)
                     fetch = self._object(span.path, objects).new_range_fetch(span.start, *memory.views)
                     begun.append((span, memory, fetch))  # first: what is in there is cancelled
                     fetch.begin()
                     ahead += _weight(span, memory)
+                if not begun:
+                    break
                 span, memory, fetch = begun[0]
                 fetch.finish()
                 yield span, memory

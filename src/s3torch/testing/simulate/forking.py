@@ -87,6 +87,11 @@ def _read_all(reading: int) -> bytes:
     return b""
 
 
+def _write_all(writing: int, told: bytes) -> None:
+    while told:
+        told = told[os.write(writing, told) :]
+
+
 def _live(play: Play, steps: tuple[Step, ...], writing: int) -> NoReturn:
     """Be the child: play its steps, tell what was found, and end at once."""
     try:
@@ -100,8 +105,7 @@ def _live(play: Play, steps: tuple[Step, ...], writing: int) -> NoReturn:
         except BaseException as error:  # noqa: BLE001  # nothing may go on behind the parent's step
             play.find("documented errors", f"it ended by {type(error).__name__}: {error}")
         told = pickle.dumps(([tuple(each) for each in play.findings], play.happened))
-        while told:
-            told = told[os.write(writing, told) :]
+        _write_all(writing, told)
     finally:
         os._exit(0)
 

@@ -77,7 +77,9 @@ class Scheduler:
             bodies[0]()
             first = self._tasks[0]
             first.is_done = True
-            while not all(task.is_done for task in self._tasks):
+            while True:
+                if all(task.is_done for task in self._tasks):
+                    break
                 self._give_to(self._choose(), first)
         finally:
             self._world.scheduler = None
